@@ -206,7 +206,13 @@ def test_a_person_search_run_shows_its_retrieval_figures(person_run: Path) -> No
         assert title in page.text
     assert "Masked-word loss" not in page.text  # the preset leaves it out
     assert "weak_pair_probability" in page.text
-    searches = json.loads((run / "samples.json").read_text())["searches"]
+    samples = json.loads((run / "samples.json").read_text())
+    worst = [search["rank"] for search in samples["worst"]]
+    lines = (run / "ranks.jsonl").read_text("utf-8").splitlines()
+    known = sorted((json.loads(line)["rank"] for line in lines), reverse=True)
+    assert worst == [rank for rank in known[:5] if rank > 1]
+    assert all(f"first right picture: number {rank}" in page.text for rank in worst)
+    searches = samples["searches"] + samples["worst"]
     pictures = [found["picture"] for search in searches for found in search["found"]]
     assert page.sources == pictures
     assert all(search["caption"] in page.text for search in searches)

@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from maskery.cli.flags import flags_of, sizes_of, split_arguments
 from maskery.cli.main import HELP, Command, parse, set_up_logging
-from maskery.cli.output import as_text, as_texts
+from maskery.cli.output import as_text, as_texts, figures_csv, prepare_output
 from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
 from maskery.evaluation.tables import (
+    CHOSEN,
+    SPLITS,
     models_tables,
     rankings_table,
     scores_table,
@@ -26,7 +28,12 @@ from maskery.evaluation.tables import (
 )
 from maskery.masking.config import MaskingConfig
 from maskery.runs.frame.config_file import run_kind
+from maskery.runs.frame.run_folder import write_text
 from maskery.runs.image_text.config import Overrides
+
+if TYPE_CHECKING:
+    from maskery.evaluation.retrieval.evaluate import Retrieval
+    from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 
 USAGE = """usage: maskery evaluate RUN_OR_MODEL ...
 
@@ -229,26 +236,28 @@ class EvaluateSearch(Way):
     on: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND:DIR ...")] = ()
     """Other datasets, as cuhk-pedes:DIR icfg-pedes:DIR drawn-people:DIR jsonl:FILE: a table of runs
     by datasets (direct transfer)."""
+    ranks: Path | None = None
+    """Also write the rank of each caption's first right picture into this .jsonl or .csv file."""
+    features: Path | None = None
+    """Also write the features of pictures and captions, with their names, as .safetensors."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        moved = self.overrides.of("root", "images")
-        if self.on and (self.data or moved):
-            flag = "--data" if self.data else f"--{next(iter(moved))}"
-            raise ConfigError(f"--on and {flag} both say what is measured on; leave one out")
-        if not self.data:
-            if self.pairs != PairsConfig():
-                raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")
-            return
-        places = {"held_out": self.held_out, **moved}
-        for name, value in places.items():
-            if value != "test":
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is {value}, and --data names other pairs than the "
-                    f"run's; leave one out"
-                )
+        for flag, endings in (("ranks", (".jsonl", ".csv")), ("features", (".safetensors",))):
+            path: Path | None = getattr(self, flag)
+            if path is not None and path.suffix not in endings:
+                raise ConfigError(f"--{flag} is '{path}'; end it with {' or '.join(endings)}")
+        given = {name for name, value in vars(self).items() if value and name != "pairs"}
+        given |= self.overrides.of("root", "images").keys()
+        given -= {"held_out"} if self.held_out == "test" else set()
+        for one, others in EXCLUSIVE.items():
+            for other in (name for name in others if {one, name} <= given):
+                flags = (f"--{name.replace('_', '-')}" for name in (one, other))
+                raise ConfigError(f"{' and '.join(flags)} exclude each other; leave one out")
+        if self.pairs != PairsConfig() and not self.data:
+            raise ConfigError("--pairs... tells how --data is read; name it, or leave them out")
 
     def execute(self) -> None:
         """Evaluate person-search runs, or any image-text models on pairs."""
@@ -258,23 +267,47 @@ class EvaluateSearch(Way):
         names = [self.model, *self.more]
         how: Any = {"split": self.held_out, "overrides": self.overrides, "progress": not self.json}
         if self.on:
-            found = evaluate_transfer(names, self.on, **how).to_json()
+            found = evaluate_transfer(names, self.on, **how)
             self.answer(found, as_text(transfer_table(found)))
             return
+        for flag, path in (("--ranks", self.ranks), ("--features", self.features)):
+            if path is not None:
+                prepare_output(path, flag)
+        how["each"] = self.export
         result = evaluate_retrieval_models(names, data=self.source, reading=self.pairs, **how)
         found = result.to_json()
         tables = []
         # One model needs no heading: the user has just named it.
         for name, seed in result.seeds.items():
-            table = rankings_table(found["figures"][name])
+            # Of a model folder the seed is not known, nor how its epoch was chosen.
+            notes, corner = [CHOSEN] * (seed is not None), SPLITS.get(str(result.splits[name]))
+            table = rankings_table(found["figures"][name], corner or "held out", *notes)
             tables.append(replace(table, title=seeded(name, seed) if self.more else ""))
         if result.spread is not None:
             tables.append(spread_table(found["spread"], list(result.seeds.values())))
         self.answer(found, as_texts(tables))
 
+    def export(self, measured: "RetrievalSet", found: "Retrieval") -> None:
+        """Write the files that flags name."""
+        from maskery.evaluation.retrieval.export import rank_rows, ranks_jsonl, save_features
+
+        if self.ranks is not None:
+            rows = rank_rows(measured, found)
+            as_lines = ranks_jsonl if self.ranks.suffix == ".jsonl" else figures_csv
+            write_text(self.ranks, as_lines(rows))
+        if self.features is not None:
+            save_features(self.features, measured, found)
+
 
 WAYS: tuple[type[Way], ...] = (EvaluateText, EvaluatePairs, EvaluateImageText, EvaluateSearch)
+# Flags that say the same thing in two ways, or are for one model alone.
+EXCLUSIVE = {
+    "data": ("root", "images", "held_out", "on"),
+    "on": ("root", "images", "ranks", "features"),
+    "more": ("ranks", "features"),
+}
 SEARCH_FLAGS = {"--rerank", "--score", "--odds-weight", "--clean-captions", "--held-out", "--on"}
+SEARCH_FLAGS |= {"--ranks", "--features"}
 
 
 def evaluate(arguments: Sequence[str]) -> Command:

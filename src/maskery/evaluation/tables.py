@@ -14,6 +14,8 @@ from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
+# Said beside figures of a run's model.
+CHOSEN = "the epoch was chosen by R@1 on validation"
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 # Shown in percent; better the more they are.
 SHARES = (*("top1", "top5", "accuracy"), *RANKINGS)
@@ -276,8 +278,8 @@ def vectors_table(probe: Data) -> Table:
     )
 
 
-def rankings_table(figures: Data, corner: str = "held out") -> Table:
-    """Return `RetrievalFigures`: by chance and by every ranking."""
+def rankings_table(figures: Data, corner: str = "held out", *notes: str) -> Table:
+    """Return `RetrievalFigures`: by chance and by every ranking, with more notes."""
     found = _rankings(figures)
     if figures["image_to_text"] is not None:
         found["pictures to captions"] = figures["image_to_text"]
@@ -290,32 +292,26 @@ def rankings_table(figures: Data, corner: str = "held out") -> Table:
         corner=corner,
         columns=("chance", *found),
         rows=tuple(rows),
-        notes=(_searched(figures),),
+        notes=(_searched(figures), *notes),
     )
 
 
 def transfer_table(found: Data) -> Table:
-    """Return R@1 and mAP of each model on each dataset, of a `Transfer`."""
+    """Return R@1 and mAP of each model on each dataset, of `evaluate_transfer`."""
     kinds = [given.partition(":")[0] for given in found["splits"]]
-    short = [
-        kind if kinds.count(kind) == 1 else given
-        for kind, given in zip(kinds, found["splits"], strict=True)
-    ]
+    short = [g if kinds.count(k) > 1 else k for k, g in zip(kinds, found["splits"], strict=True)]
     rows, keys = [], ("r1", "map")
     for name, by_data in found["figures"].items():
         last = [one["reranked"] or one["contrastive"] for one in by_data.values()]
-        cells = tuple(named_figure(key, ranking[key]) for ranking in last for key in keys)
-        rows.append((seeded(name, found["seeds"][name]), cells))
+        cells = (named_figure(key, ranking[key]) for ranking in last for key in keys)
+        rows.append((seeded(name, found["seeds"][name]), tuple(cells)))
     told = zip(short, found["splits"].values(), by_data.values(), strict=True)
     return Table(
         title="Are the right people found in other datasets?",
         corner="run",
         columns=tuple(f"{name} {RANKINGS[key]}" for name in short for key in keys),
         rows=tuple(rows),
-        notes=tuple(
-            f"{name}, {SPLITS[split]}: {_searched(one)}; R@1 by chance {_chance(one).value}"
-            for name, split, one in told
-        ),
+        notes=(*(f"{name}, {SPLITS[split]}: {_searched(one)}" for name, split, one in told),),
     )
 
 

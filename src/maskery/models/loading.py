@@ -115,7 +115,7 @@ def load_tokenizer(name: str, *, mask: bool = True) -> PreTrainedTokenizerBase:
 
 def read_config(name: str) -> PreTrainedConfig:
     """Read the configuration of a model of any family; raises ModelError if it cannot be read."""
-    with _loading(name, "configuration"):
+    with _loading(name, "configuration"), quiet_transformers():
         return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
 
 
@@ -219,6 +219,15 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
             f"checkpoint or another model"
         )
     return model, info
+
+
+def refuse_missing(name: str, part: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that leave a part of the model at random."""
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{part} in '{name}' lacks weights ({missing[0]} and {len(missing) - 1} others); "
+            f"restore its model.safetensors, or use a whole checkpoint"
+        )
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import runpy
 import shutil
 import statistics
 from collections.abc import Callable
@@ -11,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors import safe_open
 from tiny_image_text import new_image_text, save_tiny_image_text
 from tiny_pairs import save_tiny_pairs
 from tiny_persons import save_cuhk
 
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError, ModelError
+from maskery.evaluation.intervals import Interval
 from maskery.evaluation.retrieval.config import (
     FILE,
     ModelRetrieval,
@@ -160,6 +164,9 @@ def test_runs_that_are_not_measured_alike_have_no_mean(
             with pytest.raises(ConfigError, match=f"not measured alike .*{difference}") as caught:
                 evaluate_retrieval_models([runs[0], other])
             assert "\n" not in str(caught.value)
+    faster = changed(run, tmp_path / "i", lambda c: c["training"].update(learning_rate=0.5))
+    with pytest.raises(ConfigError, match=r"not trained alike \(training.learning_rate: 0.001 and"):
+        evaluate_retrieval_models([runs[0], faster])
     same = changed(runs[1], tmp_path / "same", moved(tmp_path / "copy"))
     assert evaluate_retrieval_models([runs[0], same]).spread is not None
     fewer = asked_like(run, tmp_path / "fewer", rerank=2)
@@ -334,7 +341,11 @@ def test_mistakes_are_one_line_each(
         ([runs[0], "--data", data, data], "names 2 sources"),
         ([model, "--data", data, "--rerank", "-1"], "rerank is -1"),
         ([runs[0], "--memory-mb", "0"], "memory_mb is 0"),
-        ([runs[0], "--data", data, "--root", "x"], "--root is x, and --data"),
+        ([runs[0], "--data", data, "--root", "x"], "--data and --root exclude each other"),
+        ([runs[0], "--data", data, "--held-out", "val"], "--data and --held-out exclude"),
+        ([*runs, "--ranks", "x.csv"], "--more and --ranks exclude each other"),
+        ([runs[0], "--features", "x.npz"], "end it with .safetensors"),
+        ([runs[0], "--ranks", f"{data}/x.csv"], "no file can be written there"),
         (["minilm", "--data", data, "--root", "x"], "--root is for person search"),
         ([model, "--data", data, "--memory-mb", "9"], "--memory-mb is for person search"),
         ([model, "--data", data, "--odds-weight", "-1"], "odds_weight is -1"),
@@ -370,8 +381,63 @@ def test_transfer_is_a_matrix_of_what_each_run_gives_there(
         (["--on", on[0], f"drawn-people:{tmp_path}/link"], "is named twice, also as"),
         (["--on", "cuhk-pedes"], "name each as KIND:DIR"),
         (["--on", "cuhk:x"], "did you mean cuhk-pedes"),
-        (["--on", on[0], "--root", "x"], "--on and --root both"),
-        (["--on", on[0], "--data", lines], "--on and --data both"),
+        (["--on", on[0], "--root", "x"], "--on and --root exclude each other"),
+        (["--on", on[0], "--data", lines], "--data and --on exclude each other"),
     ):
         assert main(["evaluate", runs[0], *arguments]) == 2
         assert line in capsys.readouterr().err
+
+
+def test_ranks_and_features_are_those_that_the_figures_come_from(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, table, features = (tmp_path / name for name in ("r.jsonl", "r.csv", "f.safetensors"))
+    out = ["--ranks", str(lines), "--features", str(features), "--json"]
+    assert main(["evaluate", runs[0], *out]) == 0
+    found = json.loads(capsys.readouterr().out)["figures"][runs[0]]
+    rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+    assert lines.read_text("utf-8") == (Path(runs[0]) / "ranks.jsonl").read_text("utf-8")
+    assert main(["evaluate", runs[0], "--ranks", str(table), "--rerank", "0"]) == 0
+    assert "the epoch was chosen by R@1 on validation" in capsys.readouterr().out
+    plain = list(csv.DictReader(table.read_text("utf-8").splitlines()))
+    assert [int(row["rank"]) for row in plain] == [row["rank_by_similarity"] for row in rows]
+    for name, ranking in (("rank", "reranked"), ("rank_by_similarity", "contrastive")):
+        share = np.mean([row[name] == 1 for row in rows])
+        assert share == pytest.approx(found[ranking]["r1"][0])
+    precision = np.mean([row["average_precision"] for row in rows])
+    assert precision == pytest.approx(found["reranked"]["map"][0])
+    # The same by a plain loop over the features and their names.
+    with safe_open(features, "np") as file:
+        images, texts = file.get_tensor("images"), file.get_tensor("texts")
+        shown, described = file.get_tensor("image_persons"), file.get_tensor("text_persons")
+        names, captions = (json.loads(file.metadata()[name]) for name in ("images", "captions"))
+    assert captions == [row["caption"] for row in rows]
+    for row, feature, person in zip(rows, texts, described, strict=True):
+        order = np.argsort(-(images @ feature), kind="stable")
+        assert row["rank_by_similarity"] == 1 + int(np.argmax(shown[order] == person))
+        assert row["picture"] in np.array(names)[shown == person]
+        assert row["first"] in names
+
+
+def test_a_choice_by_validation_is_saved_with_the_model(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(__file__).parents[3] / "examples" / "choose_ranking.py"
+    names = runpy.run_path(str(path))
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    rows, best = names["choose_ranking"](str(run))
+    # Of three persons, no gain has an interval.
+    assert best == {"rerank": 0}
+    assert known_retrieval(str(run)) == replace(known_retrieval(runs[0]), rerank=0)  # type: ignore[type-var]
+    for row in rows:
+        asked = Overrides(rerank=row["rerank"], score="sum", odds_weight=row["odds_weight"])
+        found = evaluate_retrieval_models(runs[:1], split="val", overrides=asked).figures[runs[0]]
+        assert found.reranked is not None
+        assert found.reranked.r1.value == row["r1"].value
+        assert found.reranked.map.value == pytest.approx(row["map"].value, rel=1e-12)
+    sure, unsure = Interval(0.02, 0.01, 0.03), Interval(0.05, -0.01, 0.1)
+    tried = [
+        {"rerank": k, "odds_weight": 0.2, "gain": gain, "r1": r1, "map": 0.5}
+        for k, gain, r1 in ((16, sure, 0.9), (64, sure, 0.9), (128, unsure, 0.95))
+    ]
+    assert names["chosen"](tried) == {"rerank": 16, "score": "sum", "odds_weight": 0.2}

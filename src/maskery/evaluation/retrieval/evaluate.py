@@ -72,6 +72,21 @@ class Retrieval:
     reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
     # (T, K) float32, the scores that `reranked` is sorted by; None without matching.
     scores: torch.Tensor | None
+    ranks: dict[str, torch.Tensor]  # (T, G) of either ranking; see `right_ranks`
+    similarities: torch.Tensor  # of `contrastive`
+    logits: torch.Tensor | None  # (T, K, 2) of the first K of `contrastive`
+    images: torch.Tensor  # (I, E), features of unit length
+    texts: torch.Tensor  # (T, E)
+
+    @property
+    def last(self) -> torch.Tensor:
+        """The best images by the last ranking that there is."""
+        return self.contrastive if self.reranked is None else self.reranked
+
+    @property
+    def last_ranks(self) -> torch.Tensor:
+        """Its ranks of the right images."""
+        return self.ranks.get("reranked", self.ranks["contrastive"])
 
 
 @torch.no_grad()
@@ -93,7 +108,8 @@ def evaluate_retrieval(
     """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
-    num_images = len(image_persons)
+    described, shown = torch.from_numpy(text_persons), torch.from_numpy(image_persons)
+    num_images, right = len(shown), Right.of(described, shown)
     if config.rerank > num_images:
         log.info(
             "rerank is %d and there are %d images: all of them are ranked anew",
@@ -116,22 +132,19 @@ def evaluate_retrieval(
         encoded = read_texts(model, texts, states=matched, batch_tokens=config.batch_tokens)
         for features in (read.features, encoded.features):
             require_numbers(features)
-        described, shown = (
-            torch.from_numpy(persons).to(read.features.device)
-            for persons in (text_persons, image_persons)
-        )
-        contrast = _contrast(encoded, read, described, shown, config)
-        reranked = None
+        contrast = _contrast(encoded, read, right, config)
+        reranked, logits = None, None
         if matched:
-            reranked = _rerank(model, encoded, read, contrast, config, processes, progress)
+            reranked, logits = _rerank(model, encoded, read, contrast, config, processes, progress)
         image_to_text = None
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
-            image_to_text = _image_to_text(encoded, read, described, shown)
+            own = Right.of(shown, described)
+            image_to_text = _image_to_text(encoded, read, own, image_persons)
     finally:
         model.train(was_training)
     # At random, the first image is right as often as right ones are in the gallery.
     persons, counts = np.unique(image_persons, return_counts=True)
-    right = counts[np.searchsorted(persons, text_persons)]
+    hits = counts[np.searchsorted(persons, text_persons)]
     return Retrieval(
         figures=RetrievalFigures(
             contrastive=summarise_texts(text_figures(contrast.ranks), text_persons),
@@ -139,7 +152,7 @@ def evaluate_retrieval(
                 summarise_texts(text_figures(reranked.ranks), text_persons) if reranked else None
             ),
             image_to_text=image_to_text,
-            chance=float(right.mean() / num_images),
+            chance=float(hits.mean() / num_images),
             rerank=config.rerank,
             num_texts=len(text_persons),
             num_images=num_images,
@@ -148,6 +161,11 @@ def evaluate_retrieval(
         contrastive=contrast.order,
         reranked=reranked.order if reranked else None,
         scores=reranked.scores if reranked else None,
+        ranks={"contrastive": contrast.ranks} | ({"reranked": reranked.ranks} if reranked else {}),
+        similarities=contrast.scores,
+        logits=logits,
+        images=read.features,
+        texts=encoded.features,
     )
 
 
@@ -160,23 +178,16 @@ class _Ranking(NamedTuple):
 
 
 def _contrast(
-    texts: ReadTexts,
-    images: ReadImages,
-    described: torch.Tensor,  # (T,) int64, persons
-    shown: torch.Tensor,  # (I,) int64
-    config: RetrievalConfig,
+    texts: ReadTexts, images: ReadImages, right: Right, config: RetrievalConfig
 ) -> _Ranking:
     """Rank by similarity, as many texts at a time as fit the memory."""
-    kept = min(max(config.rerank, KEPT), len(shown))
-    # About 16 bytes a similarity at the peak: scores, sorted scores, and what is compared.
-    rows = max(1, config.memory_bytes // (16 * len(shown)))
-    right, parts = Right.of(described, shown), []
-    for features, *own in zip(
-        *(part.split(rows) for part in (texts.features, *right)), strict=True
-    ):
+    kept = min(max(config.rerank, KEPT), len(images.features))
+    # About 16 bytes a similarity at the peak: scores, sorted scores, and what chooses the best.
+    rows = max(1, config.memory_bytes // (16 * len(images.features)))
+    parts = []
+    for features, own in zip(texts.features.split(rows), right.split(rows), strict=True):
         similarities = features @ images.features.T
-        order = best(similarities, kept)
-        ranks = right_ranks(similarities, Right(*own))
+        order, ranks = best(similarities, kept), right_ranks(similarities, own)
         parts.append((order.cpu(), similarities.gather(1, order).cpu(), ranks.cpu()))
     return _Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -189,17 +200,17 @@ def _rerank(
     config: RetrievalConfig,
     processes: Processes | None,
     progress: bool,
-) -> _Ranking:
-    """Rank the best of each text anew by matching; the others stay where they are."""
+) -> tuple[_Ranking, torch.Tensor]:
+    """Rank the best of each text anew by matching, the others stay; returns the logits, too."""
     order, similar = (part[:, : config.rerank] for part in (contrast.order, contrast.scores))
     if processes is not None:  # another's last digits may differ, and so its candidates
         order, similar = processes.agree(order), processes.agree(similar)
-    scores, _ = match_scores(
+    scores, logits = match_scores(
         model, texts, images, order, similar, config, processes=processes, progress=progress
     )
     sorting = rank(scores)
     ranks = moved(contrast.ranks, sorting)
-    return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks)
+    return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks), logits
 
 
 def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
@@ -210,17 +221,12 @@ def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
 
 
 def _image_to_text(
-    texts: ReadTexts, images: ReadImages, described: torch.Tensor, shown: torch.Tensor
+    texts: ReadTexts, images: ReadImages, right: Right, image_persons: Ints
 ) -> RankingFigures:
     """Let images find their texts, a thousand at a time to bound the memory."""
-    right = Right.of(shown, described)
-    parts = [
-        text_figures(right_ranks(features @ texts.features.T, Right(*own)))
-        for features, *own in zip(
-            *(part.split(1024) for part in (images.features, *right)), strict=True
-        )
-    ]
-    return summarise_texts(np.concatenate(parts), shown.cpu().numpy())
+    parts = zip(images.features.split(1024), right.split(1024), strict=True)
+    found = [text_figures(right_ranks(each @ texts.features.T, own)) for each, own in parts]
+    return summarise_texts(np.concatenate(found), image_persons)
 
 
 def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) -> None:
@@ -232,13 +238,6 @@ def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) ->
         )
     if num_texts != len(text_persons):
         raise DataError(f"{num_texts} texts come with {len(text_persons)} persons; name one each")
-    lost = ~np.isin(text_persons, image_persons)
-    if lost.any():
-        raise DataError(
-            f"{int(lost.sum())} of {len(text_persons)} texts describe persons that no image shows "
-            f"(the first: person {int(text_persons[lost][0])}); leave these texts out, or bring "
-            f"the images"
-        )
     if len(np.unique(image_persons)) < 2:
         raise DataError(
             f"the {len(image_persons)} images show one person alone, so every ranking is right; "

@@ -10,15 +10,18 @@ Shapes: T texts (queries), I images (gallery), G right images of a text, F = 5 f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from maskery.core.batch import Floats, Ints
 from maskery.core.errors import DataError
-from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 
 # The ranks that the literature of person search reports.
 CUTOFFS = (1, 5, 10)
@@ -51,12 +54,9 @@ def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
 def best(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Return the first `count` columns of `rank`, (T, count), without sorting the others."""
     values, columns = scores.topk(min(count + 1, scores.shape[1]), dim=1)
-    columns = columns[:, :count].sort(dim=1).values
-    found = columns.gather(1, rank(scores.gather(1, columns)))
-    if values.shape[1] > count:
-        # Of equal ones at the end, `topk` may have taken any.
-        tied = (values[:, count - 1] == values[:, count]).nonzero().flatten()
-        found[tied] = rank(scores[tied])[:, :count]
+    found = columns[:, :count].contiguous()
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1).nonzero().flatten()
+    found[tied] = rank(scores[tied])[:, :count]
     return found
 
 
@@ -75,43 +75,40 @@ class Right(NamedTuple):
         counts = torch.searchsorted(shown, text_persons, right=True) - first
         if without := int((counts == 0).sum()):
             raise DataError(
-                f"{without} of {len(counts)} texts have no right image in the gallery, so nothing "
-                f"can be found for them; leave them out, or bring their images"
+                f"{without} of {len(counts)} texts describe persons that no image shows (the "
+                f"first: person {int(text_persons[counts == 0][0])}); leave these texts out, or "
+                f"bring the images"
             )
         steps = torch.arange(int(counts.max()), device=order.device)
         places = (first[:, None] + steps).clamp(max=len(order) - 1)
         return cls(order[places], steps < counts[:, None])
 
+    def split(self, rows: int) -> Iterator[Right]:
+        """Yield those of so many texts at a time."""
+        return starmap(Right, zip(self.columns.split(rows), self.there.split(rows), strict=True))
+
 
 def right_ranks(scores: torch.Tensor, right: Right) -> torch.Tensor:
     """Return the ranks of right images among (T, I) scores as `rank` sorts them: (T, G) int64.
 
-    From 1, in rising order; `NONE` stands where a text has fewer. Only scores are sorted, and not
-    their columns with them: ten times as fast.
+    From 1, in rising order; `NONE` stands where a text has fewer.
     """
-    values, ordered = scores.gather(1, right.columns), _sorted(scores)
-    end = torch.searchsorted(ordered, values, right=True)
-    ranks = scores.shape[1] - end + 1
-    tied = right.there & (end - torch.searchsorted(ordered, values) > 1)
-    for place in tied.any(dim=0).nonzero().flatten().tolist():
-        texts = tied[:, place].nonzero().flatten()
-        equal = scores[texts] == values[texts, place, None]
-        earlier = (
-            torch.arange(scores.shape[1], device=scores.device) < right.columns[texts, place, None]
-        )
-        ranks[texts, place] += (equal & earlier).sum(dim=1)
-    return ranks.masked_fill(~right.there, NONE).sort(dim=1).values
-
-
-def _sorted(scores: torch.Tensor) -> torch.Tensor:
-    """Sort each row, lowest first."""
+    columns, there = (part.to(scores.device) for part in right)
+    values = scores.gather(1, columns)
     if scores.dtype == torch.float32 and scores.device.type == "cpu":
         # NumPy has vectorised sorting, a tenth of PyTorch's time.
-        return torch.from_numpy(np.sort(scores.detach().contiguous().numpy(), axis=1))
-    return scores.sort(dim=1).values
+        ordered = torch.from_numpy(np.sort(scores.detach().contiguous().numpy()))
+    else:
+        ordered = scores.sort(dim=1).values
+    end = torch.searchsorted(ordered, values, right=True)
+    ranks = scores.shape[1] - end + 1
+    equal = end - torch.searchsorted(ordered, values) > 1
+    tied = (equal & there).any(dim=1).nonzero().flatten()
+    ranks[tied] = rank(scores[tied]).argsort(dim=1).gather(1, columns[tied]) + 1
+    return ranks.masked_fill(~there, NONE).sort(dim=1).values
 
 
-def text_figures(ranks: torch.Tensor) -> npt.NDArray[np.float64]:
+def text_figures(ranks: torch.Tensor) -> Floats:
     """Return each text's own figures from its `right_ranks`: (T, G) to (T, F), as `FIGURES`."""
     there = ranks != NONE
     found_by = [(ranks[:, 0] <= cutoff).double() for cutoff in CUTOFFS]
@@ -122,16 +119,17 @@ def text_figures(ranks: torch.Tensor) -> npt.NDArray[np.float64]:
     return torch.stack((*found_by, precision, total / last), dim=1).cpu().numpy()
 
 
-def summarise_texts(
-    figures: npt.NDArray[np.float64], text_persons: npt.NDArray[np.int64]
-) -> RankingFigures:
-    """Return means over texts, with intervals over persons, whose texts are not independent."""
-    unique, inverse = np.unique(text_persons, return_inverse=True)
-    sums = np.zeros((len(unique), figures.shape[1]))
-    np.add.at(sums, inverse, figures)
-    counts = np.bincount(inverse).astype(np.float64)
-    intervals = [ratio_interval(column, counts, "share") for column in sums.T]
+def summarise_texts(figures: Floats, text_persons: Ints) -> RankingFigures:
+    """Return means over texts, with intervals over persons."""
+    intervals = [over_persons(column, text_persons) for column in figures.T]
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
+
+
+def over_persons(values: Floats, text_persons: Ints, kind: Kind = "share") -> Interval:
+    """Return the mean over texts (T,), with its interval over persons, whose texts depend."""
+    inverse = np.unique(text_persons, return_inverse=True)[1]
+    sums, counts = (np.bincount(inverse, each).astype(np.float64) for each in (values, None))
+    return ratio_interval(sums, counts, kind)
 
 
 def retrieval_figures(

@@ -1,19 +1,25 @@
 """Retrieval settings and figures of runs and image-text models, and their spread over runs."""
 
+import json
 import logging
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from maskery.core.batch import Ints
 from maskery.core.errors import ConfigError
+from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
+from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text.opening import (
     OpenImageText,
@@ -27,7 +33,8 @@ from maskery.evaluation.retrieval.config import (
     RetrievalConfig,
     read_model_retrieval,
 )
-from maskery.evaluation.retrieval.evaluate import RetrievalFigures
+from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
+from maskery.evaluation.retrieval.export import RANKS
 from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.evaluation.retrieval.retrieval_set import (
     RetrievalSet,
@@ -36,9 +43,10 @@ from maskery.evaluation.retrieval.retrieval_set import (
     spread_queries,
 )
 from maskery.objectives.terms import TERMS
-from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind
+from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
 from maskery.runs.frame.run_folder import MODEL
 from maskery.runs.image_text.config import Overrides, PersonSearchRunConfig
+from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +131,9 @@ class RetrievalEvaluation:
     """Figures of one or several models on the same held-out data."""
 
     figures: dict[str, RetrievalFigures]  # By the name that each model was given by
-    # By the same names, what each run was trained with; None where that is not known.
+    # By the same names, the measured split of a dataset, and what each run was trained with; None
+    # where there is none, or it is not known.
+    splits: dict[str, str | None]
     seeds: dict[str, int | None]
     # By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking is
     # missing where not all models have it.
@@ -135,18 +145,18 @@ class RetrievalEvaluation:
 
 
 class Conditions(dict[str, tuple[str, str]]):
-    """Conditions of measuring that all runs share, as the first run had them, by their topic.
+    """Conditions that all runs share, as the first run had them, by their topic.
 
     Under other conditions a mean over the runs would say nothing.
     """
 
-    def add(self, name: str, conditions: Mapping[str, str]) -> None:
-        """Add conditions under which a run is measured; refuse others than an earlier run's."""
+    def add(self, name: str, conditions: Mapping[str, str], done: str = "measured") -> None:
+        """Add conditions under which a run was `done`; refuse others than an earlier run's."""
         for about, value in conditions.items():
             first, expected = self.setdefault(about, (name, value))
             if value != expected:
                 raise ConfigError(
-                    f"'{first}' and '{name}' are not measured alike ({about}: {expected} and "
+                    f"'{first}' and '{name}' are not {done} alike ({about}: {expected} and "
                     f"{value}), so a mean over them would say nothing; measure each for itself, or "
                     f"make them alike"
                 )
@@ -160,16 +170,21 @@ def evaluate_retrieval_models(
     split: HeldOutSplit = "test",
     overrides: Overrides | None = None,
     progress: bool = False,
+    on: PersonSearchDataConfig | None = None,
+    read: Callable[[PersonSearchDataConfig], PersonSearchData] | None = None,
+    each: Callable[[RetrievalSet, Retrieval], None] | None = None,
 ) -> RetrievalEvaluation:
     """Measure models, each on the split of its own run, or all on the same pairs.
 
     `names` are run folders, or model folders where `data` is given: a source of pairs that name
-    persons. The split is of the runs' datasets; `val` where a dataset has no test split.
+    persons. The split is of the runs' datasets; `val` where a dataset has no test split. `on` is
+    another dataset instead, `read` how one is read, and `each` is called with what every model was
+    measured on and found.
     """
     require_once(names, "run")
-    overrides = overrides or Overrides()
-    conditions, read = Conditions(), cache(open_person_search)
-    runs = {name: own_run(name, needed=data is None) for name in names}
+    overrides, read = overrides or Overrides(), read or cache(open_person_search)
+    conditions = Conditions()
+    runs = {name: own_run(name, needed=data is None and on is None) for name in names}
     for name, run in runs.items() if len(names) > 1 else ():
         # Told before the first is measured, which may take an hour.
         known = known_retrieval(name)
@@ -182,15 +197,21 @@ def evaluate_retrieval_models(
             dataset = read(overrides.of_data(run.data, overrides.of_model(known)))
             conditions.add(name, gallery_conditions(dataset, split))
     own = {name: run_config_of(Path(name).resolve()) for name in names}
-    figures = {}
+    for name, config in own.items():
+        if config is not None:
+            conditions.add(name, recipe_of(config), "trained")
+    figures, splits = {}, dict[str, str | None]()
     for name, run in runs.items():
         opened, settings = open_for_measuring(name, run, overrides)
         conditions.add(name, ranking_conditions(settings))
-        if run is not None and data is None:
-            dataset = read(overrides.of_data(run.data, opened.retrieval))
-            gallery = _held_out(opened, run, dataset, split, settings)
+        source = on or (run.data if run is not None and data is None else None)
+        if source is not None:
+            dataset = read(overrides.of_data(source, opened.retrieval))
+            view = None if run is None else run.view
+            gallery = held_out_set(opened, view, dataset, source, split, settings)
+            splits[name] = split_of(dataset, split)[0]
         else:
-            reading = reading or PairsConfig()
+            reading, splits[name] = reading or PairsConfig(), None
             pairs = Pairs.open(str(data), reading)
             gallery = RetrievalSet.read_by(
                 opened,
@@ -199,7 +220,10 @@ def evaluate_retrieval_models(
                 reading,
                 batch_images=settings.batch_images,
             )
-        found = evaluate_set(opened.model, gallery, settings, progress=progress).figures
+        retrieval = evaluate_set(opened.model, gallery, settings, progress=progress)
+        found = figures[name] = retrieval.figures
+        if each is not None:
+            each(gallery, retrieval)
         for line in gallery.skipped:
             log.warning("%s", line)
         readable = {  # some cannot be read
@@ -207,9 +231,9 @@ def evaluate_retrieval_models(
             "captions that can be read": f"{found.num_texts:,}",
         }
         conditions.add(name, readable)
-        figures[name] = found
     return RetrievalEvaluation(
         figures=figures,
+        splits=splits,
         seeds={name: None if one is None else one.training.seed for name, one in own.items()},
         spread=spread_of(list(figures.values())),
     )
@@ -249,6 +273,14 @@ def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str,
         "captions": f"{sum(len(pair.captions) for pair in pairs):,}",
         "the fingerprint of pictures, captions and persons": f"{fingerprint(pairs)[:8]}{persons}",
     }
+
+
+def recipe_of(config: PersonSearchRunConfig) -> dict[str, str]:
+    """Return how a run was trained but for its seed and where its files are, as conditions."""
+    plain = to_plain(config) | {"training": config.training.course()}
+    left = {"output", "resume", "retrieval", "image_cache_mb", "root", "images", "seed"}
+    kept = {path: value for path, value in flat(plain) if left.isdisjoint(path)}
+    return {".".join(path): str(value) for path, value in kept.items()}
 
 
 def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
@@ -308,23 +340,21 @@ def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit,
     return "val", data.val
 
 
-def _held_out(
+def held_out_set(
     opened: OpenImageText,
-    run: PersonSearchRunConfig,
+    view: ViewConfig | None,  # of a run
     data: PersonSearchData,
+    reading: PersonSearchDataConfig,
     split: HeldOutSplit,
     settings: RetrievalConfig,
 ) -> RetrievalSet:
-    """Return a split of a run's dataset, read as the run read it."""
+    """Return a split of a dataset, read as the model's run read pictures."""
     measured, pairs = split_of(data, split)
     if measured != split:
         log.info("%s has no test split: its validation identities are measured", data.title)
+    view = view and preprocessing_of(opened.name, opened.model, view)
     return RetrievalSet.read_by(
-        opened,
-        pairs,
-        run.data,
-        view=preprocessing_of(opened.name, opened.model, run.view),
-        batch_images=settings.batch_images,
+        opened, pairs, reading, view=view, batch_images=settings.batch_images
     )
 
 
@@ -333,18 +363,32 @@ def run_samples(folder: Path) -> dict[str, Any]:
     run = open_run(folder).finished(PersonSearchRunConfig)
     opened, settings = open_for_measuring(str(folder), run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
-    held_out = _held_out(opened, run, data, "test", settings)
-    queries = spread_queries(len(held_out.queries))
+    held_out = held_out_set(opened, run.view, data, run.data, "test", settings)
+    spread, worst = spread_queries(len(held_out.queries)), worst_queries(folder / RANKS)
+    queries = np.concatenate((spread, worst))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)
-    ranking = found.contrastive if found.reranked is None else found.reranked
     searches = [
         {
             "caption": sample.caption,
+            "rank": rank,
             "found": [
                 {"picture": png_uri(one.image, height=160), "right": one.right}
                 for one in sample.found
             ],
         }
-        for sample in sample_searches(held_out, queries, ranking)
+        for sample, rank in zip(
+            sample_searches(held_out, queries, found.last),
+            found.last_ranks[:, 0].tolist(),
+            strict=True,
+        )
     ]
-    return {"searches": searches}
+    return {"searches": searches[: len(spread)], "worst": searches[len(spread) :]}
+
+
+def worst_queries(path: Path, count: int = 5) -> Ints:
+    """Return the captions of a run whose first right picture came last, the worst first."""
+    if not path.is_file():  # runs of earlier versions have none
+        return np.empty(0, np.int64)
+    ranks = np.array([json.loads(line)["rank"] for line in path.read_text("utf-8").splitlines()])
+    order = np.argsort(-ranks, kind="stable")[:count]
+    return order[ranks[order] > 1]

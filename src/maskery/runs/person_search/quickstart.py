@@ -64,7 +64,6 @@ def run_person_search_quickstart(
     _, before = measured(config)
     result = train_person_search(config, progress=progress)
     test, after = measured(replace(config, model=str(result.folder)))
-    ranking = after.contrastive if after.reranked is None else after.reranked
-    queries = spread_queries(len(ranking))
-    draw_searches(test, queries, ranking[queries]).save(folder / PICTURE)
+    queries = spread_queries(len(after.last))
+    draw_searches(test, queries, after.last[queries]).save(folder / PICTURE)
     return result, before, after

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from maskery.core.errors import counted
 from maskery.core.processes import join_processes
+from maskery.core.system import is_main_process
 from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
@@ -17,9 +18,11 @@ from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
+from maskery.evaluation.retrieval.export import RANKS, rank_rows, ranks_jsonl
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
+from maskery.runs.frame.run_folder import write_text
 from maskery.runs.frame.run_frame import fingerprint_of, model_card
 from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
@@ -85,11 +88,17 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:
         # The model of the best epoch is the one that is kept.
         best = join_processes().on_main(lambda: str(loop.checkpoints.best_sound() or ""))
+        step = restore_task(Path(best), self.prepared.task) if best else loop.total_steps
+        val = found = self.measure(self.val)
+        if self.test is not None:
+            found = self.measure(self.test)
+        if is_main_process():
+            write_text(folder / RANKS, ranks_jsonl(rank_rows(self.test or self.val, found)))
         return PersonSearchResult(
             folder=folder,
-            best_step=restore_task(Path(best), self.prepared.task) if best else loop.total_steps,
-            val=self.measure(self.val).figures,
-            test=None if self.test is None else self.measure(self.test).figures,
+            best_step=step,
+            val=val.figures,
+            test=None if self.test is None else found.figures,
             summary=summary,
             notes=(*self.data.notes, *self.skipped()),
         )
