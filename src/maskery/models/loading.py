@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import Ints, require_mask, vocabulary_size
-from maskery.core.errors import MaskeryError, ModelError, counted, reason_of
+from maskery.core.errors import MaskeryError, ModelError, counted, listed, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, require_readable
@@ -255,7 +255,7 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
         key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
     )
     if random:
-        shown = _some(random)
+        shown = listed(random, 3)
         fix, unexpected = "name a folder with all of its weights", info["unexpected_keys"]
         firsts = {key.partition(".")[0] for key in unexpected}
         foreign = f"{min(firsts)}." if len(firsts) == 1 else ""  # such as `module.`
@@ -270,12 +270,7 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
         )
     if unread := sorted(info["unexpected_keys"]):
         told = "left out: %s of '%s' that its model has no place for (%s)"
-        log.warning(told, counted(len(unread), "weight"), name, _some(unread))
-
-
-def _some(keys: Sequence[str]) -> str:
-    """Name three keys at most."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+        log.warning(told, counted(len(unread), "weight"), name, listed(unread, 3))
 
 
 @contextmanager

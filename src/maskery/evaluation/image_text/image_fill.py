@@ -261,7 +261,7 @@ class ImageFiller(Filler):
     @property
     def embeddings(self) -> torch.nn.Module:
         """See `Filler.embeddings`."""
-        return self._model.text_encoder.word_embeddings
+        return self._model.get_input_embeddings()
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fused states (B, L, D) of texts (B, L); the mask is False at padding."""

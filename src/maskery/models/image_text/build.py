@@ -198,8 +198,8 @@ def _load_towers(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
         size = vocabulary_size(tokenizer)
         add_rows(towers.text_model, {require_mask(tokenizer): ()}, size)
     require_mask(tokenizer)
-    # SigLIP 2's configuration names another.
-    towers.text_model.config.pad_token_id = tokenizer.pad_token_id
+    for role in ("pad_token_id", "bos_token_id", "eos_token_id"):  # configurations name others
+        setattr(towers.text_model.config, role, getattr(tokenizer, role))
     return towers, tokenizer
 
 

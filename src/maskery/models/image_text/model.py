@@ -214,6 +214,12 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
             self.logit_bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of word embeddings."""
+        towers = self.config.has_towers
+        name = "tower.embeddings.token_embedding" if towers else "bert.embeddings.word_embeddings"
+        return self.text_encoder.get_submodule(name)
+
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, height, width) to (B, N, W)."""
         tokens: torch.Tensor = self.visual_encoder(pixel_values)
