@@ -157,3 +157,21 @@ def test_identities_need_a_second_picture_and_persons() -> None:
         "prd",
         "mrtd",
     }
+
+
+def look_at_the_twin(step: Any) -> tuple[torch.Tensor, int]:
+    return (step.features.image * step.teacher.image).sum(), len(step.ids)
+
+
+def test_the_twin_reads_nothing_where_no_term_asks_it() -> None:
+    off = ("itc_weight", "itm_weight", "prd_weight", "mrtd_weight", "alpha")
+    asked, found = [], []
+    for terms in ([], [look_at_the_twin]):
+        weights: Any = dict.fromkeys(off, 0.0)
+        config = PersonSearchConfig(queue_size=4, term=("sdm", "infonce"), **weights)
+        of: Any = ImageTextTask(tiny.model(), config, pairs=PAIRS, terms=terms, **tiny.PARTS)
+        of.twin.model.visual_encoder.register_forward_hook(lambda *_: asked.append(1))
+        found.append(of.loss_sums(of.prepare(tiny.pairs(IDS, PERSONS), epoch=0, progress=0.5)))
+    assert len(asked) == 1
+    for name in ("sdm", "infonce", "mlm"):
+        assert torch.equal(found[0][name], found[1][name])

@@ -287,7 +287,7 @@ class EvaluateSearch(Way):
             tables.append(spread_table(found["spread"], list(result.seeds.values())))
         self.answer(found, as_texts(tables))
 
-    def export(self, measured: RetrievalSet, found: Retrieval) -> None:
+    def export(self, measured: "RetrievalSet", found: "Retrieval") -> None:
         """Write the files that flags name."""
         from maskery.evaluation.retrieval.export import rank_rows, ranks_jsonl, save_features
 

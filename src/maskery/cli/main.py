@@ -215,6 +215,7 @@ def command_of(name: str) -> Any:
 
 def run(name: str, arguments: Sequence[str]) -> None:
     """Read the flags of a command, set up the process for it, and execute it."""
+    # Commands that take steps; others would hold on to memory for nothing.
     if name.startswith(("train", "quickstart", "sweep")):
         keep_freed_memory()
     command = command_of(name)

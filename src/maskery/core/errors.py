@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 # For type checkers alone: a test takes every class in here for an error.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 # Python's errors for JSON, or arrays, of another shape than expected.
@@ -39,6 +39,11 @@ def harmless(text: str) -> str:
 def counted(count: float, what: str, several: str = "") -> str:
     """Return a count with its word in the singular or plural: 1 step, 2 steps, 1,000 steps."""
     return f"{count:,.0f} {what if count == 1 else several or f'{what}s'}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def meant(word: str, known: Iterable[str]) -> str:

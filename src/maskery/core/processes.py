@@ -172,6 +172,7 @@ def launch(processes: int | None, arguments: Sequence[str]) -> int | None:
             f"--processes is {processes}, and the launcher has started {launched}; leave it out"
         )
     count = processes or torch.accelerator.device_count()
+    # A launcher has started this process already, or there is nothing to share.
     if "RANK" in os.environ or count <= 1:
         return None
     from torch.distributed.elastic.multiprocessing.api import SignalException

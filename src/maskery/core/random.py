@@ -14,8 +14,6 @@ torch give identical bits.
 Shapes: N draws, C counters (four words each).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
@@ -156,7 +154,7 @@ def uniforms(
     return to_uniforms(random_words(seed, stream, epoch, example_ids, positions))
 
 
-def token_uniforms(batch: TokenBatch, tokens: Ints, *, seed: int, epoch: int) -> torch.Tensor:
+def token_uniforms(batch: TokenBatch, tokens: Ints, *, seed: int, epoch: int) -> "torch.Tensor":
     """Return one uniform for each of the given tokens (N,), to sample replacements with."""
     import torch  # workers that tokenise do without
 

@@ -135,6 +135,7 @@ class StopSignals:
             if self._interrupts:
                 raise Interrupted
         elif launched_world_size() == 1 or now - self._at > ECHO_SECONDS:
+            # Not an exception: whoever asks twice waits for no clean-up.
             os._exit(128 + number)
 
 
@@ -260,6 +261,7 @@ def replace_folder(new: Path, final: Path) -> None:
 def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
     """Return the lines of a `metrics.jsonl` but damaged ones, which `tell` warns of."""
     lines, damaged = [], []
+    # A line that was cut within a character is a damaged one, not an error.
     for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)

@@ -11,8 +11,6 @@ A task is the unit of change: it wires a model, a masking policy and objectives.
 so gradients do not depend on how a step is cut into micro-batches and processes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,7 +77,7 @@ class Uncounted:
         """Return 0."""
         return 0
 
-    def to(self, device: torch.device) -> Uncounted:
+    def to(self, device: torch.device) -> "Uncounted":
         """Return a copy with its tensors on `device`."""
         return Uncounted(self.prepared.to(device))
 

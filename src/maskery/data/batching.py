@@ -7,15 +7,13 @@ and cuts its steps into micro-batches. Documents are cut into windows in special
 Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T tokens.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import chain, pairwise
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,11 +53,12 @@ class Plan:
         """Return the example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
-    def in_order(self, steps: Ints) -> Plan:
+    def in_order(self, steps: Ints) -> Self:
         """Return the plan with its steps in another order, a permutation (S,) int64."""
         pieces = [self.step(int(step)) for step in steps]
         sizes = np.diff(self.boundaries)[steps]
-        return Plan(
+        return replace(
+            self,
             order=np.concatenate(pieces) if pieces else self.order,
             boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
         )
@@ -116,6 +115,7 @@ def cut_by_sum(lengths: Ints, budget: int) -> Ints:
     while cuts[-1] < len(lengths):
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
         fitting = int(np.searchsorted(ends, done + budget, side="right"))
+        # At least one more: an example over the budget must not stop the loop.
         cuts.append(max(fitting, cuts[-1] + 1))
     return np.array(cuts, np.int64)
 
@@ -210,7 +210,7 @@ class Template:
         return len(self.prefix) + len(self.suffix)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Read it off what the tokenizer does to a one-word text."""
         # "a" may be no letter of its script: then any of the tokens that it has.
         others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
@@ -221,6 +221,7 @@ class Template:
             if bare:
                 break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
+        # Where the bare text lies within the full one, template tokens are what is around it.
         for start in range(len(full) - len(bare) + 1 if bare else 0):
             end = start + len(bare)
             if full[start:end] == bare:
@@ -338,6 +339,7 @@ class PlannedSource(ABC, Generic[BatchT]):
         batches: list[BatchT | StandIn[BatchT]] = []
         for turn in range(0, len(parts), world_size):
             mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
+            # Where none is left for this process, it computes the first one of the step.
             batch = self.batch(chosen[mine if len(mine) else [0]], epoch, chosen[crowd])
             batches.append(batch if len(mine) else StandIn(batch))
         return batches

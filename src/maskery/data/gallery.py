@@ -180,7 +180,9 @@ class GalleryStore:
     ) -> None:
         """Take in one batch, whole or not at all."""
         contents: list[tuple[bytes, bytes | None, str | None]] = [
-            (digest, feature.astype("<f2").tobytes(), None) for digest, feature in features.items()
+            # Little-endian on any machine, since an index may be moved.
+            (digest, feature.astype("<f2").tobytes(), None)
+            for digest, feature in features.items()
         ]
         contents += [(digest, None, reason) for digest, reason in troubles.items()]
         rows = [(path, *stamp, digest) for path, (stamp, digest) in files.items()]

@@ -5,8 +5,6 @@ its stream, which is the corpus in a new random order, again and again. So a cor
 tokens that an epoch takes is read in two epochs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

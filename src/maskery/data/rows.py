@@ -94,6 +94,7 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
     else:
         word_starts = np.ones(len(ids), np.bool_)
     if "example_id" in rows[0]:
+        # Negative ids, as of datasets of int64, are those of the same bits.
         example_ids = np.array([int(row["example_id"]) & (1 << 64) - 1 for row in rows], np.uint64)
     else:
         example_ids = hash_rows(ids, boundaries)

@@ -13,8 +13,6 @@ had begun, but not its lock, so whoever comes next can tell that from what anoth
 now; a process number could be somebody else's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -26,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +65,7 @@ def own_folder(cache_dir: Path, name: str) -> Path:
                     f"with --cache-dir or MASKERY_CACHE"
                 )
         if found.st_mode & 0o077:
+            # `mkdir` leaves a folder that was there with the permissions that it had.
             folder.chmod(0o700)
     return folder
 
@@ -117,7 +116,7 @@ class Documents:
         self.boundaries, self.ids = boundaries, ids
 
     @classmethod
-    def gather(cls, parts: Iterable[Part]) -> Documents:
+    def gather(cls, parts: Iterable[Part]) -> "Documents":
         """Join parts, at least one, in memory."""
         columns = zip(*parts, strict=True)
         tokens, word_starts, lengths, ids = (np.concatenate(column) for column in columns)
@@ -165,9 +164,7 @@ class TokenStore(Documents):
         self.folder, self.about = folder, about
 
     @classmethod
-    def open(
-        cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None
-    ) -> TokenStore:
+    def open(cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None) -> Self:
         """Open a finished store; to `verify` reads every byte once (about 1 GB/s).
 
         Raises:
@@ -262,6 +259,7 @@ def write_store(
                 shutil.rmtree(folder)
             partial.rename(folder)
     finally:
+        # After the move nothing has that name any more.
         shutil.rmtree(partial, ignore_errors=True)
 
 

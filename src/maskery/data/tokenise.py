@@ -110,6 +110,7 @@ def tokenise(
     write_store(folder, parts(), vocab_size=vocab_size, about=about)
     if unusual := corpus.report.describe():
         log.warning("%s", unusual)
+    # It was written just now; reading all of it once more would tell nothing.
     return TokenStore.open(folder, verify=False)
 
 

@@ -3,10 +3,8 @@
 Shapes: B sequences, T tokens, M masked tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -33,14 +31,14 @@ class Masker:
     @classmethod
     def of(
         cls,
-        tokenizer: PreTrainedTokenizerBase | Vocabulary,
+        tokenizer: "PreTrainedTokenizerBase | Vocabulary",
         config: MaskingConfig | None = None,
         *,
         policy: PolicyChoice | None = None,
         rate: float | None = None,
         seed: int = 0,
         **settings: Any,
-    ) -> Masker:
+    ) -> Self:
         """Make a masker.
 
         Args:
@@ -94,7 +92,7 @@ class Masker:
         _check_selection(selection, maskable, self.config.policy)
         return at_least_one(selection, batch, maskable, draws)
 
-    def for_generator(self, mask_rate: float) -> Masker:
+    def for_generator(self, mask_rate: float) -> Self:
         """Return the masker of the words that a momentum twin fills for replaced-token detection.
 
         It has a constant rate, all `[MASK]` (RaSa, section 3.2), and draws of its own.
@@ -113,7 +111,7 @@ class Masker:
         return Draws(seed=self.seed, epoch=0 if self.config.static else epoch)
 
 
-def _make_policy(config: MaskingConfig, tokenizer: PreTrainedTokenizerBase | None) -> Policy:
+def _make_policy(config: MaskingConfig, tokenizer: "PreTrainedTokenizerBase | None") -> Policy:
     """Return the policy that a configuration names, made where it is a callable."""
     choice, found = config.policy, cast(Any, POLICIES.find(config.policy))
     if choice in ("token", "word"):

@@ -8,11 +8,9 @@ is compared with padded on a few rows.
 Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,15 +44,15 @@ class EncoderInputs:
     rows: torch.Tensor  # (M,) int64: where the masked tokens lie in `input_ids`, flattened
     arguments: dict[str, Any]  # The other forward arguments
 
-    def to(self, device: torch.device) -> EncoderInputs:
+    def to(self, device: torch.device) -> Self:
         """Copy to `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> EncoderInputs:
+    def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""
         return self.map(torch.Tensor.pin_memory)
 
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> EncoderInputs:
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
         made: dict[int, torch.Tensor] = {}
@@ -204,9 +202,11 @@ def least_length(config: PreTrainedConfig) -> int:
 def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints, Ints, Ints]:
     """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
+    # A single token, two of one length, longest and shortest apart: what packing may mix up.
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
     size = hf.config.get_text_config().vocab_size
+    # The first ids are special tokens, in most vocabularies.
     low = 5 if size > 10 else 0
     generator = np.random.default_rng(seed)
     ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)

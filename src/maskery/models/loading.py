@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import Ints, require_mask, vocabulary_size
-from maskery.core.errors import MaskeryError, ModelError, counted, reason_of
+from maskery.core.errors import MaskeryError, ModelError, counted, listed, reason_of
 from maskery.core.registry import require
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, require_readable
@@ -115,7 +115,7 @@ def load_tokenizer(name: str, *, mask: bool = True) -> PreTrainedTokenizerBase:
 
 def read_config(name: str) -> PreTrainedConfig:
     """Read the configuration of a model of any family; raises ModelError if it cannot be read."""
-    with _loading(name, "configuration"):
+    with _loading(name, "configuration"), quiet_transformers():
         return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
 
 
@@ -221,6 +221,15 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
     return model, info
 
 
+def refuse_missing(name: str, part: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that leave a part of the model at random."""
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{part} in '{name}' lacks weights ({missing[0]} and {len(missing) - 1} others); "
+            f"restore its model.safetensors, or use a whole checkpoint"
+        )
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the bars and reports of Transformers; we report what matters ourselves."""
@@ -246,7 +255,7 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
         key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
     )
     if random:
-        shown = _some(random)
+        shown = listed(random, 3)
         fix, unexpected = "name a folder with all of its weights", info["unexpected_keys"]
         firsts = {key.partition(".")[0] for key in unexpected}
         foreign = f"{min(firsts)}." if len(firsts) == 1 else ""  # such as `module.`
@@ -261,12 +270,7 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
         )
     if unread := sorted(info["unexpected_keys"]):
         told = "left out: %s of '%s' that its model has no place for (%s)"
-        log.warning(told, counted(len(unread), "weight"), name, _some(unread))
-
-
-def _some(keys: Sequence[str]) -> str:
-    """Name three keys at most."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if keys[3:] else "")
+        log.warning(told, counted(len(unread), "weight"), name, listed(unread, 3))
 
 
 @contextmanager

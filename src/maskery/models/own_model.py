@@ -108,6 +108,7 @@ def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Masked
         return model
     hf = as_loaded(model, tokenizer).model
     pad = int(tokenizer.pad_token_id or 0)
+    # What a plain module does with neighbours in a row is not known.
     packed = not isinstance(hf, OwnModel) and can_pack(hf, pad)[0]
     return MaskedLanguageModel(hf, packed=packed, pad_token_id=pad)
 

@@ -5,8 +5,6 @@ p * base^(-2i / d). A higher base turns them more slowly; ModernBERT (Warner et 
 2.2.2) goes from 10,000 to 160,000 where it goes from 1,024 tokens to 8,192.
 """
 
-from __future__ import annotations
-
 from transformers import PreTrainedModel
 
 from maskery.core.errors import ConfigError

@@ -8,8 +8,6 @@ picture, from weak ones, whose caption is that of another picture of the same pe
 Shapes: B pairs of this process, G of all processes, R judged pairs.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

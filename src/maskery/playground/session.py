@@ -70,6 +70,7 @@ class GallerySearch:
         image = self.searcher.picture(self._paths[name])
         image.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
+        # Above, files grow and nobody sees a difference in small pictures.
         image.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
 

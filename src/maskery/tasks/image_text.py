@@ -18,9 +18,10 @@ Shapes: B pairs of this process, P judged tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.momentum import FeatureQueue, MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
 from maskery.objectives.itm import has_negative, prd_loss_sum
-from maskery.objectives.terms import TERMS, Term, load_terms, trained_terms
+from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, trained_terms
 from maskery.tasks.caption_steps import (
     CaptionSteps,
     CaptionTargets,
@@ -226,16 +227,18 @@ class ImageTextTask:
         labels = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
         return logits[:, 1] - logits[:, 0], labels
 
-    def _pair_text(self, prepared: PreparedPairs) -> dict[str, PaddedText]:
-        """Return the unmasked captions, where a term reads them."""
-        wanted = self.own_terms or not self.loss_weights.keys() <= {"mlm", "mrtd"}
+    def _pair_text(self, prepared: PreparedPairs, but: Iterable[str] = ()) -> dict[str, PaddedText]:
+        """Return the unmasked captions, where a term that is not in `but` reads them."""
+        wanted = self.loss_weights.keys() - {"mlm", "mrtd", *but}
         return {"pair": prepared.text2} if wanted else {}
 
     def _teach(
         self, twin: ImageTextModel, *, prepared: PreparedPairs
     ) -> tuple[CaptionTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
-        inputs = self._pair_text(prepared) | self.captions.inputs(prepared)
+        # Losses of the batch compare the model's own features, unless the twin doubts pairs.
+        alone = () if self.config.doubt else BATCH_TERMS
+        inputs = self._pair_text(prepared, alone) | self.captions.inputs(prepared)
         if not inputs:  # nobody asks the twin
             return CaptionTargets(), None
         tokens = twin.encode_image(prepared.image2)
@@ -261,30 +264,34 @@ class ImageTextTask:
         inputs = self._pair_text(prepared) | self.captions.inputs(prepared, lesson)
         blocks = encode_captions(model, inputs)
         pair = blocks.pop("pair", None)
-        if pair is None or candidates is None:
+        if pair is None:
             fused = self.captions.fuse(model, blocks, model.project_images(tokens))
             return self.captions.sums(model, fused, prepared, lesson), None
+        # No term that is on reads what is missing where the twin was not asked.
+        taught: Any = candidates or SimpleNamespace(own=None, everyone=None, ids=None)
         student = contrast = negatives = None
         if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
             student = Features(
                 image=model.image_feature(tokens), text=model.text_feature(pair.hidden, pair.mask)
             )
-            contrast = candidates.contrast(model, student, prepared, self.directions)
+            contrast = taught.contrast(model, student, prepared, self.directions)
         if contrast is not None and "itm" in self.loss_weights:
-            negatives = candidates.draw(contrast, prepared)
+            negatives = taught.draw(contrast, prepared)
         if "itm" in self.loss_weights or "prd" in self.loss_weights:
             blocks["match"] = pair
         images = model.project_images(tokens)
         others = None
         if negatives is not None:
-            blocks, others = with_negatives(model, blocks, tokens, negatives, candidates.crowd)
+            blocks, others = with_negatives(model, blocks, tokens, negatives, taught.crowd)
         fused = self.captions.fuse(model, blocks, images, others)
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
-        believed = candidates.trust(prepared.ids, prepared.doubt)
+        believed = torch.ones(len(prepared.ids), device=tokens.device)
+        if candidates is not None:
+            believed = candidates.trust(prepared.ids, prepared.doubt)
         if negatives is not None:
-            sums["itm"] = itm_sum(model, fused, prepared, candidates.crowd_ids, believed)
+            sums["itm"] = itm_sum(model, fused, prepared, taught.crowd_ids, believed)
         if "prd" in self.loss_weights and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in self.loss_weights:
@@ -295,9 +302,9 @@ class ImageTextTask:
             caption=pair.hidden,
             caption_mask=pair.mask,
             ids=prepared.ids,
-            teacher=candidates.own,
-            candidates=candidates.everyone,
-            candidate_ids=candidates.ids,
+            teacher=taught.own,
+            candidates=taught.everyone,
+            candidate_ids=taught.ids,
             temperature=model.temp,
             alpha=prepared.alpha,
             trust=believed,

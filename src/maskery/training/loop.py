@@ -252,6 +252,7 @@ class TrainingLoop:
         signalled, due = self._asked()
         logs = last or scheduled or done % self.config.log_every == 0
         if logs:
+            # A new head, and what Muon moves, have rates of their own.
             rate = max(group["lr"] for group in self.stepper.optimiser.param_groups)
             waiting = self.journal.window.waiting_share
             more = {"learning_rate": rate, "epoch": step.epoch, WAITING: waiting}

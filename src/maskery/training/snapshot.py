@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.errors import CheckpointError, explained
+from maskery.core.errors import CheckpointError, explained, listed
 from maskery.core.task import Task
 from maskery.training.parallel import laid_out_like, unwrapped, whole
 
@@ -202,11 +202,10 @@ def require_same_run(checkpoint: Path, stored: str, own: str) -> None:
     if stored == own:
         return
     found = differences(stored, own)
-    told = f": {', '.join(found[:MOST_TOLD])}" if found else ""
-    more = f" and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
+    told = f": {listed(found, MOST_TOLD)}" if found else ""
     raise CheckpointError(
         f"the checkpoint '{checkpoint}' belongs to a run with another model, corpus or "
-        f"setting{told}{more}; repeat that run's settings, as its config.yaml has them, or start "
+        f"setting{told}; repeat that run's settings, as its config.yaml has them, or start "
         f"afresh with another --output"
     )
 

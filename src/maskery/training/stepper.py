@@ -289,6 +289,7 @@ class Prefetch(Generic[ItemT]):
     def _put(self, entry: tuple[ItemT | None, BaseException | None]) -> bool:
         while not self._stop.is_set():
             try:
+                # Not for ever: the loop may have ended, and nobody takes it any more.
                 self._queue.put(entry, timeout=0.1)
             except queue.Full:
                 continue

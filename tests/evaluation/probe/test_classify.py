@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit, cross_val_pre
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
+from maskery.evaluation.intervals import grouped_interval
 from maskery.evaluation.probe import classify
 
 
@@ -80,7 +81,7 @@ def test_shuffled_labels_show_no_difference() -> None:
     for _ in range(1000):
         shuffled = generator.permutation(labels)
         one, two = (shuffled[n] == shuffled for n in (first, second))
-        found = classify.grouped_interval(one * 1.0 - two, groups, "difference of shares")
+        found = grouped_interval(one * 1.0 - two, groups, "difference of shares")
         held += found.low <= 0.0 <= found.high
     assert 930 <= held <= 975
 

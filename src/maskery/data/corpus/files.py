@@ -187,6 +187,7 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     found = [path for source in sources for path in finder.files_of(source)]
     local: dict[Path, Path] = {}
     for path in sorted(path for path in found if isinstance(path, Path)):
+        # A file that two sources name, or a link to it, is read once.
         local.setdefault(path.resolve(), path)
     remote = {str(file): file for file in found if not isinstance(file, Path)}
     if passed := finder.passed_over:

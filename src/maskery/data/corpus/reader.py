@@ -176,6 +176,7 @@ class Corpus:
         path = self.files[number]
         source = str(path)
         if span and span[0] and format_of(path, self.config) != "parquet":
+            # Lines are counted from there, so messages have to say where that is.
             source += f" from byte {span[0]} on"
         reading = self._reading(source, path, span)
         yield from examples(read_texts(reading), reading)

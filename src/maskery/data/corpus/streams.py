@@ -193,6 +193,7 @@ def open_stream(
     `on_read` is told the bytes of the file, before decompression, as they are read.
     """
     try:
+        # Unbuffered, so that no more is read than is counted.
         file = path.open("rb", buffering=0)
     except OSError as error:
         raise cannot_read(path, error) from error

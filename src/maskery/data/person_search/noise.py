@@ -1,7 +1,5 @@
 """Noise files, as RDE published them: training captions exchanged for those of others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice

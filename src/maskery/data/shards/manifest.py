@@ -7,8 +7,6 @@ aside for evaluation, `lengths.safetensors` tells how many documents of each len
 (from which the steps of an epoch are counted without reading a shard), and `tokenizer/` is theirs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -16,7 +14,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +104,7 @@ class Manifest:
         return (json.dumps({**data, **asdict(self)}, indent=1) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Manifest:
+    def from_json(cls, data: bytes, where: str) -> Self:
         """Read it back."""
         fix = "repeat the maskery tokenize command that made it"
         with explained(f"{where} is no sound list of shards", fix, *MALFORMED):
@@ -149,7 +147,7 @@ class DocumentLengths:
     counts: npt.NDArray[np.uint32]
 
     @classmethod
-    def gather(cls, histograms: Sequence[Sequence[Sequence[int]]]) -> DocumentLengths:
+    def gather(cls, histograms: Sequence[Sequence[Sequence[int]]]) -> Self:
         """Make it from a list of (length, count) for each shard."""
         flat = np.array([pair for rows in histograms for pair in rows], np.uint32).reshape(-1, 2)
         offsets = np.cumsum([0, *map(len, histograms)], dtype=np.int64)
@@ -167,7 +165,7 @@ class DocumentLengths:
         return save(dict(vars(self)))
 
     @classmethod
-    def open(cls, path: Path, manifest: Manifest) -> DocumentLengths:
+    def open(cls, path: Path, manifest: Manifest) -> Self:
         """Read a file and compare it with the manifest."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file

@@ -140,6 +140,7 @@ class ShardSource:
         self._epoch: tuple[int, Epoch] | None = None
         # The block in use and the next one, by (epoch, block).
         self._blocks: dict[tuple[int, int], Future[TextSource]] = {}
+        # One thread: blocks are wanted in their order, one at a time.
         self._thread = ThreadPoolExecutor(1, "shards")
 
     def epoch(self, number: int) -> Epoch:

@@ -11,8 +11,6 @@ is the heat of the caption as a whole.
 Shapes: R rows of text, L tokens, H heads, N image tokens, G x F the grid of patches, K words.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +66,7 @@ class Explanation:
 
 def explain(
     opened: OpenImageText,
-    image: str | Path | bytes | Image,
+    image: "str | Path | bytes | Image",
     caption: str,
     *,
     target: Target | None = None,

@@ -261,8 +261,7 @@ class ImageFiller(Filler):
     @property
     def embeddings(self) -> torch.nn.Module:
         """See `Filler.embeddings`."""
-        module: torch.nn.Module = self._model.text_encoder.word_embeddings
-        return module
+        return self._model.get_input_embeddings()
 
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fused states (B, L, D) of texts (B, L); the mask is False at padding."""
@@ -279,10 +278,7 @@ class ImageFiller(Filler):
         padded = pad(masked.input_ids, boundaries, masked.positions, pad_token_id=0)
         inputs = padded.to(self._model.device)
         hidden = self.read(inputs.input_ids, inputs.arguments["attention_mask"].bool())
-        logits: torch.Tensor = self._model.text_encoder.mlm_logits(
-            hidden.flatten(0, 1)[inputs.rows]
-        )
-        return logits.float()
+        return self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
 
     @property
     def detects(self) -> bool:

@@ -30,7 +30,7 @@ from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retri
 from maskery.evaluation.text.fill import end_to_end
 from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
-from maskery.models.loading import load_tokenizer, load_weights, resolve
+from maskery.models.loading import load_tokenizer, load_weights, refuse_missing, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,10 +75,18 @@ def is_image_text(name: str) -> bool:
 
 def open_image_text(name: str) -> OpenImageText:
     """Load an image-text model with its tokenizer: a run's, a model folder, a CLIP or SigLIP."""
+    model: ImageTextModel
     if is_aligned(name):
         model, tokenizer, _ = build_from_towers(name)
+    elif is_image_text(name):
+        model, info = load_weights(ImageTextModel, name)
+        refuse_missing(name, "the model", info)
+        tokenizer = load_tokenizer(name)
     else:
-        model, tokenizer = _load_own(name), load_tokenizer(name)
+        raise ModelError(
+            f"'{name}' is no image-text model; name a folder that maskery train pairs or maskery "
+            f"convert has written, or a CLIP or SigLIP"
+        )
     to_gpu(model.eval())
     return OpenImageText(
         name=name,
@@ -87,24 +95,6 @@ def open_image_text(name: str) -> OpenImageText:
         view=preprocessing_of(name, model, ViewConfig()),
         retrieval=read_model_retrieval(name) or _guess_model_retrieval(model),
     )
-
-
-def _load_own(name: str) -> ImageTextModel:
-    """Load a model that Maskery has written."""
-    if not is_image_text(name):
-        resolve(name)  # says what is wrong with the path, if anything is
-        raise ModelError(
-            f"'{name}' is no image-text model; name a folder that maskery train pairs or maskery "
-            f"convert has written, or a CLIP or SigLIP"
-        )
-    model, info = load_weights(ImageTextModel, name)
-    if info["missing_keys"]:
-        raise ModelError(
-            f"the model in '{name}' lacks weights ({min(info['missing_keys'])} and "
-            f"{len(info['missing_keys']) - 1} others); restore its model.safetensors"
-        )
-    loaded: ImageTextModel = model
-    return loaded
 
 
 def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maskery.core.batch import Bools, Floats, Ints
 from maskery.data.corpus.examples import example_id
 from maskery.data.split import as_read, connected
-from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 
 # Of few labels three quarters are trained on; each fold costs four fits for each inner one.
 NUM_FOLDS = 4
@@ -124,12 +122,6 @@ def mutual_groups(*neighbours: Ints) -> Ints:
     # Each is paired with itself where it has no mutual neighbour, so that all have a group.
     pairs = [np.where(of[of] == every, of, every) for of in neighbours]
     return connected(np.tile(every, len(pairs)), np.concatenate(pairs))
-
-
-def grouped_interval(values: npt.NDArray[Any], groups: Ints, kind: Kind = "share") -> Interval:
-    """Return the mean of (N,) hits, or of differences of hits, with an interval over groups."""
-    sums, counts = np.bincount(groups, values), np.bincount(groups)
-    return ratio_interval(sums.astype(np.float64), counts.astype(np.float64), kind)
 
 
 def pair_scores(first: Any, second: Any, partners: Sequence[str]) -> tuple[Floats, Floats]:

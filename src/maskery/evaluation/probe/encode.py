@@ -7,13 +7,11 @@ AdamW, its rate falling linearly, as in BERT's fine-tuning (Devlin et al., 2019,
 Shapes: N texts, H held-out texts, B texts of a batch, D width, C classes.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +62,7 @@ class Encoder:
         self.max_length = min(limit for limit in limits if limit)
 
     @classmethod
-    def open(cls, name: str) -> Encoder:
+    def open(cls, name: str) -> Self:
         """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
         loaded = load_masked_lm(name)
         return cls(

@@ -3,8 +3,6 @@
 Shapes: N examples, D width.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +14,9 @@ from maskery.core.batch import Floats, Ints
 from maskery.core.errors import DataError, counted
 from maskery.core.registry import require
 from maskery.data.split import as_read
-from maskery.evaluation.intervals import Interval
+from maskery.evaluation.intervals import Interval, grouped_interval
 from maskery.evaluation.probe import classify
-from maskery.evaluation.probe.classify import grouped_interval, pair_scores
+from maskery.evaluation.probe.classify import pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
@@ -111,7 +109,7 @@ class Task:
         self.apart = np.arange(self.size)
 
     @staticmethod
-    def of(labelled: Labelled, seen: Iterable[str]) -> Task:
+    def of(labelled: Labelled, seen: Iterable[str]) -> "Task":
         """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
         notes = [
@@ -187,13 +185,12 @@ class ClassTask(Task):
         if len(first) < len(labelled.texts):
             notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
         if alone:
-            classes = "class" if alone == 1 else "classes"
-            notes.append(f"{alone:,} {classes} with one text are left out: it has no neighbour")
+            left_out = counted(alone, "class", "classes")
+            notes.append(f"{left_out} with one text are left out: it has no neighbour")
         if len(judged := {labelled.labels[place] for place in kept}) < 2:
-            classes = "class" if len(judged) == 1 else "classes"
             raise DataError(
-                f"the label file has {len(judged)} {classes} with two texts or more, of "
-                f"{len(counts):,} in all: a probe needs at least two such classes"
+                f"the label file has {counted(len(judged), 'class', 'classes')} with two texts or "
+                f"more, of {len(counts):,} in all: a probe needs at least two such classes"
             )
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
@@ -227,6 +224,7 @@ class WordTask(Task):
 
     def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
         kept, words = [], 0
+        # By a hash of the text: the same sentences in whatever order the file has them.
         order = classify.folds_of(labelled.texts, 1 << 62, salt="sample ").argsort(kind="stable")
         for place in order:
             if words and words + len(labelled.words[place]) > MOST_WORDS:

@@ -9,8 +9,6 @@ Shapes: T texts, K candidates of each, S tokens of all texts, D text width, I im
 tokens, W image width, E features, R texts of one image.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import math

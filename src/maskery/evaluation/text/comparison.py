@@ -58,6 +58,7 @@ def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[
     """
     for run in runs[1:]:
         _require_same_masks(run, runs[0])
+    # By all settings but the seed, and by how often that seed was there before.
     together: dict[tuple[str, int], list[ScoredRun]] = {}
     repeats: Counter[tuple[str, int]] = Counter()
     for run in runs:

@@ -183,6 +183,7 @@ class Filler:
                 if temperature:
                     # From the best on, and in float64: no temperature above 0 is too small.
                     chances = ((logs - best[:, None]).double() / temperature).softmax(dim=-1)
+                    # Named by turn and place, so that no draw depends on how many came before.
                     drawn = uniforms(seed, Stream.SAMPLE, turn, at.astype(np.uint64), at)
                     tokens = sample_tokens(chances, torch.from_numpy(drawn))
                 chosen = logs.gather(1, tokens[:, None])[:, 0]

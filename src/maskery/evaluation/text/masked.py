@@ -10,14 +10,13 @@ the same probability thus has a top-1 of one in V, not of 100%.
 Shapes: M masked tokens, N examples, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -53,7 +52,7 @@ class ExampleSums:
     sums: Floats
 
     @classmethod
-    def of(cls, ids: Ids, rows: Floats) -> ExampleSums:
+    def of(cls, ids: Ids, rows: Floats) -> Self:
         """Add up (M, 4) rows by the example (M,) that each is of."""
         unique, inverse = np.unique(ids, return_inverse=True)
         sums = np.zeros((len(unique), rows.shape[1]))
@@ -65,7 +64,7 @@ class ExampleSums:
         return save({"ids": self.ids, "sums": self.sums}, metadata={"identity": identity})
 
     @classmethod
-    def read(cls, path: Path) -> tuple[ExampleSums, str]:
+    def read(cls, path: Path) -> tuple[Self, str]:
         """Return the sums in a file that holds `to_bytes`, and the identity of their run."""
         fix = "remove the file, and they are computed again"
         with explained(
@@ -256,13 +255,22 @@ def auc(scores: Floats, labels: Ints) -> float:
     return float(above / (positives * negatives))
 
 
-def judged_auc(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
-    """Return the AUC of replaced words over batches of (P,) log-odds and (P,) labels.
+def replaced_words_auc(task: Any, batches: Iterable[Any], *, progress: float) -> float | None:
+    """Return the area under the ROC curve of replaced against original words on held-out text.
 
-    None if all words are replaced, or none are: a generator that knows every word replaces nothing.
+    The twin fills frozen masks by sampling, as in training, and the model judges every token that
+    is not special. None without replaced token detection, and where all words are replaced, or none
+    are: a twin that knows every word replaces nothing.
     """
+    if "mrtd" not in task.loss_weights or not hasattr(task, "judge"):  # or with that of a plug-in
+        return None
+    task.model.eval()
+    task.twin.follow_device()
+    device = next(task.model.parameters()).device
     scores, labels = [], []
-    for log_odds, replaced in batches:
+    for batch in batches:
+        prepared = task.prepare(batch, epoch=FROZEN_EPOCH, progress=progress)
+        log_odds, replaced = task.judge(prepared.to(device))
         scores.append(log_odds.double().cpu().numpy())
         labels.append(replaced.cpu().numpy())
     judged = np.concatenate(labels) if labels else np.empty(0, np.int64)

@@ -1,7 +1,5 @@
 """Open a text model by name, read held-out text as that model reads it, and evaluate on it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +163,7 @@ def evaluate(
 
 
 def require_same_tokenizer(
-    one: OpenModel | OpenImageText, other: OpenModel | OpenImageText
+    one: "OpenModel | OpenImageText", other: "OpenModel | OpenImageText"
 ) -> None:
     """Refuse to compare models that cut text differently."""
     if tokenizer_fingerprint(one.tokenizer) != tokenizer_fingerprint(other.tokenizer):

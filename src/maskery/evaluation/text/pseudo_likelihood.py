@@ -8,8 +8,6 @@ language model scoring" (ACL 2023), also mask the pieces to the right within the
 Shapes: L tokens of a text, M copies of texts in a batch, T tokens of a batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -41,7 +39,7 @@ def score(
     *,
     method: Method = "within-word",
     batch_tokens: int = 4096,
-) -> list[TextScore]:
+) -> "list[TextScore]":
     """Score sentences, in their order, with a model: `score("runs/notes", ["A cat sleeps."])`.
 
     Args:
@@ -86,6 +84,16 @@ class TextScore:
     def per_token(self) -> float:
         """Return the mean over tokens, in nats."""
         return self.log_probability / self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A text with one token to predict."""
+
+    text: int  # The index of the text
+    position: int  # The token that is predicted
+    ids: Ints  # (L,) int64, masked
+    target: int  # The id of the hidden token
 
 
 class Scorer:
@@ -166,13 +174,3 @@ class Scorer:
             tokens=sum(len(word.pieces) for word in words),
             words=words,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Copy:
-    """A text with one token to predict."""
-
-    text: int  # The index of the text
-    position: int  # The token that is predicted
-    ids: Ints  # (L,) int64, masked
-    target: int  # The id of the hidden token

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Bools, Floats, Ids, Ints, TokenBatch, Vocabulary
 from maskery.core.processes import inference
-from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.intervals import Interval, grouped_interval
 from maskery.evaluation.text.fill import Candidate, Filler, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, true_log_probabilities
 from maskery.masking.masker import Masker
@@ -124,19 +124,18 @@ def rank_changes(
                 count=int(counts[i]),
                 before=float(old[i]),
                 after=float(new[i]),
-                change=_paired(examples[inverse == i], (after - before)[inverse == i]),
+                change=grouped_interval(
+                    (after - before)[inverse == i],
+                    # The changes in one example count as one observation.
+                    np.unique(examples[inverse == i], return_inverse=True)[1],
+                    "mean",
+                ),
             )
             for i in indices[:listed].tolist()
         )
 
     change = (new - old)[order]
     return described(order[change > 0]), described(order[change < 0][::-1])
-
-
-def _paired(examples: Ids, changes: Floats) -> Interval:
-    """Return the mean of changes, those of one example counted as one observation."""
-    own, counts = np.unique(examples, return_inverse=True, return_counts=True)[1:]
-    return ratio_interval(np.bincount(own, changes).astype(np.float64), counts.astype(np.float64))
 
 
 def _changes(

@@ -20,7 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from maskery.core.batch import require_mask, vocabulary_size
-from maskery.core.errors import MALFORMED, ConfigError, ModelError, explained, reason_of
+from maskery.core.errors import MALFORMED, ConfigError, ModelError, explained, listed, reason_of
 from maskery.models.loading import quiet_transformers
 
 # Training loops keep the weights beside the optimiser, under one of these.
@@ -104,8 +104,7 @@ def first_parts(names: Iterable[str]) -> str:
 
 def _listed(content: Iterable[object]) -> str:
     keys = [f"'{key!s:.40}'" for key in content]
-    more = f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else ""
-    return ", ".join(keys[:SHOWN]) + more if keys else "none"
+    return listed(keys, SHOWN) or "none"
 
 
 def _files(path: Path) -> list[Path]:

@@ -27,7 +27,13 @@ from maskery.models.image_text.model import (
     vision_family,
 )
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_config
+from maskery.models.loading import (
+    add_rows,
+    load_tokenizer,
+    load_weights,
+    read_config,
+    refuse_missing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -142,29 +148,8 @@ def build_from_towers(
     A tokenizer without a mask token is given one, which starts as the mean of all words. Returns
     the model, its tokenizer, and the names of its parameters that the checkpoint did not have.
     """
-    found, fault = read_config(name).model_type, ""
-    if found == "siglip2":
-        fault = "takes pictures of any shape (NaFlex): use a SigLIP 2 of fixed resolution"
-    elif found not in WITHIN:
-        side = "vision" if "vision" in found else "text"
-        fault = f"has the {side} tower alone: use the whole model"
-        fault += f", or --vision-model {name} with a --text-model" if side == "vision" else ""
-    if fault:
-        raise ModelError(f"'{name}' ({found}) {fault}")
-    tokenizer = load_tokenizer(name, mask=False)
-    towers, info = load_weights(AutoModel, name, dtype="float32")
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"'{name}' lacks weights of its towers ({missing[0]} and {len(missing) - 1} others); "
-            f"use a whole checkpoint"
-        )
-    if tokenizer.mask_token_id is None:
-        tokenizer.add_special_tokens({"mask_token": MASK})
-        size = vocabulary_size(tokenizer)
-        add_rows(towers.text_model, {require_mask(tokenizer): ()}, size)
-    require_mask(tokenizer)
+    towers, tokenizer = _load_towers(name)
     text, vision = towers.text_model.config, towers.vision_model.config
-    text.pad_token_id = tokenizer.pad_token_id  # SigLIP 2's configuration names another
     image_size = image_size or _whole_patches(vision, name)
     config = ImageTextConfig(
         text_config=text,
@@ -174,7 +159,8 @@ def build_from_towers(
         interaction_layers=fusion_layers,
     )
     model = ImageTextModel(config)
-    if found == "clip":
+    words: Any = model.text_encoder
+    if model.logit_bias is None:
         heads = towers.visual_projection, towers.text_projection
     else:
         heads = towers.vision_model.head, towers.text_model.head
@@ -182,15 +168,39 @@ def build_from_towers(
     eyes = fit_vision_positions(towers.vision_model, config.vision_config)
     # The heads are the projections; nothing else is left out.
     model.visual_encoder.backbone.load_state_dict(eyes, strict=False)
-    model.text_encoder.tower.load_state_dict(towers.text_model.state_dict(), strict=False)
+    words.tower.load_state_dict(towers.text_model.state_dict(), strict=False)
     for projection, head in zip((model.vision_proj, model.text_proj), heads, strict=True):
         projection.load_state_dict(head.state_dict())
     model.temp.data.copy_((-towers.logit_scale.detach()).exp().squeeze())
     if fusion_layers:
-        model.text_encoder.fusion.start(model.text_encoder.cls)
+        words.fusion.start(words.cls)
     begun = ("text_encoder.fusion.", "text_encoder.cls.", "itm_head.", "prd_head.", "mrtd_head.")
     new = (name for name, _ in model.named_parameters() if name.startswith(begun))
     return model.eval(), tokenizer, frozenset(new)
+
+
+def _load_towers(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model of two towers, and its tokenizer with a mask token."""
+    found, fault = read_config(name).model_type, ""
+    if found.startswith("siglip2"):
+        fault = "takes pictures of any shape (NaFlex): use a SigLIP 2 of fixed resolution"
+    elif "vision" in found:
+        fault = "has the vision tower alone: use the whole model, or --vision-model beside a BERT"
+    elif found not in WITHIN:
+        fault = "has the text tower alone: use the whole model"
+    if fault:
+        raise ModelError(f"'{name}' ({found}) {fault}")
+    tokenizer = load_tokenizer(name, mask=False)
+    towers, info = load_weights(AutoModel, name, dtype="float32")
+    refuse_missing(name, "the model of two towers", info)
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+        size = vocabulary_size(tokenizer)
+        add_rows(towers.text_model, {require_mask(tokenizer): ()}, size)
+    require_mask(tokenizer)
+    for role in ("pad_token_id", "bos_token_id", "eos_token_id"):  # configurations name others
+        setattr(towers.text_model.config, role, getattr(tokenizer, role))
+    return towers, tokenizer
 
 
 def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
@@ -248,9 +258,5 @@ def _load_vision(name: str) -> Any:
     for setting, value in family.unused_settings.items():
         setattr(config, setting, value)
     model, info = load_weights(AutoModel, name, config=config, dtype="float32", **family.arguments)
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"'{name}' lacks weights of its vision encoder ({missing[0]} and {len(missing) - 1} "
-            f"others); use a whole checkpoint"
-        )
+    refuse_missing(name, "the vision encoder", info)
     return model

@@ -189,7 +189,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         self.visual_encoder = VisionEncoder(config.vision_config)
         width = self.visual_encoder.width
         # Text alone, text with an image, and the masked language modelling head.
-        self.text_encoder: Any
+        self.text_encoder: TextFusionEncoder
         # Contrastive features, of the image and of the text.
         self.vision_proj: Any
         self.text_proj: Any
@@ -213,6 +213,12 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         if text.model_type == "siglip_text_model":
             self.logit_bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of word embeddings."""
+        towers = self.config.has_towers
+        name = "tower.embeddings.token_embedding" if towers else "bert.embeddings.word_embeddings"
+        return self.text_encoder.get_submodule(name)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, height, width) to (B, N, W)."""
@@ -238,8 +244,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
 
     def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
         """The keys and values that every text reading these images shares, layer by layer."""
-        keys: list[ImageKeys] = self.text_encoder.project_images(image_tokens)
-        return keys
+        return self.text_encoder.project_images(image_tokens)
 
     def forward(
         self,

@@ -280,17 +280,8 @@ class TextFusionEncoder(nn.Module):
         """The layers that look at the image."""
         return list(self.bert.encoder.layer[self.fusion_layer :])
 
-    @property
-    def word_embeddings(self) -> nn.Module:
-        """The table of word embeddings."""
-        table: nn.Module = self.bert.embeddings.word_embeddings
-        return table
-
-    def summarise(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def summarise(self, hidden: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
         """(R, L, D) of `encode_text` to (R, D), the class token's state."""
-        del attention_mask
         return hidden[:, 0]
 
     def encode_text(

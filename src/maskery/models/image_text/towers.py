@@ -121,12 +121,6 @@ class TextTower(TextFusionEncoder):
         """The fusion encoder, which looks at the image once; empty for a dual encoder."""
         return [self.fusion] if hasattr(self, "fusion") else []
 
-    @property
-    def word_embeddings(self) -> nn.Module:
-        """The table of word embeddings."""
-        table: nn.Module = self.tower.get_input_embeddings()
-        return table
-
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
@@ -144,11 +138,9 @@ class TextTower(TextFusionEncoder):
         states = self.tower(F.pad(input_ids, (0, missing), value=config.pad_token_id))[0]
         return states[:, :length].index_put(ends(input_ids, attention_mask), states[:, -1])
 
-    def summarise(
-        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def summarise(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(R, L, D) of `encode_text` to (R, D): the state of the end-of-text token."""
-        return hidden[ends(hidden, attention_mask)]
+        return hidden[ends(hidden, mask)]
 
     def _laid_out(
         self, attention_mask: torch.Tensor | None

@@ -99,6 +99,7 @@ def chosen(steps: str | None, folder: Path, kept: list[int]) -> tuple[int, int, 
     told = f"'{folder}' keeps checkpoints of {', '.join(map(str, kept)) or 'no step'}"
     if steps is None and len(kept) > 1:
         return kept[-2], kept[-2] + 1, kept[-1]
+    # So many digits fit into 64 bits; Python takes long over very many.
     found = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", steps or "")
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last:

@@ -1,7 +1,5 @@
 """Settings of runs on pairs and of person search, and presets; light to import."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

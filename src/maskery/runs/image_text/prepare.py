@@ -288,8 +288,8 @@ def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
     if names:
         raise ConfigError(
             f"'{config.start}' is a dual encoder, without fusion layers for "
-            f"{', '.join(sorted(names))}: add --fusion-layers 4, or train person search without "
-            f"them (--{min(names)}-weight 0 ...)"
+            f"{', '.join(sorted(names))}: add --fusion-layers 4, or in train person-search leave "
+            f"them out: {' '.join(f'--{name}-weight 0' for name in sorted(names))}"
         )
 
 

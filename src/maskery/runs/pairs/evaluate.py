@@ -1,11 +1,10 @@
 """Held-out figures of image-text models: what the picture adds, chosen words, replaced words."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Vocabulary
@@ -22,11 +21,10 @@ from maskery.evaluation.image_text.image_fill import (
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
-    FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
     compare,
-    judged_auc,
+    replaced_words_auc,
     summarise,
 )
 from maskery.evaluation.text.opening import require_same_tokenizer
@@ -74,30 +72,15 @@ def summarise_pairs(
         scores={condition: summarise(sums) for condition, sums in scored.items()},
         difference={condition: compare(right, sums) for condition, sums in others.items()},
         words=found,
-        mrtd_auc=None if task is None else mrtd_auc(task, held_out, model.device),
+        mrtd_auc=None
+        if task is None
+        else replaced_words_auc(task, map(_viewed, held_out), progress=1.0),
     )
 
 
-def mrtd_auc(
-    task: ImageTextTask, batches: Iterable[JudgedPairs], device: torch.device
-) -> float | None:
-    """Return the area under the ROC curve of replaced against original words.
-
-    The momentum twin fills frozen masks by sampling, as in training, and the model judges every
-    word that is not special. None without replaced token detection, and where all the twin's
-    samples are the original words, or none are: a twin that knows every word replaces nothing.
-    """
-    if "mrtd" not in task.loss_weights:
-        return None
-    task.model.eval()
-
-    def judge(batch: JudgedPairs) -> tuple[torch.Tensor, torch.Tensor]:
-        images = batch.images[batch.right]
-        viewed = ViewedPairs(image1=images, image2=images, text1=batch.text)
-        prepared = task.prepare(viewed, epoch=FROZEN_EPOCH, progress=1.0)
-        return task.judge(prepared.to(device))
-
-    return judged_auc(map(judge, batches))
+def _viewed(batch: JudgedPairs) -> ViewedPairs:
+    images = batch.images[batch.right]
+    return ViewedPairs(image1=images, image2=images, text1=batch.text)
 
 
 def accepted_ids(

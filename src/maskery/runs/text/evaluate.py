@@ -51,7 +51,7 @@ from maskery.runs.text.held_out import (
     HELD_OUT,
     WITH_HEAD,
     kept_scores,
-    replaced_words_auc,
+    text_auc,
 )
 from maskery.runs.text.prepare import prepare_text, text_parts
 from maskery.runs.text.run import train_text
@@ -259,7 +259,7 @@ def evaluate_model(
 def saved_task_auc(
     opened: OpenModel, config: TextRunConfig, batches: Iterable[TokenBatch]
 ) -> float | None:
-    """Return `replaced_words_auc` of a run's model, with the twin and the head beside it."""
+    """Return `text_auc` of a run's model, with the twin and the head beside it."""
     if not config.objectives.detects:
         return None
     plain = opened.model
@@ -267,7 +267,7 @@ def saved_task_auc(
     model = MaskedLanguageModel(plain.hf, packed=plain.packed, pad_token_id=plain.pad_token_id)
     task = make_text_task(text_parts(config, model, opened.tokenizer))
     load_extra(task, model, Path(resolve(opened.name)), needed=True)
-    return replaced_words_auc(task, batches)
+    return text_auc(task, batches)
 
 
 def run_samples(folder: Path) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
-    FROZEN_EPOCH,
     ExampleSums,
     MaskedScores,
     compare,
-    judged_auc,
+    replaced_words_auc,
     summarise,
 )
 from maskery.runs.frame.run_folder import write_bytes
@@ -160,20 +159,6 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
 
 
 @inference()
-def replaced_words_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
-    """Return the area under the ROC curve of replaced against original words on held-out text.
-
-    The twin fills frozen masks by sampling, as in training, and the model judges every token that
-    is not special. None without replaced token detection, and where nothing or all was replaced.
-    """
-    if "mrtd" not in task.loss_weights:
-        return None
-    from maskery.tasks.momentum_text import MomentumTextMLM
-
-    if not isinstance(task, MomentumTextMLM):
-        return None
-    task.model.eval()
-    task.twin.follow_device()
-    device = next(task.model.parameters()).device
-    prepared = (task.prepare(batch, epoch=FROZEN_EPOCH, progress=0.0) for batch in batches)
-    return judged_auc(task.judge(one.to(device)) for one in prepared)
+def text_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
+    """Return `replaced_words_auc` of a text task, computed as other held-out figures are."""
+    return replaced_words_auc(task, batches, progress=0.0)

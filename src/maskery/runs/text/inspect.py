@@ -223,6 +223,7 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
         speeds.append(sum(micro.num_tokens for micro in prepared) / seconds)
     rate = statistics.median(speeds[1:] or speeds)
     epochs = total / max(1, steps[0])
+    # At both ends, where the head has been trained alone, and every so often between.
     evaluations = 2 + (run.head_steps > 0) + (total - 1) // (training.eval_every or total)
     # Held-out batches come by length, so those at the ends are not like the others.
     held = list(run.held_out.in_order())

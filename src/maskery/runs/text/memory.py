@@ -1,7 +1,5 @@
 """Choose micro-batches by memory: as many tokens as leave room for what their gradients need."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import replace

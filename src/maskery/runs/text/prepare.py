@@ -138,7 +138,7 @@ def prepare_text(
         importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
     config = replace(config, head_first=head_first(config, loaded))
     layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
-    pad_token, micro = pad_token_id(data.tokenizer), config.training.micro_batch_tokens
+    pad_token, micro = int(data.tokenizer.pad_token_id or 0), config.training.micro_batch_tokens
     batching = Batching(
         template=Template.of(data.tokenizer),
         max_length=max_length,
@@ -272,7 +272,7 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
             )
         log.warning("batches are padded: the GPU's variable-length attention has no dropout")
         return "padded"
-    possible, reason = can_pack(loaded.model, pad_token_id(loaded.tokenizer))
+    possible, reason = can_pack(loaded.model, int(loaded.tokenizer.pad_token_id or 0))
     if possible:
         return "packed"
     if config.layout == "packed":
@@ -292,11 +292,6 @@ def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
             )
         return config.max_length
     return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills padded rows; any does, since it is never attended to."""
-    return int(tokenizer.pad_token_id or 0)
 
 
 def identity_of(

@@ -29,7 +29,7 @@ from maskery.runs.frame.run_frame import (
 )
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
-from maskery.runs.text.held_out import HeldOutText, Measured, replaced_words_auc
+from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
 from maskery.runs.text.prepare import TextRun, prepare_text
 from maskery.tasks.text_mlm import (
     TextParts,
@@ -199,7 +199,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
             keeps=bool(run.config.objectives.keep_weight),
             others={name: one.difference["loss"] for name, one in named.items()},
         ),
-        mrtd_auc=replaced_words_auc(task, run.held_out.in_order()),
+        mrtd_auc=text_auc(task, run.held_out.in_order()),
         summary=summary,
     )
     if is_main_process():
