@@ -296,7 +296,7 @@ def read_annotations(
     else:
         raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
     for split, path in files:
-        settings = AnnotationConfig(image_column=layout.image_key)
+        settings = AnnotationConfig(image_column=layout.image_key, person_column=layout.person_key)
         try:
             for record in layout.read(path, settings):
                 yield _checked(layout, replace(record, images=images), split)
@@ -348,10 +348,9 @@ def _checked(layout: Layout, record: Record, split: str | None) -> Record:
             f"{record.where}: the split is {brief(record.split)} in the file of {split}; move the "
             f"record to the file of its split"
         )
-    person, image = checked_person(record.person, record.where), picture_name(record)
-    person = image if layout.alone else person
+    person = checked_person(record.person, record.where)
     if person is None:
         raise DataError(
             f"{record.where}: no person is named; person search needs an id for each image"
         )
-    return replace(record, split=named, person=person, image=image)
+    return replace(record, split=named, person=person, image=picture_name(record))

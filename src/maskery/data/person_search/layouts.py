@@ -32,7 +32,8 @@ def keyed_records(path: Path, _: PairsConfig, *, flat: bool) -> Iterator[Record]
             if isinstance(value, dict):
                 captions = [value[key] for key in sorted(value) if key.startswith("caption")]
             image = PurePosixPath(name).name if flat else name
-            yield Record(image=image, caption=captions, where=f"{path}, {brief(name)}")
+            where = f"{path}, {brief(name)}"  # nobody is named, so each shows somebody else
+            yield Record(image=image, caption=captions, person=image, where=where)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Layout:
     splits: tuple[str, ...] = SPLITS  # Those it has
     images: str = "imgs"  # Where its pictures are, below the root
     read: Callable[[Path, PairsConfig], Iterator[Record]] = json_records
-    alone: bool = False  # True where nobody is named: each picture shows somebody else
+    person_key: str | None = None  # Key of the person; by default `id`
 
 
 # The releases of ICFG-PEDES differ in the name of the file; its folders `train/` and `test/` are
@@ -66,7 +67,7 @@ LAYOUTS: dict[DatasetName, Layout] = {
     "drawn-people": Layout("drawn people", ("reid_raw.json",)),
     "jsonl": Layout("lines with image, caption and person", LINES, "image", images=""),
     "synth-pedes": Layout("SYNTH-PEDES", SYNTH, splits=TRAIN, images=""),
-    "mals": Layout("MALS", ("gene_attrs/*.json",), "image", TRAIN, "", alone=True),
-    "luperson-mllm": Layout("LUPerson-MLLM", MLLM, "", TRAIN, "LUPerson-MLLM", FLAT, alone=True),
-    "webperson": Layout("WebPerson", ("*.json",), "", TRAIN, "images", NESTED, alone=True),
+    "mals": Layout("MALS", ("gene_attrs/*.json",), "image", TRAIN, "", person_key="image_id"),
+    "luperson-mllm": Layout("LUPerson-MLLM", MLLM, "file_path", TRAIN, "LUPerson-MLLM", FLAT),
+    "webperson": Layout("WebPerson", ("*.json",), "file_path", TRAIN, "images", NESTED),
 }
