@@ -92,7 +92,8 @@ def summary(taken: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def measure_searches(run: str, picture: Path, count: int, queries: int) -> dict[str, Any]:
-    """Whole searches with a run's model among vectors of its width."""
+    """Whole searches with a run's model among vectors of its width, in one thread."""
+    torch.set_num_threads(1)
     opened = open_for_retrieval(run)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
