@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from maskery.objectives.itc import (
     ALBEF_DIRECTIONS,
     RASA_DIRECTIONS,
+    Belief,
     Direction,
     Features,
     itc_loss,
-    trust,
+    shares_below,
 )
 
 B, K, E = 3, 4, 5
@@ -28,29 +29,50 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return grown / grown.sum(axis=1, keepdims=True)
 
 
-def believed(scores: np.ndarray, same: np.ndarray, doubt: float) -> np.ndarray:
-    """The share of others that are less alike, to the power of doubt, in plain loops."""
+def shares(scores: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """The share of others that are less alike, in plain loops."""
     found = np.ones(scores.shape)
     for row, column in np.ndindex(scores.shape):
         others = scores[row][~same[row]]
         if len(others):
-            found[row, column] = (others < scores[row, column]).mean() ** doubt
+            found[row, column] = (others < scores[row, column]).mean()
     return found
 
 
-def test_trust_is_the_share_of_others_that_are_less_alike() -> None:
+def test_shares_are_of_others_that_are_less_alike() -> None:
     scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     same = torch.randint(0, 3, (4, 30), generator=torch.Generator().manual_seed(1)) == 0
     same[3] = True  # nobody else to compare with
-    expected = believed(scores.numpy(), same.numpy(), 3.0)
-    found = trust(scores, same, 3.0)
-    torch.testing.assert_close(found[same], torch.tensor(expected[same.numpy()]).float())
-    assert found[0][same[0]].min() < 0.2
+    expected = torch.tensor(shares(scores.numpy(), same.numpy())).float()
+    torch.testing.assert_close(shares_below(scores, same)[same], expected[same])
 
 
-@pytest.mark.parametrize("doubt", [0.0, 2.0])
+@pytest.mark.parametrize(("prior", "power"), [(0.8, 80.0), (0.5, 20.0), (1.0, 5.0)])
+def test_belief_finds_the_mixture_that_shares_were_drawn_from(prior: float, power: float) -> None:
+    rng = np.random.default_rng(0)
+    count = round(20_000 * prior)
+    right, wrong = rng.random(count) ** (1 / power), rng.random(20_000 - count)
+    belief = Belief.fitted(torch.tensor(np.concatenate((right, wrong))))
+    assert belief.prior.item() == pytest.approx(prior, abs=0.03)
+    assert belief.power.item() == pytest.approx(power, rel=0.1)
+    # Bayes' rule, with the density of each kind.
+    share, found = 0.9, belief.of(torch.tensor(0.9, dtype=torch.float64)).item()
+    density = belief.prior.item() * belief.power.item() * share ** (belief.power.item() - 1)
+    assert found == pytest.approx(density / (density + 1 - belief.prior.item()), rel=1e-6)
+
+
+def test_a_twin_that_knows_nothing_believes_all_alike() -> None:
+    shares = torch.tensor(np.random.default_rng(0).random(1000))
+    believed = Belief.fitted(shares).of(shares)
+    assert believed.std().item() < 0.1
+    for empty in (torch.ones(0), torch.zeros(3), torch.ones(5)):
+        assert torch.isfinite(Belief.fitted(empty).of(torch.tensor([0.0, 0.5, 1.0]))).all()
+
+
+@pytest.mark.parametrize("doubts", [False, True])
 @pytest.mark.parametrize("directions", [ALBEF_DIRECTIONS, RASA_DIRECTIONS])
-def test_loss_is_the_formula(directions: tuple[Direction, ...], doubt: float) -> None:
+def test_loss_is_the_formula(directions: tuple[Direction, ...], doubts: bool) -> None:
+    belief = Belief(power=torch.tensor(2.0), prior=torch.tensor(0.7)) if doubts else None
     student = Features(image=unit(B, E, seed=0), text=unit(B, E, seed=1))
     teacher = Features(image=unit(B, E, seed=2), text=unit(B, E, seed=3))
     candidates = Features(
@@ -67,7 +89,7 @@ def test_loss_is_the_formula(directions: tuple[Direction, ...], doubt: float) ->
         temperature=torch.tensor(temperature),
         alpha=alpha,
         directions=directions,
-        doubt=doubt,
+        belief=belief,
     )
     same = IDS.numpy()[:, None] == CANDIDATES.numpy()[None, :]
     hard = same / same.sum(axis=1, keepdims=True)
@@ -77,8 +99,9 @@ def test_loss_is_the_formula(directions: tuple[Direction, ...], doubt: float) ->
         side, other = by_letter[direction[0]], by_letter[direction[2]]
         keys = getattr(candidates, other).double().numpy().T
         goal = softmax(getattr(teacher, side).double().numpy() @ keys / temperature)
-        trusted = hard * believed(goal, same, doubt)
-        goal = alpha * goal + (1 - alpha) * trusted
+        right = 0.7 * 2 * shares(goal, same)
+        trusted = right / (right + 0.3) if doubts else 1.0
+        goal = alpha * goal + (1 - alpha) * hard * trusted
         shown = softmax(getattr(student, side).double().numpy() @ keys / temperature)
         losses.append(-(goal * np.log(shown)).sum())
     assert contrast.loss_sum.item() == pytest.approx(np.mean(losses), rel=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from tiny_towers import save_towers
 
 from maskery.core.errors import ConfigError
-from maskery.objectives.batch import sdm_rows
+from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.models.image_text.build import build_from_towers
+from maskery.objectives.itc import Belief
 from maskery.objectives.terms import LossTerm, load_terms
+from maskery.runs.image_text.config import irra
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 
@@ -29,9 +33,9 @@ def softmax(scores: Array) -> Array:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-def sdm(scores: Array, same: Array) -> float:
+def sdm_rows(scores: Array, same: Array) -> Array:
     p, q = softmax(scores / 0.02), same / same.sum(1, keepdims=True)
-    return float((p * np.log(np.maximum(p, 1e-300) / (q + 1e-8))).sum(1).mean())
+    return np.asarray((p * np.log(np.maximum(p, 1e-300) / (q + 1e-8))).sum(1))
 
 
 def tal(scores: Array, same: Array) -> float:
@@ -53,7 +57,7 @@ def formulas(image: Array, text: Array, same: Array, temperature: float) -> dict
     nce = [-np.log(softmax(way / temperature)[own, own]).mean() for way in (scores, scores.T)]
     logits = (2 * same - 1) * (10 * scores - 10)
     return {
-        "sdm": sdm(scores, same) + sdm(scores.T, same.T),
+        "sdm": float((sdm_rows(scores, same) + sdm_rows(scores.T, same.T)).mean()),
         "tal": tal(scores, same) + tal(scores.T, same.T),
         "infonce": float(np.mean(nce)),
         "sigmoid": float(np.log1p(np.exp(-logits)).sum() / len(scores)),
@@ -72,9 +76,10 @@ def test_each_term_is_its_papers_formula() -> None:
     seen: dict[str, Array] = {}
 
     def look(step: Any) -> tuple[torch.Tensor, int]:
-        for side in ("image", "text"):
-            seen[side] = getattr(step.projected, side).detach().double().numpy()
-        return step.projected.image.sum(), 1
+        image = step.model.image_feature(step.image_tokens, unit=False)
+        text = step.model.text_feature(step.caption, step.caption_mask, unit=False)
+        seen.update(image=image.detach().double().numpy(), text=text.detach().double().numpy())
+        return image.sum(), 1
 
     alone = dict.fromkeys(("itc_weight", "itm_weight", "mlm_weight", "prd_weight"), 0.0)
     of = task(**alone, mrtd_weight=0.0, term=tuple(f"{name}=0.5" for name in NAMES))
@@ -100,33 +105,70 @@ def test_each_term_is_its_papers_formula() -> None:
         assert of.model.get_parameter(f"loss_terms.{name}").grad is not None
 
 
-def test_doubted_pairs_count_less_in_every_loss_of_pairs() -> None:
+def test_an_irra_step_is_the_sum_of_three_plain_losses(tmp_path: Path) -> None:
+    save_towers(tmp_path, "clip")
+    model, *_ = build_from_towers(str(tmp_path), fusion_layers=2, image_size=(16, 8))
+    objectives = irra(PersonSearchDataConfig(dataset="cuhk-pedes", root=tmp_path)).objectives
+    of: Any = ImageTextTask(model, objectives, pairs=PAIRS, **tiny.PARTS)
+    model.eval()
+    prepared = of.prepare(tiny.pairs(IDS, PERSONS), epoch=0, progress=0.5)
+    sums = of.loss_sums(prepared)
+    total = sum(
+        of.loss_weights[name] * value / prepared.counts[name] for name, value in sums.items()
+    )
+    losses, sides = [], []
+    for row in range(5):
+        picture, mask = prepared.image1[row : row + 1], prepared.text2.attention_mask[row]
+        text = prepared.text2.input_ids[row : row + 1, mask]
+        words, eyes = model.text_encoder.tower(text)[0], model.visual_encoder(picture)
+        sides.append((model.vision_proj(eyes[0, 0]), model.text_proj(words[0, -1])))
+        width = prepared.text1.input_ids.shape[1]
+        within = (prepared.mlm.positions // width) == row
+        places, targets = prepared.mlm.positions[within] % width, prepared.mlm.targets[within]
+        masked = prepared.mlm.input_ids[row : row + 1, prepared.text1.attention_mask[row]]
+        logits = model(picture, masked).logits[0, places]
+        losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+    features = [torch.stack(each).detach().double().numpy() for each in zip(*sides, strict=True)]
+    persons = np.array(PERSONS)
+    same = (persons[:, None] == persons[None]).astype(float)
+    classifier: Any = model.loss_terms["id"].classifier
+    weight = classifier.weight.detach().double().numpy()
+    right = [softmax(each @ weight.T)[np.arange(5), persons] for each in features]
+    expected = formulas(*features, same, 1.0)["sdm"] - float(np.log(right).mean())
+    assert total.item() == pytest.approx(expected + torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_doubted_pairs_count_less_in_every_loss_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
+    belief = Belief(power=torch.tensor(3.0), prior=torch.tensor(0.7))
+
+    def fitted(shares: torch.Tensor) -> Belief:
+        seen["shares"] = shares.numpy()
+        return belief
 
     def look(step: Any) -> tuple[torch.Tensor, int]:
         seen.update(trust=step.trust, step=step)
         return step.features.image.sum(), 1
 
-    of = task(term=("sdm",), doubt=3.0, doubt_warmup=0.5)
+    monkeypatch.setattr(Belief, "fitted", fitted)
+    of, plain = (task(term=("sdm",), doubt=doubt) for doubt in (True, False))
     of.own_terms.append(LossTerm.of(look))
-    prepared = of.prepare(tiny.pairs(IDS, PERSONS), epoch=0, progress=0.25)
-    assert prepared.doubt == 1.5
-    sums = of.loss_sums(prepared)
+    prepared = of.prepare(tiny.pairs(IDS, PERSONS), epoch=0, progress=0.1)
+    sums, before = of.loss_sums(prepared), plain.loss_sums(prepared)
     step, trust = seen["step"], seen["trust"].numpy()
-    persons, others = np.array(PERSONS), step.candidate_ids.numpy()
-    sides = {name: getattr(step.candidates, name).double().numpy() for name in ("image", "text")}
-    for row in range(5):
-        shares = []
-        for one, other in (("image", "text"), ("text", "image")):
-            scores = sides[one][row] @ sides[other].T
-            shares.append((scores[others != persons[row]] < scores[row]).mean())
-        assert trust[row] == pytest.approx(min(shares) ** 1.5, rel=1e-5)
-    image, text = (getattr(step.features, side).detach() for side in ("image", "text"))
-    same = torch.tensor(persons[:, None] == persons[None])
+    # What the twin finds: the share of other persons' pictures that fit a caption worse.
+    persons, scores = np.array(PERSONS), (step.teacher.text @ step.teacher.image.T).numpy()
+    others = persons[:, None] != persons[None]
+    shares = [(scores[i][others[i]] < scores[i, i]).mean() for i in range(5)]
+    np.testing.assert_allclose(seen["shares"], shares, rtol=1e-6)
+    right = 0.7 * 3 * np.square(shares)
+    np.testing.assert_allclose(trust, right / (right + 0.3), rtol=1e-5)
+    assert np.ptp(trust) > 0.1
+    image, text = (getattr(step.features, s).detach().double().numpy() for s in ("image", "text"))
+    same = (persons[:, None] == persons[None]).astype(float)
     rows = sdm_rows(image @ text.T, same) + sdm_rows(text @ image.T, same)
-    assert sums["sdm"].item() == pytest.approx(float((rows.numpy() * trust).sum()), rel=1e-5)
-    plain = task(term=("sdm",)).loss_sums(replace(prepared, doubt=0.0))
-    assert plain["itm"].item() > sums["itm"].item()
+    assert sums["sdm"].item() == pytest.approx(float((rows * trust).sum()), rel=1e-5)
+    assert before["itm"].item() > sums["itm"].item()
 
 
 def test_a_batch_of_one_person_has_nobody_to_be_told_from_and_finite_gradients() -> None:

@@ -26,7 +26,7 @@ PAIRS = SimpleNamespace(persons=np.arange(11).repeat(2), person_names=tuple("abc
 def one_step(rank: int, world_size: int, *, ddp: bool = False) -> dict[str, torch.Tensor]:
     """Two steps of one process on its share: sums, counts, gradients, queues and negatives."""
     # A queue that the batches do not fill evenly, so that its order counts.
-    config = PersonSearchConfig(queue_size=10, term=BATCH_TERMS, doubt=2.0)
+    config = PersonSearchConfig(queue_size=10, term=BATCH_TERMS, doubt=True)
     task = ImageTextTask(helper.model(), config, pairs=PAIRS, **helper.PARTS)
     model = task.model
     if ddp:

@@ -83,8 +83,8 @@ EXAMPLES = {
     "person-search": 'search {folder} --gallery PICTURES "a woman in a red coat"',
 }
 PRESET = """Settings to start from: small trains from scratch in minutes; rasa is RaSa as released;
-albef is ALBEF's pre-training objective."""
-Preset = Literal["small", "rasa", "albef"]
+albef is ALBEF's pre-training objective; irra, rde and clip start from a CLIP."""
+Preset = Literal["small", "rasa", "albef", "irra", "rde", "clip"]
 
 
 def repeat(arguments: Sequence[str]) -> Command:
@@ -199,7 +199,9 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
     if command.kind != "person-search":
         return None
     # The parser refuses other names.
-    found = re.search(r"(?:^|\s)--preset[=\s](rasa|albef)(?:\s|$)", " ".join(arguments))
+    found = re.search(
+        r"(?:^|\s)--preset[=\s](rasa|albef|irra|rde|clip)(?:\s|$)", " ".join(arguments)
+    )
     preset = found[1] if found else "small"
     return command(run=kind.load("preset")(preset, tyro.MISSING), preset=preset)
 

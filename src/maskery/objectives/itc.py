@@ -19,6 +19,7 @@ import torch.nn.functional as F
 Direction: TypeAlias = Literal["i2t", "t2i", "i2i", "t2t"]
 ALBEF_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
 RASA_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i", "i2i", "t2t")
+EM_STEPS = 20
 NAMES = {"i": "image", "t": "text"}
 
 
@@ -28,10 +29,6 @@ class Features:
 
     image: torch.Tensor  # (B, E)
     text: torch.Tensor  # (B, E)
-
-    def normalised(self) -> Features:
-        """Return features of any length as features of unit length."""
-        return Features(image=F.normalize(self.image, dim=-1), text=F.normalize(self.text, dim=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ def itc_loss(
     alpha: float,  # the weight of the teacher's similarities in the targets, in [0, 1]
     directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged; `i2t` asks images for texts
     crowd_size: int | None = None,  # G; by default B
-    doubt: float = 0.0,  # see `trust`
+    belief: Belief | None = None,  # In the captions of positives; None: all are right
 ) -> Contrast:
     """Contrast each student feature with the teacher's features of the batch and the queues."""
     # Each row's target is spread evenly over the candidates of the same identity.
@@ -68,7 +65,7 @@ def itc_loss(
         keys: torch.Tensor = getattr(candidates, asked_of)
         with torch.no_grad():
             taught = similarities(getattr(teacher, asked), keys, temperature)
-            trusted = hard * trust(taught, same, doubt) if doubt else hard
+            trusted = hard if belief is None else hard * belief.of(shares_below(taught, same > 0))
             # ALBEF, equation 6
             targets = alpha * F.softmax(taught, dim=1) + (1 - alpha) * trusted
         scores = similarities(getattr(student, asked), keys, temperature)
@@ -84,18 +81,45 @@ def itc_loss(
     )
 
 
-def trust(scores: torch.Tensor, same: torch.Tensor, doubt: float) -> torch.Tensor:
-    """Return (B, C) float32, in [0, 1]: how far each positive is believed.
+def shares_below(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Return the share of other identities' columns that each column exceeds: (B, C) in [0, 1].
 
-    It is the share of the other identities' columns that the twin's similarity (`scores`, (B, C))
-    to this one exceeds, to the power of `doubt`: of a caption that describes someone else it is
-    spread evenly over [0, 1], of one's own it is near 1. Where nobody else is there it is 1.
+    From (B, C) scores and (B, C) bool, True for the row's identity; 1 where nobody else is there.
     """
-    others = scores.masked_fill(same.bool(), float("inf")).sort(dim=1).values
+    others = scores.masked_fill(same, float("inf")).sort(dim=1).values
     below = torch.searchsorted(others, scores.contiguous())
-    num_others = (others < float("inf")).sum(dim=1, keepdim=True)
-    share = below.float() / num_others.clamp(min=1)
-    return torch.where(num_others > 0, share.clamp(max=1), 1.0) ** doubt
+    num_others = (~same).sum(dim=1, keepdim=True)
+    return torch.where(num_others > 0, below / num_others.clamp(min=1), 1.0).clamp(max=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """How likely a caption is its picture's, by the share of strangers that fit worse.
+
+    A mixture in place of the one of losses in RDE (Qin et al., CVPR 2024, consensus division): of a
+    wrong caption the share is spread evenly over [0, 1], of a right one it has the density
+    `power` * share ** (`power` - 1). A twin that knows nothing has a power near 1 and so believes
+    all captions alike.
+    """
+
+    power: torch.Tensor  # Scalar, at least 1
+    prior: torch.Tensor  # Scalar, the share of right captions
+
+    @classmethod
+    def fitted(cls, shares: torch.Tensor) -> Belief:
+        """Fit (N,) shares by expectation and maximisation, in float64."""
+        logarithms = shares.double().clamp(min=1 / (2 * max(len(shares), 1))).log()
+        belief = cls(power=logarithms.new_tensor(2.0), prior=logarithms.new_tensor(0.9))
+        for _ in range(EM_STEPS if len(shares) else 0):
+            right = belief.of(logarithms.exp())
+            power = right.sum() / -(right * logarithms).sum().clamp(max=-1e-9)
+            belief = cls(power=power.clamp(1, 1e4), prior=right.mean().clamp(min=0.1))
+        return belief
+
+    def of(self, shares: torch.Tensor) -> torch.Tensor:
+        """Return the probability of being right, of the shape of `shares`."""
+        right = self.prior * self.power * shares ** (self.power - 1)
+        return right / (right + 1 - self.prior).clamp(min=1e-9)
 
 
 def similarities(

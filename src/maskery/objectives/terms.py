@@ -61,30 +61,22 @@ TERMS: Mapping[str, Term] = {
         ("mrtd", "Replaced-token loss (MRTD)", ("mrtd_head",)),
     )
 }
-# Losses of a dual encoder's batch, loaded when they are named; by name, the label and the place.
-BATCH_TERMS: Mapping[str, tuple[str, str]] = {
-    name: (label, f"maskery.tasks.batch_terms:{term}")
-    for name, label, term in (
-        ("sdm", "Similarity distribution matching (SDM)", "sdm"),
-        ("tal", "Triplet alignment loss (TAL)", "tal"),
-        ("infonce", "Contrastive loss (InfoNCE)", "InfoNCE"),
-        ("sigmoid", "Sigmoid loss (SigLIP)", "Sigmoid"),
-        ("id", "Identity loss (ID)", "Identity"),
-    )
+# Labels of a dual encoder's losses, which are in `maskery.tasks.batch_terms`.
+BATCH_TERMS = {
+    "sdm": "Similarity distribution matching (SDM)",
+    "tal": "Triplet alignment loss (TAL)",
+    "infonce": "Contrastive loss (InfoNCE)",
+    "sigmoid": "Sigmoid loss (SigLIP)",
+    "id": "Identity loss (ID)",
 }
-LABELS = {name: term.label for name, term in TERMS.items()}
-LABELS |= {name: label for name, (label, _) in BATCH_TERMS.items()}
+LABELS = {name: term.label for name, term in TERMS.items()} | BATCH_TERMS
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.
 RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate"}
 RESERVED |= {"tokens_per_second", "waiting_time_share"}
 # `LossTerm.of` tells more exactly what does not fit.
-CHOICES: Registry[Any] = Registry(
-    "--term",
-    CONTRACT,
-    {**TERMS, **{name: place for name, (_, place) in BATCH_TERMS.items()}},
-    fits=lambda _: True,
-)
+PLACES = {name: f"maskery.tasks.batch_terms:{name.upper()}" for name in BATCH_TERMS}
+CHOICES: Registry[Any] = Registry("--term", CONTRACT, {**TERMS, **PLACES}, fits=lambda _: True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,14 @@
 """Loss terms of a dual encoder: features of the batch of all processes are compared both ways.
 
 They are loaded when `--term` names them, and are such terms as users write; see
-`maskery.objectives.terms`. The formulas are in `maskery.objectives.batch`.
+`maskery.objectives.terms`. All are float32.
 
 Shapes: B pairs of this process, G of all processes, E features.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskery.core.errors import ConfigError
-from maskery.objectives.batch import infonce_rows, sdm_rows, sigmoid_rows, tal_rows
 from maskery.objectives.itc import similarities
 from maskery.objectives.terms import PROJECTIONS, TEMPERATURE
 from maskery.tasks.loss_terms import TermInputs
 
+# From similarities (B, G) in [-1, 1] and (B, G) bool, True for the same person, to (B,) losses.
 Rows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def compared(step: TermInputs, rows: Rows, *, both_ways: bool = True) -> tuple[torch.Tensor, int]:
     """Ask images for the texts of all processes and, `both_ways`, texts for the images.
 
-    `rows` turns similarities (B, G) in [-1, 1] and (B, G) bool, True for the same person, into (B,)
-    losses. Returns their sum over both directions, and B: the papers' mean over the batch.
+    Returns the sum over both directions, and B: the papers' mean over the batch.
     """
     sides = [step.features.image, step.features.text]
     same = step.ids[:, None] == step.crowd.gather(step.ids)[None]
@@ -42,30 +40,64 @@ def compared(step: TermInputs, rows: Rows, *, both_ways: bool = True) -> tuple[t
     return total, len(same)
 
 
-def sdm(step: TermInputs) -> tuple[torch.Tensor, int]:
-    """Similarity distribution matching, at IRRA's fixed temperature of 0.02."""
-    return compared(step, sdm_rows)
+def sdm_rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Similarity distribution matching: IRRA (Jiang and Ye, CVPR 2023), section 3.3.
+
+    The divergence KL(p || q) of the softmax p at a temperature of 0.02 from q, spread evenly over
+    the same person's columns. The logarithm of q is kept finite as released.
+    """
+    logarithms = F.log_softmax(scores / 0.02, dim=1)
+    targets = same.float() / same.sum(dim=1, keepdim=True)
+    return (logarithms.exp() * (logarithms - torch.log(targets + 1e-8))).sum(dim=1)
 
 
-def tal(step: TermInputs) -> tuple[torch.Tensor, int]:
-    """RDE's triplet alignment loss, at its temperature of 0.015 and margin of 0.1."""
-    return compared(step, tal_rows)
+def tal_rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Triplet alignment loss: RDE (Qin et al., CVPR 2024).
+
+    Positives stay a margin of 0.1 above the soft maximum of all negatives, at a temperature of
+    0.015. They are weighted by their own softmax, through which, as released, no gradient flows.
+    """
+    logits = scores / 0.015
+    weights = F.softmax(logits.masked_fill(~same, float("-inf")), dim=1).detach()
+    # Finite where nobody else is in the batch, so that the gradient is 0 and no NaN.
+    others = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(dim=1)
+    return (0.1 - (weights * scores).sum(dim=1) + 0.015 * others).clamp(min=0)
 
 
-class InfoNCE:
-    """CLIP's contrastive loss, the mean of both ways; the model's temperature is learnt."""
+@dataclass(frozen=True, kw_only=True)
+class BothWays:
+    """A term of rows alone."""
+
+    name: str
+    rows: Rows
+
+    def __call__(self, step: TermInputs) -> tuple[torch.Tensor, int]:
+        """Return the sum of both ways, and B."""
+        return compared(step, self.rows)
+
+
+SDM, TAL = BothWays(name="sdm", rows=sdm_rows), BothWays(name="tal", rows=tal_rows)
+
+
+class INFONCE:
+    """CLIP's contrast (Radford et al., ICML 2021, figure 3), with the model's learnt temperature.
+
+    Another picture of the same person counts as wrong.
+    """
 
     name, heads = "infonce", (*PROJECTIONS, TEMPERATURE)
 
     def __call__(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return half the sum of both ways, and B."""
         own = F.one_hot(step.crowd.mine, sum(step.crowd.sizes)).bool()
-        total, count = compared(step, lambda s, _: infonce_rows(s / step.temperature, own))
+        total, count = compared(
+            step, lambda scores, _: -F.log_softmax(scores / step.temperature, dim=1)[own]
+        )
         return total / 2, count
 
 
-class Sigmoid(nn.Module):
-    """SigLIP's loss with its learnt temperature and bias.
+class SIGMOID(nn.Module):
+    """SigLIP's loss (Zhai et al., ICCV 2023, algorithm 1) with its learnt temperature and bias.
 
     Both start as those of a SigLIP model that training starts from, otherwise as in the paper: at
     10, and at -10, since nearly all pairs of a batch do not belong together.
@@ -82,18 +114,21 @@ class Sigmoid(nn.Module):
 
     def forward(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return the sum over all pairs of B images and G texts, and B."""
-        scale, bias = self.log_scale.exp(), self.bias
-        return compared(step, lambda s, same: sigmoid_rows(s * scale + bias, same), both_ways=False)
+
+        def rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+            logits = scores * self.log_scale.exp() + self.bias
+            return -F.logsigmoid(torch.where(same, logits, -logits)).sum(dim=1)
+
+        return compared(step, rows, both_ways=False)
 
 
-class Identity(nn.Module):
+class ID(nn.Module):
     """IRRA's instance loss: one classifier names the training person of either feature.
 
-    Zheng et al. (2017), as in IRRA's release: of features before they are made unit length, the
-    mean of both cross-entropies.
+    As in its release, of features before they are made unit length, the mean of both.
     """
 
-    name, heads = "id", PROJECTIONS
+    name = "id"
 
     def __init__(self, model: Any, pairs: Any) -> None:
         super().__init__()
@@ -108,9 +143,15 @@ class Identity(nn.Module):
 
     def forward(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return the sum over B pairs, and B."""
-        both = torch.stack((step.projected.image, step.projected.text))
+        model, text = step.model, (step.caption, step.caption_mask)
+        both = torch.stack(
+            (
+                model.image_feature(step.image_tokens, unit=False),
+                model.text_feature(*text, unit=False),
+            )
+        )
         with torch.autocast(both.device.type, enabled=False):
             logits = self.classifier(both.float())
-        image, text = (F.cross_entropy(each, step.ids, reduction="none") for each in logits)
+        seen, read = (F.cross_entropy(each, step.ids, reduction="none") for each in logits)
         # Whoever the caption is of, the picture is of its person.
-        return (image + text * step.trust).sum() / 2, len(step.ids)
+        return (seen + read * step.trust).sum() / 2, len(step.ids)

@@ -70,7 +70,6 @@ class PreparedPairs:
     alpha: float  # The weight of the soft labels at this point of the run
     num_tokens: int  # Real tokens in `text1`
     terms: frozenset[str]  # The loss terms that are on
-    doubt: float = 0.0  # How far pairs are doubted at this point of the run
     # With persons: (B,) int64, 1 where `text2` is another picture's caption.
     replaced: torch.Tensor | None = None
     # With persons: (2, B) float32, the randomness of the image and text negatives.

@@ -157,7 +157,6 @@ class ImageTextTask:
             mlm=mlm,
             mrtd=mrtd,
             alpha=self.config.alpha_at(progress),
-            doubt=self.config.doubt_at(progress),
             num_tokens=text1.num_tokens,
             terms=frozenset(self.loss_weights),
         )
@@ -247,6 +246,7 @@ class ImageTextTask:
         candidates = None
         if pair is not None:
             candidates = Candidates.of(twin, tokens, pair, prepared.ids, self.queues)
+            candidates = candidates.doubted() if self.config.doubt else candidates
         images = twin.project_images(tokens) if blocks else None
         fused = self.captions.fuse(twin, blocks, images)
         return self.captions.lesson(twin, fused, prepared), candidates
@@ -268,7 +268,10 @@ class ImageTextTask:
             fused = self.captions.fuse(model, blocks, model.project_images(tokens))
             return self.captions.sums(model, fused, prepared, lesson), None
         # No term that is on reads what is missing where the twin was not asked.
-        taught: Any = candidates or SimpleNamespace(own=None, everyone=None, ids=None)
+        all_right = prepared.ids.new_ones(len(prepared.ids), dtype=torch.float32)
+        taught: Any = candidates or SimpleNamespace(
+            own=None, everyone=None, ids=None, trust=all_right
+        )
         student = contrast = negatives = None
         if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
             student = Features(
@@ -287,11 +290,8 @@ class ImageTextTask:
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
-        believed = torch.ones(len(prepared.ids), device=tokens.device)
-        if candidates is not None:
-            believed = candidates.trust(prepared.ids, prepared.doubt)
         if negatives is not None:
-            sums["itm"] = itm_sum(model, fused, prepared, taught.crowd_ids, believed)
+            sums["itm"] = itm_sum(model, fused, prepared, taught)
         if "prd" in self.loss_weights and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in self.loss_weights:
@@ -307,7 +307,7 @@ class ImageTextTask:
             candidate_ids=taught.ids,
             temperature=model.temp,
             alpha=prepared.alpha,
-            trust=believed,
+            trust=taught.trust,
             by_use=fused,
             prepared=prepared,
             fuse=lambda: (  # matching has them already

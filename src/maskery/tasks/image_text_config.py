@@ -1,7 +1,5 @@
 """Settings of the image-text tasks; light to import, so that flags and help are made from them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
@@ -50,11 +48,9 @@ class ImageTextMLMConfig(Settings):
     """Dimension of the soft-label log-softmax; `sequence` is the released code's."""
     mrtd_sample_at: Literal["masked", "every"] = "masked"
     """Places of sampled replacements: masked words, or every token as RaSa was released."""
-    doubt: Annotated[float, Range(0, hint="try {flag} 10")] = 0.0
-    """Doubt captions that may be another person's: a pair counts by the share of others that the
-    twin finds less alike, to this power, once it is warmed up. 0: all pairs count alike."""
-    doubt_warmup: Share = 0.2
-    """The share of the run over which doubt rises from 0, for a twin that knows little yet."""
+    doubt: bool = False
+    """Doubt captions that may be another person's: in losses of whole pairs a caption counts by how
+    likely it is its picture's, as the twin finds them alike."""
     mlm_with_image: bool = True
     """Fill masked words with the picture's help; off to measure what the picture adds."""
     seed: Annotated[int, conf.Suppress, conf.Fixed, conf.arg(name="step-seed")] = 0
@@ -92,7 +88,6 @@ class ImageTextMLMConfig(Settings):
         """Return what decides the course of a run: the settings, plug-ins by their files' code."""
         # As runs of before these two settings wrote it down, where they are not used.
         unused = {name for name in ("term", "objective", "doubt") if not getattr(self, name)}
-        unused |= {"doubt_warmup"} if "doubt" in unused else set()
         described = {name: value for name, value in asdict(self).items() if name not in unused}
         if self.term:
             terms = map(split_weight, self.term)
@@ -101,16 +96,9 @@ class ImageTextMLMConfig(Settings):
 
     def alpha_at(self, progress: float) -> float:
         """Alpha after the share `progress` of the run, in [0, 1)."""
-        return _risen(self.alpha, progress, self.alpha_warmup)
-
-    def doubt_at(self, progress: float) -> float:
-        """Doubt after the share `progress` of the run, in [0, 1)."""
-        return _risen(self.doubt, progress, self.doubt_warmup)
-
-
-def _risen(value: float, progress: float, warmup: float) -> float:
-    """Return a value that rises from 0 over a share of the run."""
-    return value if progress >= warmup else value * progress / warmup
+        if progress >= self.alpha_warmup:
+            return self.alpha
+        return self.alpha * progress / self.alpha_warmup
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeAlias
 
@@ -22,15 +22,24 @@ from maskery.core.errors import PluginError, reason_of
 from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
-from maskery.models.momentum import FeatureQueue
+from maskery.models.momentum import NOBODY, FeatureQueue
 from maskery.objectives import itm
-from maskery.objectives.itc import Contrast, Direction, Features, itc_loss, similarities, trust
+from maskery.objectives.itc import (
+    Belief,
+    Contrast,
+    Direction,
+    Features,
+    itc_loss,
+    similarities,
+)
 from maskery.objectives.terms import CHOICES, HEADS, LossTerm, Term, belongs
 from maskery.tasks.caption_steps import Block, PreparedPairs
 
 # Where terms with parameters stand in the model, so that they are trained, spread over processes
 # and checkpointed with it.
 ATTRIBUTE = "loss_terms"
+# So many pairs are enough to fit the two numbers of a `Belief` to.
+FITTED = 1024
 # (B,) int64 each: the image drawn for each text and the text drawn for each image, as indices into
 # the crowd.
 Negatives: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -45,6 +54,8 @@ class Candidates:
     crowd_ids: torch.Tensor  # (G,) int64
     everyone: Features  # (C, E) each
     ids: torch.Tensor  # (C,) int64
+    trust: torch.Tensor  # (B,) in [0, 1]: how far each caption is believed to be its picture's
+    belief: Belief | None = None  # None: all captions are believed
 
     @classmethod
     def of(
@@ -68,8 +79,10 @@ class Candidates:
             image = torch.cat((image, images.features))
             text = torch.cat((text, texts.features))
             everyones = torch.cat((crowd_ids, images.ids))
-        everyone = Features(image=image, text=text)
-        return cls(own=own, crowd=crowd, crowd_ids=crowd_ids, everyone=everyone, ids=everyones)
+        everyone, trust = Features(image=image, text=text), torch.ones(len(ids), device=ids.device)
+        return cls(
+            own=own, crowd=crowd, crowd_ids=crowd_ids, everyone=everyone, ids=everyones, trust=trust
+        )
 
     def enqueue(self, queues: Mapping[str, FeatureQueue]) -> None:
         """Let the queues, where there are any, take in the pairs of all processes."""
@@ -95,18 +108,21 @@ class Candidates:
             alpha=prepared.alpha,
             directions=directions,
             crowd_size=len(self.crowd_ids),
-            doubt=prepared.doubt,
+            belief=self.belief,
         )
 
-    def trust(self, ids: torch.Tensor, doubt: float) -> torch.Tensor:
-        """Return (B,) float32, in [0, 1]: how far each caption is believed to be its picture's."""
-        if not doubt:
-            return torch.ones(len(ids), device=ids.device)
-        same, own = ids.unsqueeze(1) == self.ids.unsqueeze(0), self.crowd.mine.unsqueeze(1)
-        one = torch.ones((), device=ids.device)
-        ways = ((self.own.image, self.everyone.text), (self.own.text, self.everyone.image))
-        believed = [trust(similarities(a, b, one), same, doubt).gather(1, own) for a, b in ways]
-        return torch.minimum(*believed).squeeze(1)
+    def doubted(self) -> Candidates:
+        """Return the same with the belief in captions that fits those of the crowd and queues."""
+        known = (self.ids != NOBODY).nonzero().squeeze(1)[: max(FITTED, len(self.crowd_ids))]
+        image, text, ids = (
+            each[known] for each in (self.everyone.image, self.everyone.text, self.ids)
+        )
+        scores = similarities(text, image, text.new_ones(()))
+        others = ids[:, None] != ids[None]
+        worse = others & (scores < scores.diagonal()[:, None])  # faster than to sort for all
+        shares = worse.sum(dim=1) / others.sum(dim=1).clamp(min=1)
+        belief = Belief.fitted(shares)
+        return replace(self, belief=belief, trust=belief.of(shares[self.crowd.mine]).float())
 
     def draw(self, contrast: Contrast, prepared: PreparedPairs) -> Negatives:
         """Take the hard negatives handed in, or draw them by similarity among other persons."""
@@ -149,14 +165,13 @@ def itm_sum(
     model: ImageTextModel,
     fused: Mapping[str, torch.Tensor],  # (B, L, D) each
     prepared: PreparedPairs,
-    crowd_ids: torch.Tensor,  # (G,) int64
-    believed: torch.Tensor,  # (B,) in [0, 1], the weight of each match
+    candidates: Candidates,
 ) -> torch.Tensor:
     """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
     parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
     judged = torch.cat(parts)
-    possible = itm.has_negative(prepared.ids, crowd_ids)
-    weights = torch.cat((believed, possible, possible))
+    possible = itm.has_negative(prepared.ids, candidates.crowd_ids)
+    weights = torch.cat((candidates.trust, possible, possible))
     # 1 for matching pairs, then 0 for both kinds of negatives.
     labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
     return itm.itm_loss_sum(model.itm_head(judged), labels, weights)
@@ -188,14 +203,9 @@ class TermInputs:
     @cached_property
     def features(self) -> Features:
         """Contrastive features of both sides, (B, E) each of unit length, with gradients."""
-        return self.student or self.projected.normalised()
-
-    @cached_property
-    def projected(self) -> Features:
-        """The same before they are made unit length."""
-        return Features(
-            image=self.model.image_feature(self.image_tokens, unit=False),
-            text=self.model.text_feature(self.caption, self.caption_mask, unit=False),
+        return self.student or Features(
+            image=self.model.image_feature(self.image_tokens),
+            text=self.model.text_feature(self.caption, self.caption_mask),
         )
 
     @cached_property

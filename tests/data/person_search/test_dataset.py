@@ -349,11 +349,14 @@ def test_a_noise_file_exchanges_training_captions_in_the_order_of_the_annotation
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (np.arange(3), "has the shape (3,) of int64, and there are 16 training captions"),
+        (np.arange(3), "has the shape (3,) of int64: it must hold a number from 0 to 15 for each"),
         (np.zeros(16), "has the shape (16,) of float64"),
-        (np.arange(1, 17), "has numbers from 1 to 16: they must be from 0 to 15"),
-        (None, "is no .npy array that can be read"),
-        (b"not an array", "is no .npy array that can be read"),
+        (
+            np.arange(1, 17),
+            "it must hold a number from 0 to 15 for each of the 16 training captions",
+        ),
+        (None, "is no .npy that can be read"),
+        (b"not an array", "is no .npy that can be read"),
     ],
 )
 def test_a_noise_file_of_something_else_is_told_in_one_line(

@@ -119,7 +119,7 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(
 ) -> None:
     cut = config_of(root, tmp_path / "cut", checkpoint_every=3, eval_every=2)
     # Trust in pairs follows from the twin and the queues, and a term's classifier is saved, too.
-    more = replace(cut.objectives, doubt=4.0, term=("sdm=0.5", "id=0.5"))
+    more = replace(cut.objectives, doubt=True, term=("sdm=0.5", "id=0.5"))
     cut = replace(cut, objectives=more)
     die_before(8, train_person_search, cut, monkeypatch)
     with pytest.raises(CheckpointError, match="in use"):
@@ -207,8 +207,16 @@ def test_presets_are_the_released_settings(tmp_path: Path) -> None:
     assert rasa.training.head_learning_rate == 1e-4
     assert albef.objectives.weights == {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
     assert not albef.objectives.within_modality
-    with pytest.raises(ConfigError, match=r"convert ALBEF\.pth"):
-        train_person_search(rasa, progress=False)
+    irra, rde, clip = (PRESETS[name](data) for name in ("irra", "rde", "clip"))
+    assert (irra.objectives.weights, irra.objectives.term) == ({"mlm": 1.0}, ("sdm", "id"))
+    assert (rde.objectives.term, rde.objectives.doubt) == (("tal",), True)
+    assert (clip.objectives.term, clip.objectives.weights) == (("infonce",), {})
+    assert [run.fusion_layers for run in (irra, rde, clip)] == [4, 0, 0]
+    assert (irra.view.height, irra.view.width, irra.training.batch_pairs) == (384, 128, 64)
+    assert (irra.training.epochs, irra.training.learning_rate) == (60, 1e-5)
+    for preset in (rasa, irra):
+        with pytest.raises(ConfigError, match=r"convert ALBEF\.pth writes, or a CLIP"):
+            train_person_search(preset, progress=False)
     assert PRESETS["small"](data).model.startswith("scratch:")
 
 

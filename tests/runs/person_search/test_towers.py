@@ -105,6 +105,22 @@ def test_a_dual_encoder_trains_evaluates_and_searches(
     assert int(encode_query(opened, "blue").input_ids[-1]) == opened.tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("preset", "terms"),
+    [("irra", {"sdm", "mlm", "tal"}), ("rde", {"tal"}), ("clip", {"infonce", "tal"})],
+)
+def test_presets_of_two_towers_train_with_terms_on_and_off(
+    preset: str, terms: set[str], root: Path, clip: Path, tmp_path: Path
+) -> None:
+    data = ["--dataset", "cuhk-pedes", "--root", str(root), "--preset", preset]
+    small = ["--model", str(clip), "--height", "16", "--width", "16", "--batch-pairs", "8"]
+    terms_too = ["--max-steps", "1", "--term", "id=0", "--term", "tal=0.5", "--output"]
+    assert main(["train", "person-search", *data, *small, *terms_too, str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    (step,) = (row for row in rows if row["kind"] == "train")
+    assert step.keys() & {"infonce", "sdm", "tal", "sigmoid", "id", "mlm", "itc", "itm"} == terms
+
+
 def test_a_clip_is_searched_as_it_is(
     root: Path, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,21 +22,15 @@ def exchanged(records: Sequence[Record], path: Path) -> tuple[list[Record], str]
     ]
     captions = [caption for r in listed if r.split == "train" for caption in r.caption]
     try:
-        index = np.load(path)
+        index, count = np.asarray(np.load(path)), len(captions)
     except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the noise file '{path}' is no .npy that can be read: {error}") from error
+    is_whole = index.shape == (count,) and index.dtype.kind in "iu"
+    if not is_whole or (count and not 0 <= index.min() <= index.max() < count):
         raise DataError(
-            f"the noise file '{path}' is no .npy array that can be read: {error}"
-        ) from error
-    if index.shape != (len(captions),) or index.dtype.kind not in "iu":
-        raise DataError(
-            f"the noise file '{path}' has the shape {index.shape} of {index.dtype}, and there are "
-            f"{len(captions):,} training captions: it must hold a whole number for each; name the "
+            f"the noise file '{path}' has the shape {index.shape} of {index.dtype}: it must hold a "
+            f"number from 0 to {count - 1} for each of the {count:,} training captions; name the "
             f"file that was made for this dataset"
-        )
-    if len(index) and not 0 <= index.min() <= index.max() < len(captions):
-        raise DataError(
-            f"the noise file '{path}' has numbers from {index.min()} to {index.max()}: they must "
-            f"be from 0 to {len(captions) - 1}, which the training captions have"
         )
     given = iter([captions[i] for i in index.tolist()])
     moved = int((index != np.arange(len(index))).sum())

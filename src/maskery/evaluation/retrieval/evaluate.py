@@ -7,8 +7,6 @@ the k keeps its contrastive order here; the released code leaves it in no partic
 Shapes: T texts, I images, K = min(rerank, I) candidates, G right images of a text.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

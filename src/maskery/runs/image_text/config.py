@@ -15,11 +15,13 @@ from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.config import ModelRetrieval, RetrievalConfig
 from maskery.masking.config import MaskingConfig
 from maskery.models.image_text.sizes import ImageTextSizes
+from maskery.objectives.terms import TERMS
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.training.config import BaseTrainingConfig
 
-PresetName = Literal["small", "rasa", "albef"]
+PresetName = Literal["small", "rasa", "albef", "irra", "rde", "clip"]
 SCRATCH = "scratch:"
+IRRA_EPOCHS = 60
 NO_MODEL = ""  # In presets of large models, whose start the user must name
 EPOCHS = 30
 # Stands for the colours and garments of drawn people in --score-words.
@@ -189,7 +191,7 @@ class PersonSearchRunConfig(ImageTextRunConfig):
         if self.text_model is None and not self.model:
             raise ConfigError(
                 "no model is named to start from: give --model the folder that maskery convert "
-                "ALBEF.pth writes, or --text-model and --vision-model"
+                "ALBEF.pth writes, or a CLIP; or give --text-model and --vision-model"
             )
 
 
@@ -227,6 +229,45 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     return replace(run, weak_pair_probability=0.0, objectives=objectives)
 
 
+def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
+    """CLIP's own loss, trained as IRRA's baseline (Jiang and Ye, CVPR 2023; `run_irra.sh`)."""
+    off: dict[str, Any] = dict.fromkeys((term.flag for term in TERMS.values()), 0.0)
+    return PersonSearchRunConfig(
+        data=replace(data, clean_captions=False),
+        model=NO_MODEL,  # ViT-B/16 of CLIP
+        weak_pair_probability=0.0,
+        view=ViewConfig(
+            height=384, width=128, pad=10, erase_probability=0.5, erase_scale=(0.02, 0.4)
+        ),
+        objectives=PersonSearchConfig(**off, term=("infonce",), alpha=0.0, queue_size=1),
+        retrieval=RetrievalConfig(rerank=0),
+        training=PairsTrainingConfig(
+            epochs=IRRA_EPOCHS,
+            learning_rate=1e-5,
+            head_learning_rate=5e-5,
+            weight_decay=4e-5,
+            warmup_share=5 / IRRA_EPOCHS,
+            lr_schedule="cosine",
+            clip_norm=0.0,
+        ),
+    )
+
+
+def irra(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
+    """IRRA: identities, and masked words under four fusion layers, beside SDM."""
+    run = clip(data)
+    objectives = replace(run.objectives, term=("sdm", "id"), mlm_weight=1.0)
+    return replace(run, fusion_layers=4, objectives=objectives)
+
+
+def rde(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
+    """RDE's loss (Qin et al., CVPR 2024) of global features, with doubt in captions."""
+    run = clip(data)
+    # The queue is what a caption's share of strangers is counted in.
+    objectives = replace(run.objectives, term=("tal",), doubt=True, queue_size=1024)
+    return replace(run, objectives=objectives)
+
+
 def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """A model from scratch on small pictures, for two cores and minutes."""
     return PersonSearchRunConfig(
@@ -257,6 +298,9 @@ PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConf
     "small": small,
     "rasa": rasa,
     "albef": albef,
+    "irra": irra,
+    "rde": rde,
+    "clip": clip,
 }
 
 
