@@ -67,6 +67,7 @@ class PairsTrainingConfig(BaseTrainingConfig):
 class ImageTextRunConfig(VocabularyConfig):
     """Settings that every image-text run has; see `PairsRunConfig`, `PersonSearchRunConfig`."""
 
+    kind: ClassVar[str]
     # Heads that learn at the rate of new ones although a checkpoint may have them.
     NEW_HEADS: ClassVar[tuple[str, ...]] = ()
 
