@@ -3,11 +3,17 @@
     python benchmarks/gallery_search.py
     python benchmarks/gallery_search.py --usearch             # beside USearch's exact scan
     python benchmarks/gallery_search.py --count 100000 --graph    # beside its HNSW graph
+    python benchmarks/gallery_search.py --count 100000 --run RUN --picture FILE    # whole searches
 
 Vectors of unit length are generated around centres, as features of persons lie around their
 persons; queries are drawn around the same centres. They are written as float16 to a file, which is
 memory-mapped and scanned as `maskery search` does. Recall is the share of the true ten nearest, by
 float32 products of the vectors before they were rounded, that is found.
+
+With a run, whole searches are timed as well, among as many vectors of its width, the index open: by
+words, by the picture, and by both, the model's passes over the query and reading the picture
+included. `processor_ms` is the time that all threads computed together, which other programs on the
+machine hardly change.
 
 Shapes: I vectors, E features, Q queries.
 """
@@ -26,7 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskery.evaluation.retrieval.search import nearest
+from maskery.evaluation.retrieval.search import Changes, Gallery, nearest, search
+from maskery.runs.person_search.evaluate import open_for_retrieval
 
 CENTRES, SPREAD, BLOCK = 50_000, 0.7, 50_000
 TOP, CALLS = 10, 21
@@ -62,24 +69,55 @@ def generate(path: Path, count: int, width: int, queries: int) -> tuple[np.ndarr
     return asked, indices
 
 
-def timed(action: Callable[[int], Any], count: int) -> list[float]:
-    """Milliseconds of each of some calls."""
-    seconds = []
+def timed(action: Callable[[int], Any], count: int) -> list[tuple[float, float]]:
+    """Milliseconds of each of some calls, on the clock and of the processor."""
+    taken = []
     for number in range(count):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         action(number)
-        seconds.append(1000 * (time.perf_counter() - started))
-    return seconds
+        ended = time.perf_counter() - started, time.process_time() - used
+        taken.append((1000 * ended[0], 1000 * ended[1]))
+    return taken
 
 
-def summary(milliseconds: list[float]) -> dict[str, float]:
+def summary(taken: list[tuple[float, float]]) -> dict[str, float]:
     """The first call, the median and the slowest of the others."""
-    later = milliseconds[1:]
+    later, used = ([one[kind] for one in taken[1:]] for kind in (0, 1))
     return {
-        "first_ms": round(milliseconds[0], 1),
+        "first_ms": round(taken[0][0], 1),
         "median_ms": round(statistics.median(later), 1),
         "slowest_ms": round(max(later), 1),
+        "processor_ms": round(statistics.median(used), 1),
     }
+
+
+def measure_searches(run: str, picture: Path, count: int, queries: int) -> dict[str, Any]:
+    """Whole searches with a run's model among vectors of its width, in one thread."""
+    torch.set_num_threads(1)
+    opened = open_for_retrieval(run)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.npy"
+        generate(path, count, int(opened.model.config.embed_dim), queries)
+        gallery = Gallery(
+            folder=Path(folder),
+            matrix=np.load(path, mmap_mode="c"),
+            paths=[f"{number}.jpg" for number in range(count)],
+            changes=Changes(read=0, encoded=0, removed=0),
+            troubles=[],
+        )
+        words, asked = "a woman in a red coat", {"words": {}, "picture": {"like": picture}}
+        asked["both"] = asked["picture"]
+        return {
+            kind: summary(
+                timed(
+                    lambda _, kind=kind, how=how: search(
+                        opened, gallery, () if kind == "picture" else words, rerank=0, **how
+                    ),
+                    CALLS,
+                )
+            )
+            for kind, how in asked.items()
+        }
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -155,11 +193,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--usearch", action="store_true", help="USearch's exact scan too")
     parser.add_argument("--graph", action="store_true", help="build USearch's graph too")
+    parser.add_argument("--run", help="a run or model whose whole searches are timed")
+    parser.add_argument("--picture", type=Path, help="a picture to search by, with --run")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = [
         measure(arguments.count, width, arguments.queries, arguments) for width in arguments.width
     ]
+    if arguments.run:
+        whole = measure_searches(arguments.run, arguments.picture, arguments.count, 1)
+        rows.append({"vectors": arguments.count, **whole})
     print(json.dumps(rows, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))

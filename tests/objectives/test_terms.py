@@ -77,7 +77,7 @@ def test_paths_with_weights_are_made_absolute() -> None:
 
 BAD = {
     "value = 3": "value: found a int that is no such thing",
-    "class value:\n    def __init__(self, a, b, c): ...": "it cannot be made: TypeError",
+    "class value:\n    def __init__(self, a, b, c): ...": "making it fails: TypeError",
     "def value(step): ...\nvalue.name = 'loss'": "'loss' is taken",
     "def value(step): ...\nvalue.name = 'two words'": "no single word",
     "def value(step): ...\nvalue.heads = ['nose']": "not among vision_proj",

@@ -55,7 +55,7 @@ def formulas(image: Array, text: Array, same: Array, temperature: float) -> dict
     scores = units[0] @ units[1].T
     own = np.arange(len(scores))
     nce = [-np.log(softmax(way / temperature)[own, own]).mean() for way in (scores, scores.T)]
-    logits = (2 * same - 1) * (10 * scores - 10)
+    logits = (2 * same - 1) * (scores / temperature - 10)
     return {
         "sdm": float((sdm_rows(scores, same) + sdm_rows(scores.T, same.T)).mean()),
         "tal": tal(scores, same) + tal(scores.T, same.T),
@@ -101,7 +101,7 @@ def test_each_term_is_its_papers_formula() -> None:
         assert sums[name].item() / 5 == pytest.approx(value, abs=1e-6, rel=1e-6), name
     sum(sums[name] for name in NAMES).backward()
     assert of.model.temp.grad is not None  # of InfoNCE
-    for name in ("sigmoid.log_scale", "sigmoid.bias", "id.classifier.weight"):
+    for name in ("sigmoid.bias", "id.classifier.weight"):
         assert of.model.get_parameter(f"loss_terms.{name}").grad is not None
 
 
@@ -180,9 +180,7 @@ def test_a_batch_of_one_person_has_nobody_to_be_told_from_and_finite_gradients()
 
 
 def test_sigmoid_starts_as_the_siglip_model_that_training_starts_from() -> None:
-    start = SimpleNamespace(temp=torch.tensor(1 / 112.0), logit_bias=torch.tensor(-16.5))
-    (term,) = load_terms(["sigmoid"], [], start)
-    assert term.compute.log_scale.exp().item() == pytest.approx(112)
+    (term,) = load_terms(["sigmoid"], [], SimpleNamespace(logit_bias=torch.tensor(-16.5)))
     assert term.compute.bias.item() == -16.5
 
 

@@ -9,7 +9,7 @@ import tyro
 
 from maskery.cli.flags import flags_of, sizes_of, split_arguments
 from maskery.cli.main import HELP, Command, parse, set_up_logging
-from maskery.cli.output import as_text, as_texts, figures_csv, prepare_output
+from maskery.cli.output import as_text, as_texts, check_ending, figures_csv, prepare_output
 from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
@@ -245,10 +245,8 @@ class EvaluateSearch(Way):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, endings in (("ranks", (".jsonl", ".csv")), ("features", (".safetensors",))):
-            path: Path | None = getattr(self, flag)
-            if path is not None and path.suffix not in endings:
-                raise ConfigError(f"--{flag} is '{path}'; end it with {' or '.join(endings)}")
+        check_ending(self.ranks, "--ranks", ".jsonl", ".csv")
+        check_ending(self.features, "--features", ".safetensors")
         given = {name for name, value in vars(self).items() if value and name != "pairs"}
         given |= self.overrides.of("root", "images").keys()
         given -= {"held_out"} if self.held_out == "test" else set()

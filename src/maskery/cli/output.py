@@ -81,10 +81,10 @@ def prepare_output(path: Path, flag: str) -> None:
             path.unlink()
 
 
-def check_png(path: Path, flag: str) -> None:
-    """Refuse a picture's file with another ending."""
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"{flag} is '{path}': it is written as PNG; end it with .png")
+def check_ending(path: Path | None, flag: str, *endings: str) -> None:
+    """Refuse a file that would be written, if one is named, with another ending."""
+    if path is not None and path.suffix.lower() not in endings:
+        raise ConfigError(f"{flag} is '{path}': end it with {' or '.join(endings)}")
 
 
 def shown(path: Path) -> str:

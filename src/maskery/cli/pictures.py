@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import check_png, percent, prepare_output, shown, table
+from maskery.cli.output import check_ending, percent, prepare_output, shown, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
@@ -71,8 +71,7 @@ class Search(Command):
                 f"one of them"
             )
         super().__post_init__()
-        if self.sheet is not None:
-            check_png(self.sheet, "--sheet")
+        check_ending(self.sheet, "--sheet", ".png")
 
     def execute(self) -> None:
         """Index the folder, search it, and draw the sheet."""
@@ -190,7 +189,7 @@ class Explain(Command):
         super().__post_init__()
         if not self.caption.strip():
             raise ConfigError('the caption is empty: describe the picture, as "a red coat"')
-        check_png(self.output, "--output")
+        check_ending(self.output, "--output", ".png")
 
     def execute(self) -> None:
         """Write the strip, and print the places."""

@@ -1,7 +1,5 @@
 """The masking settings: policy, rate, schedule and corruption shares; light to import."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -26,7 +24,7 @@ CONTRACT = (
     "maskable tokens, or a callable that makes one from the tokenizer"
 )
 # Named by their modules, so that a configuration is read without NumPy.
-POLICIES: Registry[Policy | PolicyMaker] = Registry(
+POLICIES: "Registry[Policy | PolicyMaker]" = Registry(
     "--policy",
     CONTRACT,
     {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 Direction: TypeAlias = Literal["i2t", "t2i", "i2i", "t2t"]
 ALBEF_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
 RASA_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i", "i2i", "t2t")
-EM_STEPS = 20
 NAMES = {"i": "image", "t": "text"}
 
 
@@ -92,8 +91,7 @@ def shares_below(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     return torch.where(num_others > 0, below / num_others.clamp(min=1), 1.0).clamp(max=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Belief:
+class Belief(NamedTuple):
     """How likely a caption is its picture's, by the share of strangers that fit worse.
 
     A mixture in place of the one of losses in RDE (Qin et al., CVPR 2024, consensus division): of a
@@ -108,12 +106,12 @@ class Belief:
     @classmethod
     def fitted(cls, shares: torch.Tensor) -> Belief:
         """Fit (N,) shares by expectation and maximisation, in float64."""
-        logarithms = shares.double().clamp(min=1 / (2 * max(len(shares), 1))).log()
-        belief = cls(power=logarithms.new_tensor(2.0), prior=logarithms.new_tensor(0.9))
-        for _ in range(EM_STEPS if len(shares) else 0):
+        logarithms = shares.double().clamp(min=1 / (2 * len(shares))).log()
+        belief = cls(logarithms.new_tensor(2.0), logarithms.new_tensor(0.9))
+        for _ in range(20):
             right = belief.of(logarithms.exp())
             power = right.sum() / -(right * logarithms).sum().clamp(max=-1e-9)
-            belief = cls(power=power.clamp(1, 1e4), prior=right.mean().clamp(min=0.1))
+            belief = cls(power.clamp(1, 1e4), right.mean().clamp(min=0.1))
         return belief
 
     def of(self, shares: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskery.core.errors import ConfigError, MaskeryError, PluginError, reason_of
+from maskery.core.errors import ConfigError, PluginError
 from maskery.core.registry import Registry, anchored_choice, split_weight
 
 # The contrast's learnt temperature is trained with the projections, but comparing needs it not.
@@ -61,15 +61,8 @@ TERMS: Mapping[str, Term] = {
         ("mrtd", "Replaced-token loss (MRTD)", ("mrtd_head",)),
     )
 }
-# Labels of a dual encoder's losses, which are in `maskery.tasks.batch_terms`.
-BATCH_TERMS = {
-    "sdm": "Similarity distribution matching (SDM)",
-    "tal": "Triplet alignment loss (TAL)",
-    "infonce": "Contrastive loss (InfoNCE)",
-    "sigmoid": "Sigmoid loss (SigLIP)",
-    "id": "Identity loss (ID)",
-}
-LABELS = {name: term.label for name, term in TERMS.items()} | BATCH_TERMS
+# A dual encoder's losses, loaded when they are named.
+BATCH_TERMS = ("sdm", "tal", "infonce", "sigmoid", "id")
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.
 RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate"}
@@ -202,13 +195,7 @@ def _make(found: Any, choice: str, *arguments: Any) -> Any:
     """Return the term itself: a class is made from as many arguments as it requires."""
     if not isinstance(found, type):
         return found
-    try:
+    with CHOICES.running(choice, "making it"):
         parameters = inspect.signature(found).parameters.values()
         required = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
         return found(*arguments[: len(required)])
-    except MaskeryError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise CHOICES.misfit(
-            choice, f"it cannot be made: {type(error).__name__}: {reason_of(error)}"
-        ) from error

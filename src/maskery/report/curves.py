@@ -17,10 +17,10 @@ from maskery.core.registry import require
 from maskery.core.system import write_whole
 from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 from maskery.evaluation.tables import RANKED_BY, SIGHTS
-from maskery.objectives.terms import LABELS as LOSSES
-from maskery.objectives.terms import TERMS
+from maskery.objectives.terms import BATCH_TERMS, TERMS
 
-LABELS = LOSSES | {
+LABELS = {name: term.label for name, term in TERMS.items()} | {
+    **{name: f"Loss of the batch ({name})" for name in BATCH_TERMS},
     "grad_norm": "Gradient norm",
     "keep": "Distance of vectors from the start's",
     "probe": "Vectors: probe",

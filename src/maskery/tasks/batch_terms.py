@@ -6,7 +6,6 @@ They are loaded when `--term` names them, and are such terms as users write; see
 Shapes: B pairs of this process, G of all processes, E features.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,15 +24,15 @@ from maskery.tasks.loss_terms import TermInputs
 Rows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def compared(step: TermInputs, rows: Rows, *, both_ways: bool = True) -> tuple[torch.Tensor, int]:
-    """Ask images for the texts of all processes and, `both_ways`, texts for the images.
+def compared(step: TermInputs, rows: Rows) -> tuple[torch.Tensor, int]:
+    """Ask images for the texts of all processes, and texts for the images.
 
     Returns the sum over both directions, and B: the papers' mean over the batch.
     """
     sides = [step.features.image, step.features.text]
     same = step.ids[:, None] == step.crowd.gather(step.ids)[None]
     unscaled, total = step.temperature.new_ones(()), torch.zeros((), device=same.device)
-    for asked, columns in (sides, sides[::-1]) if both_ways else (sides,):
+    for asked, columns in (sides, sides[::-1]):
         everyone = step.crowd.gather_with_gradients(columns)
         losses = rows(similarities(asked, everyone, unscaled), same)
         total = total + (losses * step.trust).sum()
@@ -97,29 +96,28 @@ class INFONCE:
 
 
 class SIGMOID(nn.Module):
-    """SigLIP's loss (Zhai et al., ICCV 2023, algorithm 1) with its learnt temperature and bias.
+    """SigLIP's loss (Zhai et al., ICCV 2023, algorithm 1), with the model's learnt temperature.
 
-    Both start as those of a SigLIP model that training starts from, otherwise as in the paper: at
-    10, and at -10, since nearly all pairs of a batch do not belong together.
+    The learnt bias starts as that of a SigLIP model, otherwise as in the paper: at -10, since
+    nearly all pairs of a batch do not belong together.
     """
 
-    name = "sigmoid"
+    name, heads = "sigmoid", (*PROJECTIONS, TEMPERATURE)
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         bias = getattr(model, "logit_bias", None)
-        scale = math.log(10.0) if bias is None else -math.log(float(model.temp))
-        self.log_scale = nn.Parameter(torch.tensor(scale))
         self.bias = nn.Parameter(torch.tensor(-10.0 if bias is None else float(bias)))
 
     def forward(self, step: TermInputs) -> tuple[torch.Tensor, int]:
-        """Return the sum over all pairs of B images and G texts, and B."""
+        """Return half the sum of both ways, which hold every pair each, and B."""
 
         def rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-            logits = scores * self.log_scale.exp() + self.bias
+            logits = scores / step.temperature + self.bias
             return -F.logsigmoid(torch.where(same, logits, -logits)).sum(dim=1)
 
-        return compared(step, rows, both_ways=False)
+        total, count = compared(step, rows)
+        return total / 2, count
 
 
 class ID(nn.Module):
@@ -143,15 +141,10 @@ class ID(nn.Module):
 
     def forward(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return the sum over B pairs, and B."""
-        model, text = step.model, (step.caption, step.caption_mask)
-        both = torch.stack(
-            (
-                model.image_feature(step.image_tokens, unit=False),
-                model.text_feature(*text, unit=False),
-            )
-        )
-        with torch.autocast(both.device.type, enabled=False):
-            logits = self.classifier(both.float())
+        image = step.model.image_feature(step.image_tokens, unit=False)
+        text = step.model.text_feature(step.caption, step.caption_mask, unit=False)
+        with torch.autocast(image.device.type, enabled=False):
+            logits = self.classifier(image.float()), self.classifier(text.float())
         seen, read = (F.cross_entropy(each, step.ids, reduction="none") for each in logits)
         # Whoever the caption is of, the picture is of its person.
         return (seen + read * step.trust).sum() / 2, len(step.ids)

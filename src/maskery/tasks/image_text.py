@@ -268,10 +268,8 @@ class ImageTextTask:
             fused = self.captions.fuse(model, blocks, model.project_images(tokens))
             return self.captions.sums(model, fused, prepared, lesson), None
         # No term that is on reads what is missing where the twin was not asked.
-        all_right = prepared.ids.new_ones(len(prepared.ids), dtype=torch.float32)
-        taught: Any = candidates or SimpleNamespace(
-            own=None, everyone=None, ids=None, trust=all_right
-        )
+        trust = torch.ones(len(prepared.ids), device=tokens.device)
+        taught: Any = candidates or SimpleNamespace(own=None, everyone=None, ids=None, trust=trust)
         student = contrast = negatives = None
         if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
             student = Features(

@@ -1,7 +1,5 @@
 """Settings of the image-text tasks; light to import, so that flags and help are made from them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias

@@ -114,9 +114,7 @@ class Candidates:
     def doubted(self) -> Candidates:
         """Return the same with the belief in captions that fits those of the crowd and queues."""
         known = (self.ids != NOBODY).nonzero().squeeze(1)[: max(FITTED, len(self.crowd_ids))]
-        image, text, ids = (
-            each[known] for each in (self.everyone.image, self.everyone.text, self.ids)
-        )
+        image, text, ids = self.everyone.image[known], self.everyone.text[known], self.ids[known]
         scores = similarities(text, image, text.new_ones(()))
         others = ids[:, None] != ids[None]
         worse = others & (scores < scores.diagonal()[:, None])  # faster than to sort for all

@@ -12,6 +12,8 @@ import pytest
 from tiny_persons import draw_images, records, save_cuhk
 
 from maskery.core.errors import ConfigError, DataError
+from maskery.data.pairs.config import PairsConfig
+from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import DatasetName, PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.people.config import PeopleConfig
@@ -369,3 +371,55 @@ def test_a_noise_file_of_something_else_is_told_in_one_line(
         opened("cuhk-pedes", save_cuhk(tmp_path / "data", SPLITS), noise_file=path)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def start_set(dataset: str, root: Path) -> dict[str, list[str]]:
+    """Write a large set's layout with a few pictures; returns the captions of each picture."""
+    rows = records({"train": 8}, images=1)
+    if dataset == "luperson-mllm":  # pictures in one folder, named by paths elsewhere
+        rows = [row | {"file_path": Path(row["file_path"]).name} for row in rows]
+    captions = {row["file_path"]: row["captions"] for row in rows}
+    folder = {"luperson-mllm": "LUPerson-MLLM", "webperson": "images"}.get(dataset, "")
+    draw_images(root / folder, rows)
+    files: dict[str, Any]
+    if dataset == "synth-pedes":
+        more = {"attributes": ["man,black hair"], "prompt_caption": ["A man."]}
+        kept = [{key: row[key] for key in ("id", "file_path", "captions")} for row in rows]
+        files = {"synthpedes-dataset.json": [row | more for row in kept]}
+    elif dataset == "mals":
+        captions = {name: words[:1] for name, words in captions.items()}
+        lines = [
+            {"image": name, "caption": words[0], "image_id": f"c_{n}", "label": [1, 0]}
+            for n, (name, words) in enumerate(captions.items())
+        ]
+        files = {f"gene_attrs/g_{half}_attrs.json": lines[half::2] for half in (0, 1)}
+    elif dataset == "luperson-mllm":
+        files = {
+            f"captions/T{kind}-qwen.json": {f"/a/b/{name}": w[n] for name, w in captions.items()}
+            for n, kind in enumerate("ds")
+        }
+    else:
+        two = ("caption1", "caption2")
+        both = [dict(zip(two, words, strict=True)) for words in captions.values()]
+        files = {"100w.json": [{name: value} for name, value in zip(captions, both, strict=True)]}
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(content), "utf-8")
+    return captions
+
+
+@pytest.mark.parametrize("dataset", ["synth-pedes", "mals", "luperson-mllm", "webperson"])
+def test_larger_sets_are_read_as_they_are_published(dataset: DatasetName, tmp_path: Path) -> None:
+    expected = start_set(dataset, tmp_path)
+    found = opened(dataset, tmp_path, clean_captions=False, val_share=0.3)
+    assert found.val_held_out
+    assert found.test is None
+    pairs = [*found.train, *found.val]
+    assert {pair.image.name: list(pair.captions) for pair in pairs} == expected
+    persons = [*found.train.person_names, *found.val.person_names]
+    assert len(set(persons)) == len(expected)  # every picture shows somebody else
+    assert not set(found.train.person_names) & set(found.val.person_names)
+    if dataset in ("synth-pedes", "mals"):  # what train pairs reads, too
+        files = {"mals": "gene_attrs/*.json", "synth-pedes": "synthpedes-dataset.json"}
+        read = Pairs.open(str(tmp_path / files[dataset]), PairsConfig(images=tmp_path))
+        assert {pair.image.name: list(pair.captions) for pair in read} == expected

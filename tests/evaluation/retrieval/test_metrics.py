@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from maskery.core.errors import DataError
 from maskery.evaluation.retrieval.metrics import (
     NONE,
-    Right,
     best,
     rank,
     retrieval_figures,
+    right_columns,
     right_ranks,
     summarise_texts,
     text_figures,
@@ -62,7 +62,7 @@ def test_any_scores_against_a_plain_loop(
 ) -> None:
     scores, images = torch.tensor(rows, dtype=dtype) / 3, torch.tensor(shown)
     persons = [shown[text % 7] for text in range(len(rows))]
-    ranks = right_ranks(scores, Right.of(torch.tensor(persons), images))
+    ranks = right_ranks(scores, right_columns(torch.tensor(persons), images))
     figures = text_figures(ranks)
     for text, row in enumerate(rows):
         order = sorted(range(7), key=lambda image: -row[image])

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from maskery.core.flags import conf
 from maskery.core.ranges import Range, Settings
 
-DatasetName = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
+Measured = Literal["cuhk-pedes", "icfg-pedes", "rstpreid", "rasa", "drawn-people", "jsonl"]
+DatasetName = Literal[Measured, "synth-pedes", "mals", "luperson-mllm", "webperson"]
 SPLITS = ("train", "val", "test")
 DROPPED = str.maketrans("", "", ",.'!?\"()*#:;~")
 SPLITTING = str.maketrans("-/", "  ")
@@ -19,13 +20,14 @@ class PersonSearchDataConfig(Settings):
 
     dataset: DatasetName
     """The layout of the annotations: of the dataset itself, of RaSa's data_process.py (rasa), of
-    maskery data draw-people, or lines with image, caption and person (jsonl)."""
+    maskery data draw-people, or lines with image, caption and person (jsonl). The last four are to
+    start from: they have no splits, and but for synth-pedes every picture is a person."""
     root: Annotated[Path, conf.arg(metavar="DIR")]
     """Folder of the annotations and of imgs/; for jsonl, a file or a folder of train.jsonl (and
     val.jsonl, test.jsonl, or pairs_*.jsonl), whose image paths are relative to --images."""
     images: Path | None = None
-    """Folder that image paths are relative to. Default: imgs/ below the root; for jsonl, the root
-    itself."""
+    """Folder that image paths are relative to. Default: imgs/ below the root; for jsonl, mals and
+    synth-pedes the root itself, for webperson images/, for luperson-mllm LUPerson-MLLM/."""
     val_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.05")] = 0.05
     """Share of the training identities held out to choose the best epoch, where the dataset has no
     validation split (ICFG-PEDES); chosen by a hash."""

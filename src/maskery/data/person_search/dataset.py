@@ -1,9 +1,4 @@
-"""A person-search dataset, checked and cut into what is trained on, chosen by and measured on.
-
-Layouts are those of CUHK-PEDES (Li et al., CVPR 2017), ICFG-PEDES (Ding et al., 2021), RSTPReid
-(Zhu et al., ACM MM 2021) and the output of RaSa's `data_process.py`: one JSON record for each
-image.
-"""
+"""A person-search dataset, checked and cut into what is trained on, chosen by and measured on."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,50 +21,15 @@ from maskery.data.pairs.records import (
     image_refs,
     picture_name,
 )
-from maskery.data.pairs.tables import json_records
 from maskery.data.person_search.config import (
     SPLITS,
     DatasetName,
     PersonSearchDataConfig,
     clean_caption,
 )
+from maskery.data.person_search.layouts import LAYOUTS, TRAIN, Layout
 
 log = logging.getLogger(__name__)
-
-IMAGES = "imgs"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One published layout."""
-
-    title: str
-    # Names of its annotation file; the first that exists is read. With `{split}` in them, each
-    # split has a file of its own.
-    files: tuple[str, ...]
-    image_key: str  # Key of the image in its records
-    splits: tuple[str, ...] = SPLITS  # Those it has
-
-
-LAYOUTS: dict[DatasetName, Layout] = {
-    "cuhk-pedes": Layout("CUHK-PEDES", ("reid_raw.json",), "file_path"),
-    # The releases of ICFG-PEDES differ in the name of the file; its folders `train/` and `test/`
-    # are not its split, which only the records tell.
-    "icfg-pedes": Layout(
-        "ICFG-PEDES",
-        ("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG-PDES.json"),
-        "file_path",
-        splits=("train", "test"),
-    ),
-    "rstpreid": Layout("RSTPReid", ("data_captions.json",), "img_path"),
-    "rasa": Layout(
-        "RaSa's data_process.py", ("processed_data/{split}.json", "{split}.json"), "file_path"
-    ),
-    "drawn-people": Layout("drawn people", ("reid_raw.json",), "file_path"),
-    "jsonl": Layout(
-        "lines with image, caption and person", ("{split}.jsonl", "pairs_{split}.jsonl"), "image"
-    ),
-}
 
 
 class AnnotationConfig(PairsConfig):
@@ -146,10 +106,8 @@ def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
     """Return the folder of the images."""
-    folder = config.images
-    if folder is None and config.dataset == "jsonl":
-        folder = config.root.parent if config.root.is_file() else config.root
-    folder = folder or config.root / IMAGES
+    root = config.root.parent if config.root.is_file() else config.root
+    folder = config.images or root / LAYOUTS[config.dataset].images
     if not folder.is_dir():
         raise DataError(
             f"there is no folder '{folder}' with the images; put them there, or name another "
@@ -338,14 +296,12 @@ def read_annotations(
     else:
         raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
     for split, path in files:
-        settings = AnnotationConfig(image_column=layout.image_key)
+        settings = AnnotationConfig(image_column=layout.image_key, person_column=layout.person_key)
         try:
-            for record in json_records(path, settings):
+            for record in layout.read(path, settings):
                 yield _checked(layout, replace(record, images=images), split)
         except DataError as error:
-            if "has no column" not in str(error):
-                raise
-            for other, its in LAYOUTS.items():
+            for other, its in LAYOUTS.items() if "has no column" in str(error) else ():
                 if its.image_key != layout.image_key and repr(its.image_key) in str(error):
                     raise DataError(
                         f"{path}: its records name the image {its.image_key!r} as {its.title} "
@@ -358,9 +314,13 @@ def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
     """Return each annotation file with its split, None where the records name it."""
     for pattern in LAYOUTS[dataset].files:
         splits = SPLITS if "{split}" in pattern else (None,)
-        paths = [(split, root / pattern.format(split=split)) for split in splits]
-        found = [(split, path) for split, path in paths if path.is_file()]
-        if found and found[0] == paths[0]:  # there is always one to train on
+        found = [
+            (split, path)
+            for split in splits
+            for path in sorted(root.glob(pattern.format(split=split)))
+            if path.is_file()
+        ]
+        if found and found[0][0] == splits[0]:  # there is always one to train on
             return found
     named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
     message = (
@@ -377,7 +337,7 @@ def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
 
 def _checked(layout: Layout, record: Record, split: str | None) -> Record:
     named = record.split if split is None else split
-    if layout.image_key == "image" and named is None:
+    if named is None and (layout.image_key == "image" or layout.splits == TRAIN):
         named = "train"
     if named not in SPLITS:
         raise DataError(

@@ -1,7 +1,5 @@
 """Open an image-text model, tell which heads of it are trained, and read what people type."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,7 +166,7 @@ def _read(name: str, file: str) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> Image:
+def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None) -> "Image":
     """Read a picture as RGB, from a file or from its bytes; `near` is as in `load_image`."""
     if isinstance(image, bytes):
         return ImageRef.held("that was given", image).load(near)

@@ -7,8 +7,6 @@ the k keeps its contrastive order here; the released code leaves it in no partic
 Shapes: T texts, I images, K = min(rerank, I) candidates, G right images of a text.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,9 +21,9 @@ from maskery.core.processes import Processes
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import (
     RankingFigures,
-    Right,
     best,
     rank,
+    right_columns,
     right_ranks,
     summarise_texts,
     text_figures,
@@ -109,7 +107,7 @@ def evaluate_retrieval(
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
     described, shown = torch.from_numpy(text_persons), torch.from_numpy(image_persons)
-    num_images, right = len(shown), Right.of(described, shown)
+    num_images, right = len(shown), right_columns(described, shown)
     if config.rerank > num_images:
         log.info(
             "rerank is %d and there are %d images: all of them are ranked anew",
@@ -138,7 +136,7 @@ def evaluate_retrieval(
             reranked, logits = _rerank(model, encoded, read, contrast, config, processes, progress)
         image_to_text = None
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
-            own = Right.of(shown, described)
+            own = right_columns(shown, described)
             image_to_text = _image_to_text(encoded, read, own, image_persons)
     finally:
         model.train(was_training)
@@ -178,7 +176,7 @@ class _Ranking(NamedTuple):
 
 
 def _contrast(
-    texts: ReadTexts, images: ReadImages, right: Right, config: RetrievalConfig
+    texts: ReadTexts, images: ReadImages, right: torch.Tensor, config: RetrievalConfig
 ) -> _Ranking:
     """Rank by similarity, as many texts at a time as fit the memory."""
     kept = min(max(config.rerank, KEPT), len(images.features))
@@ -221,7 +219,7 @@ def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
 
 
 def _image_to_text(
-    texts: ReadTexts, images: ReadImages, right: Right, image_persons: Ints
+    texts: ReadTexts, images: ReadImages, right: torch.Tensor, image_persons: Ints
 ) -> RankingFigures:
     """Let images find their texts, a thousand at a time to bound the memory."""
     parts = zip(images.features.split(1024), right.split(1024), strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from maskery.core.batch import Ints
 from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.evaluation.retrieval.metrics import text_figures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
@@ -19,10 +20,11 @@ def rank_rows(measured: RetrievalSet, found: Retrieval) -> list[dict[str, Any]]:
 
     `rank` is by the last ranking, which `average_precision` and `first` are of.
     """
-    persons, names = [*measured.pairs.person_names, None], measured.names  # the last is nobody's
+    persons = [*measured.pairs.person_names, None]  # the last is nobody's
+    names, queries = names_of(measured, measured.gallery), range(len(found.last))
     columns = {
-        "caption": map(measured.caption, range(len(found.last))),
-        "picture": map(measured.picture, range(len(found.last))),
+        "caption": map(measured.caption, queries),
+        "picture": names_of(measured, measured.captions.owners[measured.queries]),
         "person": (persons[one] for one in measured.text_persons.clip(min=-1).tolist()),
         "rank": found.last_ranks[:, 0].tolist(),
         "rank_by_similarity": found.ranks["contrastive"][:, 0].tolist(),
@@ -30,6 +32,11 @@ def rank_rows(measured: RetrievalSet, found: Retrieval) -> list[dict[str, Any]]:
         "first": (names[one] for one in found.last[:, 0].tolist()),
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def names_of(measured: RetrievalSet, pairs: Ints) -> list[str]:
+    """Return the names of the pictures of some pairs."""
+    return [str(measured.pairs.names[index]) for index in pairs.tolist()]
 
 
 def ranks_jsonl(rows: list[dict[str, Any]]) -> str:
@@ -46,5 +53,5 @@ def save_features(path: Path, measured: RetrievalSet, found: Retrieval) -> None:
     persons = {"image_persons": measured.image_persons, "text_persons": measured.text_persons}
     tensors |= {name: torch.from_numpy(column) for name, column in persons.items()}
     captions = list(map(measured.caption, range(len(found.texts))))
-    named = {"images": json.dumps(measured.names), "captions": json.dumps(captions)}
-    save_file(tensors, path, named)
+    named = {"images": names_of(measured, measured.gallery), "captions": captions}
+    save_file(tensors, path, {name: json.dumps(one) for name, one in named.items()})

@@ -10,10 +10,7 @@ Shapes: T texts (queries), I images (gallery), G right images of a text, F = 5 f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import starmap
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,40 +57,29 @@ def best(scores: torch.Tensor, count: int) -> torch.Tensor:
     return found
 
 
-class Right(NamedTuple):
-    """The right images of each text, at most G of them."""
-
-    columns: torch.Tensor  # (T, G) int64
-    there: torch.Tensor  # (T, G) bool: False where a text has fewer
-
-    @classmethod
-    def of(cls, text_persons: torch.Tensor, image_persons: torch.Tensor) -> Right:
-        """Find the images (I,) of the person whom each text (T,) describes."""
-        order = image_persons.argsort(stable=True)
-        shown = image_persons[order]
-        first = torch.searchsorted(shown, text_persons)
-        counts = torch.searchsorted(shown, text_persons, right=True) - first
-        if without := int((counts == 0).sum()):
-            raise DataError(
-                f"{without} of {len(counts)} texts describe persons that no image shows (the "
-                f"first: person {int(text_persons[counts == 0][0])}); leave these texts out, or "
-                f"bring the images"
-            )
-        steps = torch.arange(int(counts.max()), device=order.device)
-        places = (first[:, None] + steps).clamp(max=len(order) - 1)
-        return cls(order[places], steps < counts[:, None])
-
-    def split(self, rows: int) -> Iterator[Right]:
-        """Yield those of so many texts at a time."""
-        return starmap(Right, zip(self.columns.split(rows), self.there.split(rows), strict=True))
+def right_columns(text_persons: torch.Tensor, image_persons: torch.Tensor) -> torch.Tensor:
+    """Return the images of the person whom each text describes: (T, G), -1 where it has fewer."""
+    order = image_persons.argsort(stable=True)
+    shown = image_persons[order]
+    first = torch.searchsorted(shown, text_persons)
+    counts = torch.searchsorted(shown, text_persons, right=True) - first
+    if without := int((counts == 0).sum()):
+        raise DataError(
+            f"{without} of {len(counts)} texts describe persons that no image shows (the first: "
+            f"person {int(text_persons[counts == 0][0])}); leave these texts out, or bring the "
+            f"images"
+        )
+    steps = torch.arange(int(counts.max()), device=order.device)
+    places = (first[:, None] + steps).clamp(max=len(order) - 1)
+    return order[places].where(steps < counts[:, None], -1)
 
 
-def right_ranks(scores: torch.Tensor, right: Right) -> torch.Tensor:
-    """Return the ranks of right images among (T, I) scores as `rank` sorts them: (T, G) int64.
+def right_ranks(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the ranks of `right_columns` among (T, I) scores as `rank` sorts them: (T, G) int64.
 
     From 1, in rising order; `NONE` stands where a text has fewer.
     """
-    columns, there = (part.to(scores.device) for part in right)
+    columns, there = right.clamp(min=0).to(scores.device), right.to(scores.device) >= 0
     values = scores.gather(1, columns)
     if scores.dtype == torch.float32 and scores.device.type == "cpu":
         # NumPy has vectorised sorting, a tenth of PyTorch's time.
@@ -158,5 +144,5 @@ def retrieval_figures(
         )
     if not stable:
         matrix = -rank(matrix, stable=False).argsort(dim=1)
-    ranks = right_ranks(matrix, Right.of(texts, images))
+    ranks = right_ranks(matrix, right_columns(texts, images))
     return summarise_texts(text_figures(ranks), texts.cpu().numpy())

@@ -125,15 +125,6 @@ class RetrievalSet:
         owner, place = int(self.captions.owners[index]), int(self.captions.places[index])
         return self.pairs[owner].captions[place]
 
-    def picture(self, query: int) -> str:
-        """Return the name of the picture that one of the T captions was written for."""
-        return str(self.pairs.names[int(self.captions.owners[self.queries[query]])])
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the I pictures."""
-        return [str(self.pairs.names[index]) for index in self.gallery.tolist()]
-
     def images(self, *, progress: bool = False) -> Iterator[torch.Tensor]:
         """Yield the I pictures in order: (B, 3, H, W) float32, normalised."""
         batches = list(self._batches(self.gallery))

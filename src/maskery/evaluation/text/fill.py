@@ -25,6 +25,7 @@ from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.core.random import Stream, uniforms
+from maskery.data.rows import flatten
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
 from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken
@@ -302,16 +303,7 @@ class Filler:
 
 def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
     """Return texts, as token ids with special tokens, as a batch that nothing is drawn for."""
-    arrays = [np.asarray(text, np.int64) for text in texts]
-    none = np.zeros(len(arrays), np.int64)
-    ids = np.concatenate(arrays)
-    return TokenBatch(
-        input_ids=ids,
-        boundaries=np.concatenate(([0], np.cumsum([len(one) for one in arrays]))),
-        example_ids=none.astype(np.uint64),
-        starts=none,
-        word_starts=np.ones(len(ids), np.bool_),  # asked by masking policies, none of which runs
-    )
+    return flatten([{"input_ids": text, "example_id": 0} for text in texts])
 
 
 def only(logs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:

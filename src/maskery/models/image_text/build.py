@@ -1,7 +1,5 @@
 """Image-text models from nothing, from a BERT and a vision encoder, or from a CLIP or SigLIP."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

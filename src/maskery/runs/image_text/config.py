@@ -21,7 +21,6 @@ from maskery.training.config import BaseTrainingConfig
 
 PresetName = Literal["small", "rasa", "albef", "irra", "rde", "clip"]
 SCRATCH = "scratch:"
-IRRA_EPOCHS = 60
 NO_MODEL = ""  # In presets of large models, whose start the user must name
 EPOCHS = 30
 # Stands for the colours and garments of drawn people in --score-words.
@@ -243,11 +242,11 @@ def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         objectives=PersonSearchConfig(**off, term=("infonce",), alpha=0.0, queue_size=1),
         retrieval=RetrievalConfig(rerank=0),
         training=PairsTrainingConfig(
-            epochs=IRRA_EPOCHS,
+            epochs=60,
             learning_rate=1e-5,
             head_learning_rate=5e-5,
             weight_decay=4e-5,
-            warmup_share=5 / IRRA_EPOCHS,
+            warmup_share=5 / 60,
             lr_schedule="cosine",
             clip_norm=0.0,
         ),
@@ -256,9 +255,8 @@ def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
 
 def irra(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """IRRA: identities, and masked words under four fusion layers, beside SDM."""
-    run = clip(data)
-    objectives = replace(run.objectives, term=("sdm", "id"), mlm_weight=1.0)
-    return replace(run, fusion_layers=4, objectives=objectives)
+    run = replace(clip(data), fusion_layers=4)
+    return replace(run, objectives=replace(run.objectives, term=("sdm", "id"), mlm_weight=1.0))
 
 
 def rde(data: PersonSearchDataConfig) -> PersonSearchRunConfig:

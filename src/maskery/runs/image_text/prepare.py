@@ -1,7 +1,5 @@
 """The model that an image-text run starts from, its task, and what it saves."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -352,13 +352,9 @@ def held_out_set(
     settings: RetrievalConfig,
 ) -> RetrievalSet:
     """Return a split of a dataset, read as the model's run read pictures."""
-    measured, pairs = split_of(data, split)
-    if measured != split:
-        log.info("%s has no test split: its validation identities are measured", data.title)
     view = view and preprocessing_of(opened.name, opened.model, view)
-    return RetrievalSet.read_by(
-        opened, pairs, reading, view=view, batch_images=settings.batch_images
-    )
+    pairs, size = split_of(data, split)[1], settings.batch_images
+    return RetrievalSet.read_by(opened, pairs, reading, view=view, batch_images=size)
 
 
 def run_samples(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The person-search quickstart: draw people, learn to find them, and show five searches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
