@@ -39,7 +39,7 @@ class Search(Command):
 
     quiet = False
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run folder or a model folder, of an image-text model."""
+    """A run or model folder of an image-text model, or a CLIP or SigLIP (folder or hub name)."""
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY ...")] = ()
     """Descriptions of what is looked for, each in quotes."""
     gallery: Path

@@ -121,12 +121,25 @@ def test_presets_of_two_towers_train_with_terms_on_and_off(
     assert step.keys() & {"infonce", "sdm", "tal", "sigmoid", "id", "mlm", "itc", "itm"} == terms
 
 
-def test_a_clip_is_searched_as_it_is(
+def test_a_clip_is_searched_and_evaluated_as_it_is(
     root: Path, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["search", str(clip), "--gallery", str(root / "imgs"), "--json", "a red shirt"]
     assert main(asked) == 0
     assert "cam_a" in capsys.readouterr().out
+    rows = json.loads((root / "reid_raw.json").read_text())[:8]
+    lines = [
+        {"image": row["file_path"], "caption": text, "person": row["id"]}
+        for row in rows
+        for text in row["captions"]
+    ]
+    pairs = root / "imgs" / "pairs.jsonl"
+    pairs.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    assert main(["evaluate", str(clip), "--data", str(pairs), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["figures"].values()
+    assert (found["num_texts"], found["num_images"], found["reranked"]) == (16, 8, None)
+    assert main(["fill", str(clip), "a [MASK] shirt"]) == 2
+    assert "a dual encoder fills no words" in capsys.readouterr().err
 
 
 def test_words_need_a_fusion_encoder(root: Path, clip: Path, tmp_path: Path) -> None:

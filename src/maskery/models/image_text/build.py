@@ -5,13 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertForMaskedLM,
-    PreTrainedTokenizerBase,
-    ViTConfig,
-)
+from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ModelError
@@ -140,7 +134,7 @@ def build_from_towers(
     *,
     fusion_layers: int = 0,  # of IRRA's fusion encoder; 0: a dual encoder
     image_size: tuple[int, int] | None = None,  # as in `build_from_encoders`
-) -> tuple[ImageTextModel, PreTrainedTokenizerBase, frozenset[str]]:
+) -> tuple[ImageTextModel, Any, frozenset[str]]:
     """Make a model of both towers, their projections and their temperature.
 
     A tokenizer without a mask token is given one, which starts as the mean of all words. Returns
@@ -177,7 +171,7 @@ def build_from_towers(
     return model.eval(), tokenizer, frozenset(new)
 
 
-def _load_towers(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load_towers(name: str) -> tuple[Any, Any]:
     """Load a model of two towers, and its tokenizer with a mask token."""
     found, fault = read_config(name).model_type, ""
     if found.startswith("siglip2"):

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, SiglipTextModel
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
+from maskery.core.errors import ModelError
 from maskery.models.image_text.text_encoder import (
     Attention,
     ImageKeys,
@@ -113,7 +114,8 @@ class TextTower(TextFusionEncoder):
                 **dict.fromkeys(("bos_token_id", "eos_token_id")),
             )
             self.fusion = InteractionEncoder(own, image_width)
-            decoder = nn.Linear(own.hidden_size, own.vocab_size, bias=False)
+            # A table, as that of the words that are read: no matrix between states, for Muon.
+            decoder = nn.Embedding(own.vocab_size, own.hidden_size)
             self.cls = nn.ModuleDict({"predictions": Predictions(own), "decoder": decoder})
 
     @property
@@ -150,6 +152,10 @@ class TextTower(TextFusionEncoder):
 
     def mlm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
+        if not self.fusion_layers:
+            raise ModelError(
+                "a dual encoder fills no words: use a model with a fusion encoder (--fusion-layers)"
+            )
         logits: torch.Tensor = self.cls["predictions"](hidden, self.cls["decoder"].weight)
         return logits
 

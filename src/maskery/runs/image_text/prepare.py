@@ -43,12 +43,7 @@ from maskery.models.loading import (
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
 from maskery.runs.frame.run_frame import identity
-from maskery.runs.image_text.config import (
-    SCRATCH,
-    SIZES,
-    ImageTextRunConfig,
-    PairsRunConfig,
-)
+from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 
@@ -280,9 +275,9 @@ def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
     """Refuse terms of words that look at a picture, where a dual encoder has none."""
     if not model.config.has_towers or model.text_encoder.fusion_layers:
         return
-    names = {"mlm", "mrtd", "itm", "prd"} & config.objectives.weights.keys()
-    if isinstance(config, PairsRunConfig):
-        names |= {"mlm"}  # its figures are words that are filled in
+    # The figures of pairs are words that are filled in.
+    names = {"mlm"} if config.kind == "pairs" else set()
+    names |= {"mlm", "mrtd", "itm", "prd"} & config.objectives.weights.keys()
     if names:
         raise ConfigError(
             f"'{config.start}' is a dual encoder, without fusion layers for "

@@ -42,6 +42,7 @@ from maskery.evaluation.retrieval.retrieval_set import (
     sample_searches,
     spread_queries,
 )
+from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
 from maskery.runs.frame.run_folder import MODEL
@@ -109,7 +110,9 @@ def known_retrieval(name: str) -> ModelRetrieval | None:
 def finds_alone(name: str) -> bool:
     """Return True if an image-text model is known to find pictures, and not to fill words."""
     known = known_retrieval(name)
-    return known is not None and "itc" in known.trained and "mlm" not in known.trained
+    if known is None:
+        return is_aligned(name)
+    return "itc" in known.trained and "mlm" not in known.trained
 
 
 def open_for_retrieval(name: str) -> OpenImageText:
