@@ -286,8 +286,8 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         ),
         # In minutes the contrast learns more than matching does.
         retrieval=RetrievalConfig(rerank=16, score="sum", odds_weight=0.2),
-        # Muon learns several times as much from a step as AdamW. Its decay is strong: after an epoch
-        # of drawn people R@1 is 52% with 0.01, 60% with 0.15, 74% with 0.4 and 66% with 1.
+        # Muon learns several times as much from a step as AdamW. The decay is strong: R@1 after an
+        # epoch of drawn people is 52% with 0.01, 60% with 0.15, 74% with 0.4 and 66% with 1.
         training=PairsTrainingConfig(
             epochs=3, batch_pairs=32, optimiser="muon", learning_rate=1e-3, weight_decay=0.3
         ),
