@@ -45,7 +45,8 @@ maskery evaluate RUN_OR_MODEL --help shows those of the one that is named:
   image-text     the same for any image-text model on pairs that --data names
   person search  R@1 to mAP: captions find pictures; for runs of train person-search, for models
                  that only find pictures, and wherever --rerank, --score, --odds-weight,
-                 --held-out, --on or --clean-captions is set or several runs are named
+                 --held-out, --on, --ranks, --features or --clean-captions is set or several runs
+                 are named
 
 examples:
   maskery evaluate runs/meditations-minilm
