@@ -92,10 +92,10 @@ class Text(Quickstart):
 
 @dataclass(frozen=True, kw_only=True)
 class People(Quickstart):
-    """Draw people and learn to find them by their descriptions: ten minutes on two cores.
+    """Draw people and learn to find them by their descriptions: six minutes on two cores.
 
     Needs the `vision` extra and no network. Prints R@1 on people never seen in training, before
-    and after, by similarity and ranked anew by matching, beside chance, and draws five searches.
+    and after, beside chance, and draws five searches.
 
     Examples:
       maskery quickstart person-search
