@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
+from maskery.core.flags import conf
 from maskery.core.ranges import Count, Range, Settings, Share, Weight
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -143,7 +144,9 @@ class TrainingConfig(BaseTrainingConfig):
     batch_tokens: Count | None = None
     """Tokens of one optimiser step, over all processes; short lines are never padded up to it.
     Default: 4,096, and 32,768 with a GPU, which waits for the next one in smaller steps."""
-    micro_batch_tokens: Annotated[int | Literal["auto"] | None, Range(1, words=("auto",))] = None
+    micro_batch_tokens: Annotated[
+        int | Literal["auto"] | None, Range(1, words=("auto",)), conf.arg(metavar="INT|auto")
+    ] = None
     """Most tokens one device computes at once; smaller values accumulate. auto: batch_tokens, or
     half of them, a quarter, ..., whatever fits the memory. Default: batch_tokens."""
     compile: bool = False

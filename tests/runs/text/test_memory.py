@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_text import lines, save_tiny_model
 
 from maskery.core.errors import ConfigError
+from maskery.runs.frame.config_file import load_config
 from maskery.runs.text import memory
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.prepare import prepare_text
@@ -82,6 +83,9 @@ def test_it_is_the_run_with_that_number(
         training = replace(config.training, **changes)
         one = replace(config, output=tmp_path / name, training=training)
         train_text(one, progress=False)
+        # What is written down is read back.
+        saved = load_config(tmp_path / name / "config.yaml", TextRunConfig)
+        assert saved.training.micro_batch_tokens == training.micro_batch_tokens
         return load_file(tmp_path / name / "model" / "model.safetensors")
 
     auto, number = weights("auto"), weights("number", micro_batch_tokens=64)
