@@ -221,15 +221,6 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
     return model, info
 
 
-def refuse_missing(name: str, part: str, info: Mapping[str, Any]) -> None:
-    """Refuse weights that leave a part of the model at random."""
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{part} in '{name}' lacks weights ({missing[0]} and {len(missing) - 1} others); "
-            f"restore its model.safetensors, or use a whole checkpoint"
-        )
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the bars and reports of Transformers; we report what matters ourselves."""

@@ -92,7 +92,7 @@ def shares_below(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 
 
 class Belief(NamedTuple):
-    """How likely a caption is its picture's, by the share of strangers that fit worse.
+    """Tells a caption's chance to be its picture's from the share of strangers that fit worse.
 
     A mixture in place of the one of losses in RDE (Qin et al., CVPR 2024, consensus division): of a
     wrong caption the share is spread evenly over [0, 1], of a right one it has the density

@@ -26,9 +26,9 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
-from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned
+from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned, refuse_missing
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
-from maskery.models.loading import load_tokenizer, load_weights, refuse_missing, resolve
+from maskery.models.loading import load_tokenizer, load_weights, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image

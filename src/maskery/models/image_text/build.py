@@ -24,7 +24,6 @@ from maskery.models.loading import (
     load_tokenizer,
     load_weights,
     read_config,
-    refuse_missing,
 )
 
 log = logging.getLogger(__name__)
@@ -252,3 +251,12 @@ def _load_vision(name: str) -> Any:
     model, info = load_weights(AutoModel, name, config=config, dtype="float32", **family.arguments)
     refuse_missing(name, "the vision encoder", info)
     return model
+
+
+def refuse_missing(name: str, part: str, info: dict[str, Any]) -> None:
+    """Refuse weights that leave a part of the model at random."""
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{part} in '{name}' lacks weights ({missing[0]} and {len(missing) - 1} others); "
+            f"restore its model.safetensors, or use a whole checkpoint"
+        )

@@ -126,8 +126,7 @@ class TextRunConfig(VocabularyConfig):
             import_module("maskery.models.lora").Lora.of(self.lora)  # few runs need it
         if not self.corpus:
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
-        if self.mix:
-            _ = self.shares
+        _ = self.shares  # what is no mixture is refused
         if self.add_words is not None and self.model.startswith(SCRATCH):
             raise ConfigError(
                 f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
@@ -237,7 +236,7 @@ class TextRunConfig(VocabularyConfig):
             corpus=_anchored(self.corpus),
             mix=tuple(
                 f"{path}={share!r}"
-                for path, share in zip(_anchored(self.corpus), self.shares, strict=bool(self.mix))
+                for path, share in zip(_anchored(self.corpus), self.shares, strict=False)
             ),
             eval_data=(
                 *_anchored(self.deciding_data),

@@ -105,9 +105,9 @@ class StoredText:
         self.held_out_share, self.group_column = config.held_out_share, config.group_column
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         # Equal texts have one id: they are of the first corpus that has them.
-        self.corpora = [Path(corpus).name for corpus in config.corpus]
-        self.shares, self.owners = config.shares, np.full(self.store.num_documents, -1)
-        for number, path in enumerate(config.corpus if config.mix else ()):
+        self.corpora, self.shares = config.corpus, config.shares
+        self.owners = np.full(self.store.num_documents if self.shares else 0, -1)
+        for number, path in enumerate(self.corpora if self.shares else ()):
             one = Corpus.open([path], config.reading)
             own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
             mine = np.isin(self.store.ids, own.ids)
@@ -184,7 +184,7 @@ class StoredText:
         if self.shares:  # by name: few runs need it
             mixture = importlib.import_module("maskery.data.mixture")
             train = mixture.MixedSource(*chosen, self.owners, self.shares)
-            log.info("%s", train.describe(self.corpora))
+            log.info("%s", train.describe([Path(path).name for path in self.corpora]))
         return train or TextSource(*chosen), TextSource(
             self.held_store, self.held_documents, batching
         )
