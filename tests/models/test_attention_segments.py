@@ -59,21 +59,24 @@ def test_values_and_gradients_equal_the_formula(
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])
-def test_bfloat16_comes_and_goes_and_is_the_formula_but_for_rounding(dropout: float) -> None:
+def test_bfloat16_comes_and_goes_and_is_computed_in_float32(dropout: float, autocast: bool) -> None:
     boundaries = [0, 5, 10, 11, 30]
     own = [t.detach().bfloat16().requires_grad_() for t in inputs(30)]
     other = [t.detach().float().requires_grad_() for t in own]
-    result = segment_attention(*own, boundaries, scale=0.3, dropout=dropout)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = segment_attention(*own, boundaries, scale=0.3, dropout=dropout)
     expected = plain(*other, boundaries, 0.3)
     assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), expected, atol=0.03, rtol=0.03)
+    # One rounding to bfloat16, which has 8 bits, and none before.
+    torch.testing.assert_close(result.float(), expected, atol=1e-6, rtol=2**-8)
     weights = torch.linspace(-1, 1, result.numel()).view_as(result)
     (result * weights).sum().backward()
     (expected * weights).sum().backward()
     for mine, theirs in zip(own, other, strict=True):
         assert mine.grad.dtype == torch.bfloat16
-        torch.testing.assert_close(mine.grad.float(), theirs.grad, atol=0.03, rtol=0.05)
+        torch.testing.assert_close(mine.grad.float(), theirs.grad, atol=1e-2, rtol=2**-8)
 
 
 def test_neighbours_of_equal_length_form_one_run() -> None:

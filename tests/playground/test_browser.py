@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browser import Visit
+from browser import Visit, settle
 from PIL import Image
 from served import Client, served
 
@@ -50,13 +50,6 @@ def as_shown(mask: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(c["token"], f"{100 * c['probability']:.1f}%") for c in mask]
 
 
-def settle(page: Any) -> None:
-    """Wait until nothing is asked any more."""
-    page.wait_for_timeout(200)
-    page.wait_for_selector("#answers[aria-busy=false]", state="attached")
-    page.wait_for_load_state("networkidle")
-
-
 def write(page: Any, text: str) -> None:
     page.get_by_role("button", name="Write").click()
     page.get_by_role("textbox", name="Text").fill(text)
@@ -86,6 +79,19 @@ def test_write_hide_a_word_and_read_what_the_command_says(
     settle(page)
     assert page.locator("#words").inner_text() == TEXT
     assert page.locator(".mask-card").count() == 0
+
+
+def test_no_press_is_lost_while_the_page_still_loads(visit: Visit, alone: Client) -> None:
+    page = visit.page
+    held: list[Any] = []
+    page.route("**/api/info", held.append)
+    with page.expect_request("**/api/info"):
+        page.goto(f"{alone.address}#t=the")
+    for name in ("Write", "Surprisal", "Copy link"):
+        assert page.get_by_role("button", name=name).is_disabled()
+    held[0].continue_()
+    write(page, TEXT)
+    assert page.get_by_role("button", name="Copy link").is_enabled()
 
 
 def test_more_predictions_and_the_word_that_is_asked_for(
@@ -193,7 +199,7 @@ def test_markup_in_a_text_and_in_a_link_stays_text(visit: Visit, alone: Client) 
     )
     assert "onerror" in page.locator("#words").inner_text()
     page.goto(f"{alone.address}#v=none&m=99.-1.x&k=nine&t=%F0%9F%98%80%20river")
-    settle(page)
+    page.locator("#words", has_text="😀 river").wait_for()
     assert page.locator("#words").inner_text() == "😀 river"
 
 

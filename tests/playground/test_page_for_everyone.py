@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from accessible import assert_accessible
-from browser import Visit
+from browser import Visit, settle
 from PIL import Image
 from served import Client
 
@@ -34,11 +34,6 @@ def page(browser: Any) -> Iterator[Any]:
 def go(page: Any, client: Client, text: str, more: str = "") -> None:
     page.goto(f"{client.address}#t={quote(text)}{more}")
     settle(page)
-
-
-def settle(page: Any) -> None:
-    page.wait_for_timeout(200)  # longer than the page waits for another change
-    page.wait_for_selector("#answers[aria-busy=false]", state="attached")
 
 
 def look_at(page: Any, pairs_run: Path) -> None:

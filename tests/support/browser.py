@@ -72,3 +72,8 @@ class Visit:
     def _dialog(self, dialog: Any) -> None:
         self.complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
+
+
+def settle(page: Any) -> None:
+    """Wait until the playground has answered all that its text asks."""
+    page.wait_for_selector("#answers[aria-busy=false]", state="attached")

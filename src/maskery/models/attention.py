@@ -16,7 +16,8 @@ sequences.
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import groupby, pairwise
 from typing import Any
@@ -33,8 +34,8 @@ from maskery.core.errors import ConfigError
 NAME = "maskery"
 # Values of a 16-bit slice: chances are rounded to multiples of 2**-16.
 LEVELS = 1 << 16
-# The limits of PyTorch's flash attention.
-FLASH_DTYPES = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
+# The limits of PyTorch's flash attention, which takes half precision.
 FLASH_CAPABILITY = (8, 0)
 FLASH_WIDTH, FLASH_WIDTH_MULTIPLE = 256, 8
 
@@ -61,10 +62,10 @@ def attention_forward(
     those of (T,) bool, attend to themselves and to what is before them.
     """
     if cu_seq_lens_q is None:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return output, None
+        kwargs |= {"dropout": dropout, "scaling": scaling}
+        with in_float32(query, key, value) as wide:
+            output, _ = sdpa_attention_forward(module, *wide, attention_mask, **kwargs)
+        return output.to(query.dtype), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach = None if sliding_window is None else sliding_window - 1
     how: dict[str, Any] = {"scale": scale, "dropout": dropout, "reach": reach}
@@ -82,6 +83,20 @@ def attention_forward(
         return attend(causal).unsqueeze(0), None
     # Both ways for all: which tokens need which lies on the device, and attention is cheap here.
     return torch.where(causal[:, None, None], attend(True), attend(False)).unsqueeze(0), None
+
+
+@contextmanager
+def in_float32(*tensors: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Hand out tensors in float32 or wider on a CPU, and keep autocast from converting them back.
+
+    On a CPU the backward pass of PyTorch's attention in bfloat16 takes up to four times as long.
+    """
+    half = tensors[0].dtype in HALF or torch.is_autocast_enabled("cpu")
+    if tensors[0].device.type != "cpu" or not half:
+        yield list(tensors)
+        return
+    with torch.autocast("cpu", enabled=False):
+        yield [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 def _repeated(query: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
@@ -131,27 +146,38 @@ def segment_attention(
     """
     runs, dtype = runs_of(boundaries), query.dtype
     sizes = [length * count for length, count in runs]
-    # In bfloat16, PyTorch's backward takes 3 times as long as with the conversion to float32.
-    wide = torch.promote_types(dtype, torch.float32)
-    # Split, not sliced: the gradients of slices would each fill a tensor of the full length.
-    splits = (t.to(wide).split(sizes) for t in (query, key, value))
-    outputs = []
-    for (length, count), *parts in zip(runs, *splits, strict=True):
-        # (n, H, L, E) each
-        q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
-        mask = None
-        if causal or (reach is not None and length - 1 > reach):
-            mask = seen_from(length, reach, causal, query.device)
-        if dropout > 0.0:
-            # Written out, since the CPU's flash attention knows no dropout.
-            scores = torch.matmul(q * scale, k.transpose(2, 3))
-            if mask is not None:
-                scores = scores.masked_fill(~mask, float("-inf"))
-            output = torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), v)
-        else:
-            output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    with in_float32(query, key, value) as wide:
+        # Split, not sliced: the gradients of slices would each fill a tensor of the full length.
+        splits = (t.split(sizes) for t in wide)
+        outputs = []
+        for (length, count), *parts in zip(runs, *splits, strict=True):
+            # (n, H, L, E) each
+            q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
+            output = _attend_one_length(q, k, v, scale, dropout, reach, causal)
+            outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
+
+
+def _attend_one_length(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    dropout: float,
+    reach: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attend in sequences of one length; all tensors are (n, H, L, E)."""
+    length, mask = query.shape[2], None
+    if causal or (reach is not None and length - 1 > reach):
+        mask = seen_from(length, reach, causal, query.device)
+    if dropout == 0.0:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    # Written out, since the CPU's flash attention knows no dropout.
+    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), value)
 
 
 def seen_from(length: int, reach: int | None, causal: bool, device: torch.device) -> torch.Tensor:
@@ -226,7 +252,7 @@ def can_flash(query: torch.Tensor) -> bool:
     width = query.shape[-1]
     return (
         query.is_cuda
-        and query.dtype in FLASH_DTYPES
+        and query.dtype in HALF
         and width <= FLASH_WIDTH
         and width % FLASH_WIDTH_MULTIPLE == 0
         and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY

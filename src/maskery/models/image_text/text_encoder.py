@@ -31,6 +31,8 @@ from transformers.models.bert.modeling_bert import (
     BertSelfOutput,
 )
 
+from maskery.models.attention import in_float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRows:
@@ -116,9 +118,9 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(
-            query, to.keys, to.values, attn_mask=mask, dropout_p=dropout
-        )
+        with in_float32(query, to.keys, to.values) as wide:
+            context = F.scaled_dot_product_attention(*wide, attn_mask=mask, dropout_p=dropout)
+        return context.to(query.dtype)
 
 
 class Attention(nn.Module):

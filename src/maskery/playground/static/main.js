@@ -70,11 +70,11 @@ function change(next, { focus = null, now = false } = {}) {
   drawStale(seen.masked);
   clearTimeout(waiting);
   turn += 1;
+  busy(true);
   waiting = setTimeout(askAll, now ? 0 : ASK_AFTER, turn);
 }
 
 async function askAll(mine) {
-  busy(true);
   try {
     await Promise.all([askFills(mine), askHeat(mine)]);
     if (mine === turn) complain("text", null);
@@ -355,6 +355,7 @@ async function start() {
   setUpSearch(server.gallery);
   setUpSave(context, () => Boolean(picture.id()), announce);
   listen();
+  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
   addEventListener("back", async () => (await meet()) && picture.again());
   if (byId("views").querySelector(`[data-view=${state.view}]`).hidden) state.view = "plain";
   change({}, { now: true });
