@@ -118,8 +118,8 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
         dropout = self.dropout if self.training else 0.0
-        with in_float32(query, to.keys, to.values) as wide:
-            context = F.scaled_dot_product_attention(*wide, attn_mask=mask, dropout_p=dropout)
+        with in_float32(query, to.keys, to.values) as (q, k, v):
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return context.to(query.dtype)
 
 
