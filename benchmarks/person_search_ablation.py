@@ -1,10 +1,13 @@
 """What each part of RaSa's objective adds on drawn people: four variants, three seeds, one table.
 
     python benchmarks/person_search_ablation.py --folder /tmp/ablation
+    python benchmarks/person_search_ablation.py --folder /tmp/ablation --trained-start
 
 Every run has the same steps, batches and order of the data for its seed; only the objective
 differs. A run of 450 steps takes about four minutes of one core. Runs that are done are not
-repeated, so a stopped call is continued by the next; `--table` only prints what there is.
+repeated, so a stopped call is continued by the next; `--table` only prints what there is. With
+`--trained-start` all runs, and their twins, start from one model that has learnt by similarity
+alone, in twice the steps.
 """
 
 from __future__ import annotations
@@ -33,7 +36,14 @@ VARIANTS: dict[str, PersonSearchConfig] = {
     "without MRTD": replace(FULL, mrtd_weight=0.0),
     "without soft labels": replace(FULL, alpha=0.0),
     "without the image in MLM": replace(FULL, mlm_with_image=False),
+    "similarity and matching": replace(
+        FULL, mlm_weight=0.0, prd_weight=0.0, mrtd_weight=0.0, alpha=0.0
+    ),
+    "similarity alone": replace(
+        FULL, itm_weight=0.0, mlm_weight=0.0, prd_weight=0.0, mrtd_weight=0.0, alpha=0.0
+    ),
 }
+START_SEED = 100
 FIGURES = (
     ("contrastive", "r1", "R@1 by similarity"),
     ("reranked", "r1", "R@1, best 16 ranked anew"),
@@ -46,15 +56,16 @@ PEOPLE = PeopleConfig(
 
 
 def configuration(
-    people: Path, output: Path, objective: PersonSearchConfig, *, seed: int, steps: int
+    people: Path, output: Path, variant: str, *, seed: int, steps: int, start: Path | None = None
 ) -> PersonSearchRunConfig:
     """One run: the preset `small` with another objective and fewer steps."""
     config = small(PersonSearchDataConfig(dataset="drawn-people", root=people))
     return replace(
         config,
+        model=str(start) if start else config.model,
         output=output,
         resume="auto",
-        objectives=objective,
+        objectives=VARIANTS[variant],
         training=replace(
             config.training,
             max_steps=steps,
@@ -67,16 +78,29 @@ def configuration(
     )
 
 
-def run_all(folder: Path, seeds: Sequence[int], steps: int) -> None:
-    """Draw the people once, then run every variant with every seed that is not done."""
-    draw_people(folder / "people", PEOPLE)
+def trained_start(folder: Path, steps: int) -> Path:
+    """Train the model that runs start from, unless it is there."""
+    output = folder / "start"
+    if not (output / "evaluation.json").is_file():
+        config = configuration(
+            folder / "people", output, "similarity alone", seed=START_SEED, steps=2 * steps
+        )
+        train_person_search(config, progress=False)
+    return output
+
+
+def run_all(folder: Path, variants: Sequence[str], seeds: Sequence[int], steps: int) -> None:
+    """Run every variant with every seed that is not done."""
+    start = folder / "start" if (folder / "start").is_dir() else None
     for seed in seeds:
-        for name, objective in VARIANTS.items():
+        for name in variants:
             output = folder / f"{steps}-steps" / name.replace(" ", "-") / f"seed-{seed}"
             if (output / "evaluation.json").is_file():
                 continue
             began = time.process_time()
-            config = configuration(folder / "people", output, objective, seed=seed, steps=steps)
+            config = configuration(
+                folder / "people", output, name, seed=seed, steps=steps, start=start
+            )
             train_person_search(config, progress=False)
             seconds = time.process_time() - began
             write_json(output / "seconds.json", {"processor_seconds": seconds})
@@ -89,7 +113,7 @@ def read(folder: Path, steps: int) -> dict[str, list[Mapping[str, Any]]]:
     for name in VARIANTS:
         runs = (folder / f"{steps}-steps" / name.replace(" ", "-")).glob("seed-*/evaluation.json")
         found[name] = [json.loads(run.read_text("utf-8"))["test"] for run in sorted(runs)]
-    return found
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -120,11 +144,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--trained-start", action="store_true")
     parser.add_argument("--table", action="store_true", help="train nothing")
     wanted = parser.parse_args()
+    folder = wanted.folder / ("trained-start" if wanted.trained_start else "from-scratch")
     if not wanted.table:
-        run_all(wanted.folder, wanted.seeds, wanted.steps)
-    print(table(read(wanted.folder, wanted.steps)))
+        draw_people(folder / "people", PEOPLE)
+        if wanted.trained_start:
+            trained_start(folder, wanted.steps)
+        run_all(folder, wanted.variants, wanted.seeds, wanted.steps)
+    print(table(read(folder, wanted.steps)))
 
 
 if __name__ == "__main__":
