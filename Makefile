@@ -96,7 +96,7 @@ floors:
 	  pyproject.toml | grep -vE '^(torch|triton|nvidia|cuda)' > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/pip install --quiet --requirement $(FLOORS)/floors.txt
 	$(FLOORS)/bin/pip install --quiet --no-deps --editable .
-	$(FLOORS)/bin/pytest --numprocesses 2 --quiet
+	$(FLOORS)/bin/pytest --numprocesses 2 --quiet -W 'ignore:`torch.jit.script`:DeprecationWarning'
 
 clean:
 	rm -rf $(VENV) $(FLOORS) site .mypy_cache .pytest_cache .ruff_cache

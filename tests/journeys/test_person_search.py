@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ SMALL = (
 )
 
 
-def test_people_are_found_by_their_descriptions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shape = {"image_size": (16, 16), "patch_size": 8, "image_layers": 1, "fusion_layers": 2}
     widths = {"width": 32, "num_heads": 2, "embed_dim": 16, "max_length": 24}
     monkeypatch.setitem(pairs_config.SIZES, "tiny", ImageTextSizes(**shape, **widths))
+
+
+def test_people_are_found_by_their_descriptions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Shirts and trousers in six colours make 36 persons that differ.
     save_cuhk(tmp_path / "CUHK-PEDES", {"train": 24, "val": 6, "test": 6})
 
@@ -54,3 +59,36 @@ def test_people_are_found_by_their_descriptions(
     assert len(explained["words"]) == len(caption.split())
     with Image.open(tmp_path / "why.png") as strip:
         assert strip.width > strip.height
+
+
+def test_a_start_learnt_from_tar_shards_is_fine_tuned(tmp_path: Path) -> None:
+    root = save_cuhk(tmp_path / "CUHK-PEDES", {"train": 8, "val": 2, "test": 2})
+    rows = json.loads((root / "reid_raw.json").read_text("utf-8"))
+    with tarfile.open("persons-000.tar", "w") as shard:
+        for number, row in enumerate(rows):
+            if row["split"] == "train":
+                shard.add(root / "imgs" / row["file_path"], f"{number}.png")
+                Path("caption.txt").write_text(row["captions"][0], "utf-8")
+                shard.add("caption.txt", f"{number}.txt")
+    small = (*SMALL[: SMALL.index("--epochs")], "--max-steps", "2")
+    pairs = ["train", "pairs", "persons-*.tar", *small, "--itc-weight", "1"]
+    assert main([*pairs, "--output", "start"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "person-search",
+                *DATA,
+                "--model",
+                "start",
+                "--max-steps",
+                "1",
+                "--output",
+                "tuned",
+            ]
+        )
+        == 0
+    )
+    # Its words are the start's.
+    words = Path("tuned/model/tokenizer.json").read_bytes()
+    assert words == Path("start/model/tokenizer.json").read_bytes()

@@ -9,14 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed import PACK
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import ReadingReport, example_id
 from maskery.data.corpus.formats import OURS, SUFFIXES
 from maskery.data.corpus.reader import Corpus
-
-from .test_streams import PACK
 
 Write = Any
 LINES = st.lists(

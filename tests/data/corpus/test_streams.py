@@ -1,38 +1,19 @@
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
-import lzma
 import struct
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packed import PACK
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.streams import COMPRESSIONS, decoded_blocks, open_stream
 
-
-def zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
-
-# Without the time of day, which would stand in the names of tests that are given packed bytes.
-PACK = {
-    ".gz": partial(gzip.compress, mtime=0),
-    ".xz": lzma.compress,
-    ".bz2": bz2.compress,
-    ".zst": zstd,
-}
 NOISE = bytes(i * i * 31 % 251 for i in range(300_000))
 
 

@@ -211,7 +211,11 @@ def test_colours_are_those_of_the_profile(mode: str, kind: str) -> None:
     np.testing.assert_array_equal(loaded(encoded(image, kind, icc_profile=srgb, **options)), plain)
 
 
-@pytest.mark.parametrize("profile", [b"no profile", swapped_profile()[:200], swapped_profile()])
+@pytest.mark.parametrize(
+    "profile",
+    [b"no profile", swapped_profile()[:200], swapped_profile()],
+    ids=["none", "cut", "whole"],
+)
 def test_a_profile_that_does_not_fit_does_not_lose_a_sound_picture(profile: bytes) -> None:
     content = encoded(Image.new("L", (1, 1), 77), "PNG", icc_profile=profile)
     assert loaded(content).tolist() == [[[77] * 3]]
