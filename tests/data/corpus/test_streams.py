@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from packed import PACK
+from packed import PACK, zstd
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.streams import COMPRESSIONS, decoded_blocks, open_stream
