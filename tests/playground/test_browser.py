@@ -84,7 +84,7 @@ def test_write_hide_a_word_and_read_what_the_command_says(
 def test_no_press_is_lost_while_the_page_still_loads(visit: Visit, alone: Client) -> None:
     page = visit.page
     held: list[Any] = []
-    page.route("**/api/info", held.append)
+    page.route("**/api/info", lambda route: held.append(route))
     with page.expect_request("**/api/info"):
         page.goto(f"{alone.address}#t=the")
     for name in ("Write", "Surprisal", "Copy link"):
