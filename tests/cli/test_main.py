@@ -77,6 +77,29 @@ def test_an_error_the_user_can_mend_is_one_line(
     assert (out, err) == ("", "maskery fill: ['x'] is wrong; mend it\n")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8 GiB"),
+        RuntimeError("std::bad_alloc"),  # of C++, where autograd allocates for itself
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_is_used_up_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(rest: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(
+        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
+    )
+    assert main(["fill", "x"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"maskery fill: the memory is used up ({error}")
+    assert told.count("\n") == 1
+
+
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(rest: list[str]) -> None:
         raise ZeroDivisionError

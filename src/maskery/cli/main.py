@@ -77,7 +77,7 @@ DISK_TROUBLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
 )  # fmt: skip
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
-NO_MEMORY = ("allocate memory", "out of memory", "failed to map segment")
+NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "failed to map segment")
 HELP = frozenset({"-h", "--help", "--help-all"})
 FIRST = """try first:
   maskery quickstart                        learn from Python's manual in three minutes
