@@ -24,7 +24,7 @@ def refused(server: ForkServer, arguments: list[str], folder: Path) -> None:
     one_line(full.text, "free some space")
 
 
-@pytest.mark.parametrize("left", [0, 4096, 40_000, 90_000])
+@pytest.mark.parametrize("left", [0, 40_000])
 def test_a_model_that_has_no_room(
     tmp_path: Path, server: ForkServer, small_disk: Path, left: int
 ) -> None:

@@ -19,12 +19,17 @@ def wait_for_steps(run: Run, metrics: Path) -> None:
         assert not run.ended(), run.text
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+    ("number", "code", "ranks"),
+    [
+        (signal.SIGTERM, 143, 1),
+        (signal.SIGTERM, 143, 2),
+        (signal.SIGINT, 130, 2),
+        (signal.SIGHUP, 129, 1),
+    ],
 )
 def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, server: ForkServer, ranks: int, number: signal.Signals, code: int
+    tmp_path: Path, server: ForkServer, number: signal.Signals, code: int, ranks: int
 ) -> None:
     # Only signals and the end write checkpoints.
     arguments = [*make_text(tmp_path), "--resume", "auto", "--checkpoint-every", "500"]

@@ -266,10 +266,14 @@ def test_one_call_at_a_time_a_few_wait_and_the_rest_are_turned_away(models: list
 
     session.fill = slow  # type: ignore[method-assign]
     answers: list[int] = []
+    turned_away = threading.Semaphore(0)
     with served(session) as client:
 
         def ask() -> None:
-            answers.append(client.ask("fill", {"text": "[MASK]"}).status)
+            status = client.ask("fill", {"text": "[MASK]"}).status
+            answers.append(status)
+            if status == 503:
+                turned_away.release()
 
         threads = [threading.Thread(target=ask)]
         threads[0].start()
@@ -277,8 +281,8 @@ def test_one_call_at_a_time_a_few_wait_and_the_rest_are_turned_away(models: list
         threads += [threading.Thread(target=ask) for _ in range(QUEUE + 4)]
         for thread in threads[1:]:
             thread.start()
-        for thread in threads[1:]:
-            thread.join(0.2)
+        for _ in range(4):
+            assert turned_away.acquire(timeout=30)
         go_on.set()
         for thread in threads:
             thread.join(30)
