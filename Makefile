@@ -2,14 +2,19 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Where torch comes from; by default where pip looks. PyPI's build for Linux on x86-64 brings gigabytes of CUDA; the
+# CPU's is at https://download.pytorch.org/whl/cpu.
+TORCH_INDEX ?=
 
-.PHONY: install quickstart test lint types browser pages bench gpu soak kills cluster floors docs docs-images clean
+.PHONY: install quickstart test lint types browser pages bench gpu soak kills cluster versions floors docs docs-images clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -W ignore -c "import torch; print('torch', torch.__version__, '(CUDA' if torch.version.cuda else '(for the CPU;', \
+	  (torch.version.cuda or 'another build: make install TORCH_INDEX=URL') + ')')"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -85,6 +90,15 @@ kills: install
 # Shards made on a Ray cluster on this machine and by datatrove, in a local S3, with a worker killed.
 cluster: install
 	MASKERY_CLUSTER=1 $(BIN)/pytest --quiet tests/data/shards/test_engines.py
+
+# Types on the newer Pythons, and their compilers' warnings where they are installed. Their tests need a build of torch:
+# make test PYTHON=python3.13 TORCH_INDEX=URL
+versions: install
+	for version in 3.12 3.13; do \
+	  $(BIN)/mypy --python-version $$version --cache-dir .mypy_cache/$$version || exit 1; \
+	  if command -v python$$version; then \
+	    PYTHONPYCACHEPREFIX=$(VENV)/pycache python$$version -W error -m compileall -q -f src tests examples || exit 1; fi; \
+	done
 
 # The tests with the oldest packages that pyproject.toml allows. Torch stays the pinned build: of its oldest there is
 # none for a CPU alone, and the package index would bring gigabytes of CUDA.
