@@ -66,6 +66,7 @@ def configuration(
         output=output,
         resume="auto",
         objectives=VARIANTS[variant],
+        retrieval=replace(config.retrieval, rerank=16 if VARIANTS[variant].itm_weight else 0),
         training=replace(
             config.training,
             max_steps=steps,

@@ -18,6 +18,7 @@ from maskery.people.config import PeopleConfig
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.image_text.config import PersonSearchRunConfig
 
+RANKED = ["--itm-weight", "0.5", "--rerank", "4"]
 FEW = ["--max-steps", "2", "--batch-pairs", "4", "--height", "16", "--width", "16"]
 
 
@@ -35,7 +36,7 @@ def root(folder: Path) -> Path:
 def run(folder: Path, root: Path) -> Path:
     output = folder / "run"
     arguments = ["--dataset", "cuhk-pedes", "--root", str(root), "--output", str(output)]
-    assert main(["train", "person-search", *arguments, *FEW, "--rerank", "4", "--json"]) == 0
+    assert main(["train", "person-search", *arguments, *FEW, *RANKED, "--json"]) == 0
     return output
 
 

@@ -18,7 +18,7 @@ from maskery.runs.image_text import config as pairs_config
 DATA = ("--dataset", "cuhk-pedes", "--root", "CUHK-PEDES")
 SMALL = (
     *("--model", "scratch:tiny", "--vocab-size", "200", "--height", "16", "--width", "16"),
-    *("--epochs", "25", "--batch-pairs", "16", "--rerank", "6"),
+    *("--epochs", "25", "--batch-pairs", "16", "--itm-weight", "0.5", "--rerank", "6"),
 )
 
 

@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for seed in ("0", "1"):
         output = str(folder / f"run-{seed}")
         arguments = ["--dataset", "cuhk-pedes", "--root", str(root), "--output", output]
-        arguments += [*FEW, "--rerank", "4", "--seed", seed, "--json"]
+        arguments += [*FEW, "--itm-weight", "0.5", "--rerank", "4", "--seed", seed, "--json"]
         assert main(["train", "person-search", *arguments]) == 0
         made.append(output)
     return made

@@ -179,13 +179,17 @@ def replace_value(interval: Interval, value: float) -> Interval:
     return interval._replace(value=value)
 
 
-def test_without_matching_the_best_is_chosen_by_similarity(root: Path, tmp_path: Path) -> None:
+def test_without_matching_the_best_is_chosen_by_similarity_and_a_line_says_so(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = config_of(root, tmp_path / "run", max_steps=2)
     objectives = replace(config.objectives, itm_weight=0.0, prd_weight=0.0)
     result = train_person_search(replace(config, objectives=objectives), progress=False)
     assert result.val.reranked is None
     assert result.test is not None
     assert result.test.reranked is None
+    (said,) = [m for m in caplog.messages if "similarity alone ranks" in m]
+    assert said.startswith(f"rerank is {config.retrieval.rerank}, and matching")
 
 
 def test_accumulation_reaches_every_term(root: Path, tmp_path: Path) -> None:

@@ -274,8 +274,10 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         model="scratch:search",
         masking=MaskingConfig(policy="word", mask_rate=0.3),
         objectives=PersonSearchConfig(
-            itc_weight=1.0,  # most of what a small model learns in minutes
-            itm_weight=0.5,  # teaches the fusion layer
+            itc_weight=1.0,
+            # From a trained start similarity alone finds 91% of drawn people in 91 s; with matching
+            # 88%, and 89% ranked anew, in 122 s.
+            itm_weight=0.0,
             mlm_weight=0.0,
             prd_weight=0.0,
             mrtd_weight=0.0,
@@ -284,8 +286,8 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
             alpha=0.0,
             queue_size=1024,
         ),
-        # In minutes the contrast learns more than matching does.
-        retrieval=RetrievalConfig(rerank=16, score="sum", odds_weight=0.2),
+        # For --itm-weight 0.5 --rerank 16: in minutes the contrast learns more than matching does.
+        retrieval=RetrievalConfig(rerank=0, score="sum", odds_weight=0.2),
         # Muon learns several times as much from a step as AdamW. The decay is strong: R@1 after an
         # epoch of drawn people is 52% with 0.01, 60% with 0.15, 74% with 0.4 and 66% with 1.
         training=PairsTrainingConfig(

@@ -187,6 +187,12 @@ def prepare_person_search(
         counted(len(data.val), "picture"),
     )
     ranking, training = config.retrieval, config.training
+    if ranking.rerank and "itm" not in prepared.task.trained:
+        log.warning(
+            "rerank is %d, and matching, which ranks anew, is not trained: similarity alone ranks; "
+            "add --itm-weight 0.5, or take --rerank 0",
+            ranking.rerank,
+        )
     # By default every epoch is measured, as in RaSa, which keeps the best one's model.
     training = replace(training, eval_every=training.eval_every or train.num_steps(0))
     return PersonSearchRun(
