@@ -1,4 +1,4 @@
-"""What each part of RaSa's objective adds on drawn people: four variants, three seeds, one table.
+"""What each part of RaSa's objective, and doubt, add on drawn people: three seeds, one table.
 
     python benchmarks/person_search_ablation.py --folder /tmp/ablation
     python benchmarks/person_search_ablation.py --folder /tmp/ablation --trained-start
