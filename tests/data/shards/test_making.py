@@ -406,8 +406,9 @@ def is_deaf(process: int, number: signal.Signals) -> bool:
     return bool(int(fields["SigBlk"], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["importing", "working"])
+@pytest.mark.parametrize(
+    ("moment", "number"), [("importing", signal.SIGINT), ("working", signal.SIGTERM)]
+)
 def test_a_signal_ends_command_and_workers_with_one_line(
     home: Path, moment: str, number: signal.Signals
 ) -> None:
