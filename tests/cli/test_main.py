@@ -100,6 +100,31 @@ def test_memory_that_is_used_up_is_one_line(
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("under_torchrun", [False, True])
+def test_another_process_lets_the_first_one_speak(
+    under_torchrun: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchrun ends all at the first failure, which must not be that of a silent process."""
+    waits: list[float] = []
+    monkeypatch.setattr(main_module.time, "sleep", waits.append)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+
+    def fail(rest: list[str]) -> None:
+        raise ConfigError("seed is -1")
+
+    monkeypatch.setattr(
+        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
+    )
+    assert main(["fill", "x"]) == 2
+    assert waits == [main_module.FIRST_SPEAKS] * under_torchrun
+    alone = "maskery fill (process 1): seed is -1\n"
+    assert capsys.readouterr().err == alone * under_torchrun
+
+
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(rest: list[str]) -> None:
         raise ZeroDivisionError

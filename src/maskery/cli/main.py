@@ -13,6 +13,7 @@ import re
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ DISK_TROUBLE = (
 )  # fmt: skip
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "failed to map segment")
+FIRST_SPEAKS = 30.0  # seconds; processes of one machine start within a few of one another
 HELP = frozenset({"-h", "--help", "--help-all"})
 FIRST = """try first:
   maskery quickstart                        learn from Python's manual in three minutes
@@ -170,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_main_process():
             return complain(name, error)
         # Every process finds the same fault in the arguments; the first one says so.
-        if not isinstance(error, ConfigError | OtherProcessError):
+        told = isinstance(error, OtherProcessError)
+        if not told and not (isinstance(error, ConfigError) and _first_speaks()):
             complain(f"{name} (process {launched_rank()})", error)
         return 2
     except BrokenPipeError:
@@ -199,6 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "SafetensorError" or "I/O error" not in str(error):
             raise
         return complain(name, f"writing weights failed ({reason_of(error)}); free some space")
+
+
+def _first_speaks() -> bool:
+    """Return whether the first process tells of a fault; under torchrun, wait for its end."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    # At the first failure torchrun ends all other processes: were that this one's, nobody would
+    # say why. Who still lives after the wait is alone with the fault.
+    time.sleep(FIRST_SPEAKS)
+    return False
 
 
 def _forget_output() -> None:
