@@ -6,6 +6,7 @@ other process and starts in milliseconds. Several ranks meet as under `torchrun`
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -153,6 +154,7 @@ def _fork(request: dict[str, Any], rank: int, port: int) -> int:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.enable()  # where a library's crash is, which has no traceback of its own
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         from maskery.cli.main import main
