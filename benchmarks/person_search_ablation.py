@@ -90,9 +90,10 @@ def trained_start(folder: Path, steps: int) -> Path:
     return output
 
 
-def run_all(folder: Path, variants: Sequence[str], seeds: Sequence[int], steps: int) -> None:
+def run_all(
+    folder: Path, variants: Sequence[str], seeds: Sequence[int], steps: int, start: Path | None
+) -> None:
     """Run every variant with every seed that is not done."""
-    start = folder / "start" if (folder / "start").is_dir() else None
     for seed in seeds:
         for name in variants:
             output = folder / f"{steps}-steps" / name.replace(" ", "-") / f"seed-{seed}"
@@ -155,9 +156,8 @@ def main() -> None:
         folder = folder.with_name(f"{folder.name}-{wanted.swap_captions:g}-swapped")
     if not wanted.table:
         draw_people(folder / "people", replace(PEOPLE, swap_captions=wanted.swap_captions))
-        if wanted.trained_start:
-            trained_start(folder, wanted.steps)
-        run_all(folder, wanted.variants, wanted.seeds, wanted.steps)
+        start = trained_start(folder, wanted.steps) if wanted.trained_start else None
+        run_all(folder, wanted.variants, wanted.seeds, wanted.steps, start)
     print(table(read(folder, wanted.steps)))
 
 

@@ -77,6 +77,17 @@ def test_an_error_the_user_can_mend_is_one_line(
     assert (out, err) == ("", "maskery fill: ['x'] is wrong; mend it\n")
 
 
+def let_fill_raise(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a command that fails in the place of `fill`."""
+
+    def fail(rest: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(
+        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -88,12 +99,7 @@ def test_an_error_the_user_can_mend_is_one_line(
 def test_memory_that_is_used_up_is_one_line(
     error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(rest: list[str]) -> None:
-        raise error
-
-    monkeypatch.setattr(
-        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
-    )
+    let_fill_raise(error, monkeypatch)
     assert main(["fill", "x"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"maskery fill: the memory is used up ({error}")
@@ -113,12 +119,7 @@ def test_another_process_lets_the_first_one_speak(
     if under_torchrun:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
 
-    def fail(rest: list[str]) -> None:
-        raise ConfigError("seed is -1")
-
-    monkeypatch.setattr(
-        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
-    )
+    let_fill_raise(ConfigError("seed is -1"), monkeypatch)
     assert main(["fill", "x"]) == 2
     assert waits == [main_module.FIRST_SPEAKS] * under_torchrun
     alone = "maskery fill (process 1): seed is -1\n"
@@ -126,12 +127,7 @@ def test_another_process_lets_the_first_one_speak(
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(rest: list[str]) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(
-        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
-    )
+    let_fill_raise(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         main(["fill", "x"])
 
@@ -139,12 +135,7 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_is_said_and_has_its_own_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(rest: list[str]) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(
-        main_module.importlib, "import_module", lambda name: SimpleNamespace(Fill=fail)
-    )
+    let_fill_raise(KeyboardInterrupt(), monkeypatch)
     assert main(["fill", "x"]) == 130
     assert capsys.readouterr().err == "maskery fill: stopped\n"
 

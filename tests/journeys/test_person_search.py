@@ -73,22 +73,8 @@ def test_a_start_learnt_from_tar_shards_is_fine_tuned(tmp_path: Path) -> None:
     small = (*SMALL[: SMALL.index("--epochs")], "--max-steps", "2")
     pairs = ["train", "pairs", "persons-*.tar", *small, "--itc-weight", "1"]
     assert main([*pairs, "--output", "start"]) == 0
-    assert (
-        main(
-            [
-                "train",
-                "person-search",
-                *DATA,
-                "--model",
-                "start",
-                "--max-steps",
-                "1",
-                "--output",
-                "tuned",
-            ]
-        )
-        == 0
-    )
+    tuned = ["train", "person-search", *DATA, "--model", "start", "--max-steps", "1"]
+    assert main([*tuned, "--output", "tuned"]) == 0
     # Its words are the start's.
     words = Path("tuned/model/tokenizer.json").read_bytes()
     assert words == Path("start/model/tokenizer.json").read_bytes()

@@ -43,17 +43,7 @@ def person_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("persons")
     root, run = save_cuhk(folder / "cuhk"), folder / "run"
     arguments = ["--dataset", "cuhk-pedes", "--root", root, "--output", run, "--max-steps", "2"]
-    arguments += [
-        "--batch-pairs",
-        "4",
-        "--itm-weight",
-        "1",
-        "--rerank",
-        "4",
-        "--height",
-        "16",
-        "--width",
-        "16",
-    ]
+    arguments += ["--batch-pairs", "4", "--height", "16", "--width", "16"]
+    arguments += ["--itm-weight", "1", "--rerank", "4"]
     trained("person-search", *arguments)
     return run

@@ -172,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_main_process():
             return complain(name, error)
         # Every process finds the same fault in the arguments; the first one says so.
-        told = isinstance(error, OtherProcessError)
-        if not told and not (isinstance(error, ConfigError) and _first_speaks()):
+        first = isinstance(error, ConfigError) and _first_speaks()
+        if not first and not isinstance(error, OtherProcessError):
             complain(f"{name} (process {launched_rank()})", error)
         return 2
     except BrokenPipeError:
