@@ -6,13 +6,17 @@ tokens that an epoch takes is read in two epochs.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from maskery.core.batch import Ints
+from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import ConfigError, meant
+from maskery.core.task import StandIn
 from maskery.data.batching import Batching, Plan, TextSource, plan_epoch, random_order
+from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import Documents
 
 # Tells these draws from the others of `random_order`.
@@ -89,9 +93,7 @@ class MixedSource(TextSource):
 
     def describe(self, names: Sequence[str]) -> str:
         """Return what of each corpus an epoch has, in words."""
-        parts = zip(names, self.taken, self.sizes, strict=True)
-        told = (f"{taken:,} ({taken / size:.0%}) of {name}" for name, taken, size in parts)
-        return f"tokens of an epoch: {', '.join(told)}"
+        return _described(names, self.taken, self.sizes)
 
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
@@ -115,3 +117,112 @@ class MixedSource(TextSource):
             starts = turn * size + np.cumsum(self.lengths[order]) - self.lengths[order]
             found.append(order[(starts >= first) & (starts < last)])
         return np.concatenate(found)
+
+
+def _described(names: Sequence[str], taken: Sequence[int], sizes: Sequence[int]) -> str:
+    parts = zip(names, taken, sizes, strict=True)
+    told = (f"{tokens:,} ({tokens / size:.0%}) of {name}" for name, tokens, size in parts)
+    return f"tokens of an epoch: {', '.join(told)}"
+
+
+class MixedShards:
+    """The batches of a run over several sets of shards; implements `core.task.BatchSource`.
+
+    Each set has a part of the token budget, and steps of its own in that part. The set whose steps
+    are the smallest for its share has one in every step of the run; each other one has as many as
+    give it its share. What comes when is a pure function of (seed, step).
+
+    Args:
+        sets: The shards.
+        shares: Of each set; they sum to 1.
+        batching: How all of them together become batches.
+        settings: Of each `ShardSource`.
+
+    A ConfigError says that the budget has no room for a sequence of each set.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[TokenShards],
+        shares: Sequence[float],
+        batching: Batching,
+        **settings: Any,
+    ) -> None:
+        # Room for one sequence each, the rest by shares: every part can hold the longest.
+        rest = batching.batch_tokens - len(sets) * batching.max_length
+        if rest < 0:
+            raise ConfigError(
+                f"--batch-tokens is {batching.batch_tokens}: a step of {len(sets)} corpora needs "
+                f"room for a sequence of each, {len(sets)} x {batching.max_length} tokens; raise "
+                f"it, or lower --max-length"
+            )
+        budgets = [batching.max_length + int(share * rest) for share in shares]
+        self._batching = batching
+        self.parts = [
+            ShardSource(one, replace(batching, batch_tokens=budget), **settings)
+            for one, budget in zip(sets, budgets, strict=True)
+        ]
+        first = [part.epoch(0) for part in self.parts]
+        for one, epoch in zip(sets, first, strict=True):
+            if not epoch.num_steps:
+                raise ConfigError(
+                    f"--mix: '{one.place.name}' has nothing to train on; leave it out"
+                )
+        # Tokens of a run's step if a set took part in every one.
+        possible = [
+            epoch.tokens / epoch.num_steps / share
+            for epoch, share in zip(first, shares, strict=True)
+        ]
+        # Steps of each set in a step of the run: 1 at most.
+        self.rates = [min(possible) / each for each in possible]
+        pairs = list(zip(first, self.rates, strict=True))
+        self.steps = min(int(epoch.num_steps / rate) for epoch, rate in pairs)
+        # The number of steps of a set before each of its epochs.
+        self._begins = [[0, epoch.num_steps] for epoch in first]
+        self.sizes = [epoch.tokens for epoch in first]
+        self.taken = [round(share * self.steps * min(possible)) for share in shares]
+
+    @property
+    def batching(self) -> Batching:
+        """How all sets together become batches; the size of micro-batches may be set anew."""
+        return self._batching
+
+    @batching.setter
+    def batching(self, changed: Batching) -> None:
+        self._batching = changed
+        for part in self.parts:
+            part.batching = replace(part.batching, micro_tokens=changed.micro_tokens)
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Return what of each set an epoch has, in words."""
+        return _described(names, self.taken, self.sizes)
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch, the same for all."""
+        del epoch
+        return self.steps
+
+    def micro_batches(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> Sequence[TokenBatch | StandIn[TokenBatch]]:
+        """Return one process's share of a step; reads the shards of its blocks if need be."""
+        number, found = epoch * self.steps + step, list[TokenBatch | StandIn[TokenBatch]]()
+        for index, (part, rate) in enumerate(zip(self.parts, self.rates, strict=True)):
+            own = int(number * rate)
+            if int((number + 1) * rate) > own:
+                place = self._place(index, own)
+                found += part.micro_batches(*place, rank=rank, world_size=world_size)
+        return found
+
+    def close(self) -> None:
+        """End the threads that fetch."""
+        for part in self.parts:
+            part.close()
+
+    def _place(self, index: int, step: int) -> tuple[int, int]:
+        """Return the epoch that holds a step of a set, counted from its first, and which it is."""
+        part, begins = self.parts[index], self._begins[index]
+        while begins[-1] <= step:
+            begins.append(begins[-1] + part.num_steps(len(begins) - 1))
+        epoch = int(np.searchsorted(begins, step, side="right")) - 1
+        return epoch, step - begins[epoch]

@@ -102,6 +102,7 @@ class Epoch:
 
     blocks: list[list[int]]  # the shards of each, in the order they are read
     firsts: Ints  # (B + 1,): the first step of each block, and the number of steps
+    tokens: int  # in all windows, special ones included
 
     @property
     def num_steps(self) -> int:
@@ -149,15 +150,16 @@ class ShardSource:
             num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
             settings, special = self.batching, self.batching.template.num_special
             blocks = shard_blocks(num_shards, together, seed=settings.seed, epoch=number)
-            counts = [0]
+            counts, tokens = [0], 0
             for block in blocks:
                 rows = [self.shards.document_lengths.of(shard) for shard in block]
                 columns = (np.concatenate(column) for column in zip(*rows, strict=True))
                 histogram = window_histogram(*columns, room=settings.room, special=special)
                 budget, layout = settings.batch_tokens, settings.layout
                 counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
+                tokens += int(np.arange(len(histogram)) @ histogram)
             firsts = np.cumsum(counts, dtype=np.int64)
-            self._epoch = number, Epoch(blocks=blocks, firsts=firsts)
+            self._epoch = number, Epoch(blocks=blocks, firsts=firsts, tokens=tokens)
         return self._epoch[1]
 
     def num_steps(self, epoch: int) -> int:

@@ -58,14 +58,15 @@ def open_text(
 ) -> StoredText | ShardedText:
     """Read and tokenise the corpus of a run, or open the shards that it names."""
     places = [] if given.texts is not None else list(filter(holds_shards, config.corpus))
-    if config.mix and (places or given.texts is not None):
+    if config.mix and (given.texts is not None or len(places) not in (0, len(config.corpus))):
         raise ConfigError(
-            "--mix needs each corpus as text of its own, a file, folder or glob; name those"
+            "--mix needs each corpus as text of its own (a file, folder or glob), or each as "
+            "shards of maskery tokenize; name those"
         )
-    if places and len(config.corpus) > 1:
+    if places and len(config.corpus) > 1 and not config.mix:
         raise ConfigError(
-            f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
-            f"of the corpus into one folder"
+            f"'{places[0]}' is a folder or address of shards, which is named alone or with a "
+            f"--mix; tokenize all of the corpus into one folder, or say how much of each"
         )
     if places:
         if config.add_words is not None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import Vocabulary, vocabulary_size
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.processes import join_processes
-from maskery.core.task import Task
+from maskery.core.task import BatchSource, Task
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
@@ -44,6 +44,7 @@ from maskery.training.optimiser import resolve_precision
 from maskery.training.snapshot import BEGINNING, Position, restore_task
 
 if TYPE_CHECKING:
+    from maskery.data.mixture import MixedShards
     from maskery.data.shards.source import ShardSource
     from maskery.runs.text.shards import ShardedText
 
@@ -68,7 +69,7 @@ class TextRun:
     model: MaskedLanguageModel  # The initial model
     loaded: Loaded  # The initial model as it was loaded, with its tokenizer
     vocabulary: Vocabulary  # Of the tokenizer
-    train: TextSource | ShardSource  # Training batches
+    train: TextSource | ShardSource | MixedShards  # Training batches
     held_out: TextSource  # Held-out batches of the text that decides
     others: dict[str, TextSource]  # Those of other held-out texts, by name
     head_steps: int  # The steps in which the new head is trained alone
@@ -212,7 +213,7 @@ def head_first(config: TextRunConfig, loaded: Loaded) -> str:
 
 
 def head_steps(
-    config: TextRunConfig, source: TextSource | ShardSource, first: Position = BEGINNING
+    config: TextRunConfig, source: BatchSource[Any], first: Position = BEGINNING
 ) -> tuple[int, int]:
     """Return the steps in which the new head is trained alone, and of how many."""
     if not config.head_share:  # every epoch would be planned for nothing

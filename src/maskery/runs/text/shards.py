@@ -1,4 +1,4 @@
-"""The data of a text run over token shards."""
+"""The data of a text run over token shards, of one set or of a mixture of several."""
 
 import logging
 from pathlib import Path
@@ -12,6 +12,7 @@ from maskery.core.errors import DataError, ModelError, counted, explained
 from maskery.data.added_words import AddedWords
 from maskery.data.batching import Batching, TextSource
 from maskery.data.corpus.reader import Corpus
+from maskery.data.mixture import MixedShards
 from maskery.data.shards.places import holds_shards, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import Documents
@@ -31,8 +32,11 @@ class ShardedText:
     """Training and held-out batches of shards; `cache_dir` keeps copies and tokenised text."""
 
     def __init__(self, config: TextRunConfig, cache_dir: Path, *, progress: bool = True) -> None:
-        self.config = config
-        self.shards = TokenShards(open_place(config.corpus[0], cache_dir))
+        self.config, self.shares = config, config.shares or [1.0]
+        self.sets = [TokenShards(open_place(name, cache_dir)) for name in config.corpus]
+        self.shards = self.sets[0]
+        for other in self.sets[1:]:
+            self._require_same_tokenizer(other)
         self.tokenizer = self._tokenizer()
         self.added: AddedWords | None = None
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
@@ -41,28 +45,31 @@ class ShardedText:
     def described(self) -> dict[str, Any]:
         """Return what a continuation must share, by name."""
         manifest, streaming = self.shards.manifest, self.config.streaming
+        fingerprints = "+".join(one.manifest.fingerprint for one in self.sets)
         own = self.config.deciding_data
         held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
         others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
-            "corpus_fingerprint": manifest.fingerprint,
+            "corpus_fingerprint": fingerprints,
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
             "eval_data_fingerprint": held_out,
             "held_out_tokens": streaming.held_out_tokens,
             "shuffle_shards": streaming.shuffle_shards,
             **({"other_fingerprints": others} if others else {}),
+            **({"mix": self.shares} if self.config.mix else {}),
         }
 
     def token_counts(self, vocab_size: int) -> Ints:
-        """Return (vocab_size,) int64: counts in a few shards, spread evenly."""
-        entries = self.shards.manifest.shards
-        step = max(1, len(entries) // COUNTED_SHARDS)
+        """Return (vocab_size,) int64: counts in a few shards of each set, spread evenly."""
         counts = np.zeros(vocab_size, np.int64)
-        for entry in entries[::step][:COUNTED_SHARDS]:
-            counts += self.shards.open([entry]).token_counts(vocab_size)
+        for one in self.sets:
+            entries = one.manifest.shards
+            step = max(1, len(entries) // COUNTED_SHARDS)
+            for entry in entries[::step][:COUNTED_SHARDS]:
+                counts += one.open([entry]).token_counts(vocab_size)
         return counts
 
-    def sources(self, batching: Batching) -> tuple[ShardSource, TextSource]:
+    def sources(self, batching: Batching) -> tuple[ShardSource | MixedShards, TextSource]:
         """Return training and held-out batches."""
         streaming = self.config.streaming
         documents = np.arange(self.held_out_store.num_documents)
@@ -71,24 +78,33 @@ class ShardedText:
         own = [self.held_out_store] if self.config.deciding_data else []
         named = [store for store, _ in self.others.values()]
         outside = [np.asarray(store.ids) for store in (*own, *named)]
-        train = ShardSource(
-            self.shards,
-            batching,
-            shuffle_shards=streaming.shuffle_shards,
-            cache_shards=streaming.cache_shards,
-            exclude=np.concatenate(outside) if outside else None,
-        )
+        settings: dict[str, Any] = {
+            "shuffle_shards": streaming.shuffle_shards,
+            "cache_shards": streaming.cache_shards,
+            "exclude": np.concatenate(outside) if outside else None,
+        }
+        if not self.config.mix:
+            return ShardSource(self.shards, batching, **settings), held_out
+        train = MixedShards(self.sets, self.shares, batching, **settings)
+        log.info("%s", train.describe([one.place.name for one in self.sets]))
         return train, held_out
 
     def describe(self) -> str:
         """Return how much there is, in words."""
-        manifest = self.shards.manifest
+        manifests = [one.manifest for one in self.sets]
         return (
-            f"{counted(len(manifest.shards), 'shard')} with "
-            f"{counted(manifest.documents, 'training example')}, "
-            f"{counted(manifest.tokens, 'token')}; "
+            f"{counted(sum(len(one.shards) for one in manifests), 'shard')} with "
+            f"{counted(sum(one.documents for one in manifests), 'training example')}, "
+            f"{counted(sum(one.tokens for one in manifests), 'token')}; "
             f"{counted(self.held_out_store.num_documents, 'held-out example')}"
         )
+
+    def _require_same_tokenizer(self, other: TokenShards, what: str = "") -> None:
+        if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
+            raise DataError(
+                f"the shards of {what}'{other.place.name}' were made with another tokenizer than "
+                f"those of '{self.shards.place.name}'; make them again with the same --model"
+            )
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
@@ -111,14 +127,13 @@ class ShardedText:
     def _held_out(self, cache_dir: Path, progress: bool) -> Documents:
         config = self.config
         if not config.deciding_data:
-            return self.shards.held_out(config.streaming.held_out_tokens)
+            most = config.streaming.held_out_tokens
+            sets = zip(self.sets, self.shares, strict=True)
+            parts = [one.held_out(round(share * most)) for one, share in sets]
+            return Documents.gather((p.tokens, p.word_starts, p.lengths(), p.ids) for p in parts)
         if len(config.deciding_data) == 1 and holds_shards(config.deciding_data[0]):
             other = TokenShards(open_place(config.deciding_data[0], cache_dir))
-            if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
-                raise DataError(
-                    f"the shards of --eval-data '{config.deciding_data[0]}' were made with another "
-                    "tokenizer; make them again with that of the corpus"
-                )
+            self._require_same_tokenizer(other, "--eval-data ")
             entries = other.manifest.shards
             ends = np.cumsum([entry.tokens for entry in entries])
             return other.open(
