@@ -41,7 +41,7 @@ class Recipe:
     learning_rate: float
     mask_rate: float = 0.15
     batch_tokens: int = BATCH_TOKENS
-    precision_bits: int = 32  # 16: bfloat16; 0: Maskery's own choice
+    precision_bits: int = 32  # 16: bfloat16; Maskery chooses by itself
 
 
 TRACKS = {
@@ -202,12 +202,12 @@ TRAIN: dict[str, Callable[[Recipe, str, Path, Path, int], float]] = {
 RECIPES: dict[str, dict[str, Recipe]] = {
     "maskery": {
         "meditations": Recipe(steps=30, learning_rate=1e-3, mask_rate=0.3, batch_tokens=2048),
-        "reference": Recipe(steps=100, learning_rate=3e-4, mask_rate=0.3, batch_tokens=2048),
+        "reference": Recipe(steps=48, learning_rate=5e-4, mask_rate=0.3, batch_tokens=2048),
         "scratch": Recipe(steps=30, learning_rate=2e-3, mask_rate=0.15, batch_tokens=2048),
     },
     "hf": {
         "meditations": Recipe(steps=120, learning_rate=5e-4, batch_tokens=1024),
-        "reference": Recipe(steps=100, learning_rate=3e-4),
+        "reference": Recipe(steps=190, learning_rate=2.5e-4, batch_tokens=1024, precision_bits=16),
         "scratch": Recipe(steps=100, learning_rate=1e-3),
     },
     "seed": {name: Recipe(steps=40, learning_rate=5e-5) for name in TRACKS},
