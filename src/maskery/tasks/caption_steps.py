@@ -333,8 +333,6 @@ class CaptionSteps:
                 logits, masked.positions, masked.targets, soft_labels, prepared.alpha
             )
         logits = model.text_encoder.mlm_logits(fused.flatten(0, 1)[masked.positions])
-        if soft_labels is None:
-            return mlm.mlm_loss_sum(logits, masked.targets)
         return mlm.soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
 
 

@@ -26,7 +26,7 @@ from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.momentum import MomentumTwin
-from maskery.objectives.mlm import mlm_loss_sum, soft_mlm_loss_sum
+from maskery.objectives.mlm import soft_mlm_loss_sum
 from maskery.objectives.mrtd import mrtd_loss_sum, mrtd_mask_modeling
 from maskery.tasks.text_mlm import PreparedText, TextMLM, TextParts
 from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
@@ -186,12 +186,13 @@ class MomentumTextMLM(TextMLM):
     def step(self, prepared: PreparedMomentumText) -> TextStep:
         """Let the twin teach and the model learn."""
         taught, plan = self._teach(prepared), prepared.plan
+        right = (prepared.targets, taught.soft_labels, prepared.alpha)
         if plan is None or taught.input_ids is None or taught.labels is None:
-            sums = {"mlm": _mlm_sum(self.model(prepared.inputs), prepared, taught)}
+            sums = {"mlm": soft_mlm_loss_sum(self.model(prepared.inputs), *right)}
             return TextStep(loss_sums=sums, prepared=prepared)
         logits, judgements = self._read(prepared, taught.input_ids)
         sums = {
-            "mlm": _mlm_sum(logits, prepared, taught),
+            "mlm": soft_mlm_loss_sum(logits, *right),
             "mrtd": mrtd_loss_sum(judgements, taught.labels),
         }
         plan = replace(plan, sampled=taught.input_ids[plan.sampled_at])
@@ -257,14 +258,6 @@ class MomentumTextMLM(TextMLM):
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
         self.twin.load_state_dict(part_of(state, "twin."))
-
-
-def _mlm_sum(
-    logits: torch.Tensor, prepared: PreparedMomentumText, taught: TwinTargets
-) -> torch.Tensor:
-    if taught.soft_labels is None:
-        return mlm_loss_sum(logits, prepared.targets)
-    return soft_mlm_loss_sum(logits, prepared.targets, taught.soft_labels, prepared.alpha)
 
 
 def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:
