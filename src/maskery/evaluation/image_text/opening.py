@@ -35,13 +35,12 @@ if TYPE_CHECKING:
 
 PREPROCESSOR = "preprocessor_config.json"
 # Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
-# RaSa used CLIP's.
+# RaSa used CLIP's; ViT and SigLIP were trained with what is the default.
 CLIP = (ImageTextConfig.model_type, "clip", "clip_vision_model")
-IMAGENET = ("deit", "dinov2", "dinov2_with_registers")
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
     **dict.fromkeys(CLIP, (CLIP_MEAN, CLIP_STD)),
-    **dict.fromkeys(IMAGENET, (IMAGENET_MEAN, IMAGENET_STD)),
-}  # ViT and SigLIP were trained with what is the default
+    **dict.fromkeys(("deit", "dinov2", "dinov2_with_registers"), (IMAGENET_MEAN, IMAGENET_STD)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,18 +226,14 @@ class Word:
 def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
     """Return a caption as token ids (L,), as the model reads it, and its words."""
     ready = prepared(opened, caption, what="caption")
-    encoded = opened.tokenizer(ready, truncation=False, verbose=False, return_offsets_mapping=True)
+    encoded = opened.tokenizer(ready, truncation=False, verbose=False)
     ids: list[int] = encoded["input_ids"]
-    pieces: dict[int, list[int]] = {}
-    for place, number in enumerate(encoded.word_ids()):
-        if number is not None:
-            pieces.setdefault(number, []).append(place)
-    offsets, typed = encoded["offset_mapping"], origins(ready, caption)
-    words = []
-    for places in pieces.values():
-        first, end = typed[offsets[places[0]][0]], typed[offsets[places[-1]][1] - 1] + 1
-        words.append(Word(text=caption[first:end], tokens=tuple(places)))
-    words = [word for word in words if any(letter.isalnum() for letter in word.text)]
+    typed, words = origins(ready, caption), []
+    for number in sorted({number for number in encoded.word_ids() if number is not None}):
+        letters, tokens = encoded.word_to_chars(number), encoded.word_to_tokens(number)
+        text = caption[typed[letters.start] : typed[letters.end - 1] + 1]
+        if any(map(str.isalnum, text)):
+            words.append(Word(text=text, tokens=tuple(range(*tokens))))
     if not words:
         raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
     require_readable(opened, ids, caption, what="caption")
