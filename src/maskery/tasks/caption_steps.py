@@ -90,17 +90,13 @@ class PreparedPairs:
     @property
     def counts(self) -> Mapping[str, int]:
         """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
-        pairs = len(self.ids)
         counts = {
-            "itc": pairs,
             "mlm": len(self.mlm.positions),
             "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
-            "itm": pairs + self.num_negatives,
-            "prd": pairs,
+            "itm": self.num_pairs + self.num_negatives,
         }
-        # Terms of the user's own stand for one sum over the pairs (`own_sums`).
-        own = dict.fromkeys(sorted(self.terms - counts.keys()), pairs)
-        return {name: count for name, count in counts.items() if name in self.terms} | own
+        # All others are sums over the pairs; the user's own stand for one (`own_sums`).
+        return {name: counts.get(name, self.num_pairs) for name in sorted(self.terms)}
 
     def to(self, device: torch.device) -> Self:
         """Return a copy with its tensors on `device`."""
