@@ -25,8 +25,7 @@ from scipy.special import stdtrit
 from maskery.core.batch import Floats, Ints
 
 Kind = Literal["mean", "share", "difference of shares"]
-# With fewer, no method that was tried held the true value in 93% of the cases.
-LEAST_EXAMPLES = 8
+LEAST_EXAMPLES = 8  # with fewer, no method that was tried held the true value in 93% of the cases
 
 
 class Interval(NamedTuple):
@@ -105,8 +104,7 @@ class Verdict:
 
     filling: Word  # Better if the held-out loss fell beyond its interval
     others: Mapping[str, Word]  # The same for other held-out texts, by name
-    # Better if texts find their neighbours, or their halves, more often; None if not judged
-    vectors: Word | None
+    vectors: Word | None  # Better if texts find their neighbours, or their halves, more often
     advice: str  # The next thing to do
 
     def __str__(self) -> str:
