@@ -22,14 +22,8 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    Word,
-    can_fill,
-    can_match,
-    load_picture,
-    words_of,
-)
+from maskery.evaluation.image_text import opening
+from maskery.evaluation.image_text.opening import OpenImageText, Word
 from maskery.models.image_text.model import ImageTextModel, pair
 from maskery.models.image_text.text_encoder import ImageKeys
 
@@ -70,18 +64,18 @@ def explain(
 ) -> Explanation:
     """Compute a heat map over a picture for each word of a caption; see `maskery.explain`."""
     if isinstance(image, str | Path | bytes):
-        image = load_picture(image)
+        image = opening.load_picture(image)
     network = opened.model
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(network.text_encoder.fusion_layers) == 1
-    ids, words = words_of(opened, caption)
+    ids, words = opening.words_of(opened, caption)
     pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
         tokens = network.encode_image(pixels)
         keys = network.project_images(tokens)
         match = None
-        if can_match(opened):
+        if opening.can_match(opened):
             fused = network.text_encoder(ids[None].to(network.device), None, keys)
             match = float(network.itm_head(fused[:, 0]).float().softmax(dim=-1)[0, 1])
     if target == "matching":
@@ -176,7 +170,7 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
-    matches, fills = can_match(opened), can_fill(opened)
+    matches, fills = opening.can_match(opened), opening.can_fill(opened)
     problems = {
         "has no fusion layers: its words never look at the picture; use another model": (
             not opened.model.text_encoder.fusion_layers

@@ -12,16 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
 from maskery.core.processes import to_gpu
-from maskery.data.images.config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    HALF_MEAN,
-    HALF_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Channels,
-    ViewConfig,
-)
+from maskery.data.images import config
+from maskery.data.images.config import Channels, ViewConfig
 from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
@@ -38,8 +30,10 @@ PREPROCESSOR = "preprocessor_config.json"
 # RaSa used CLIP's; ViT and SigLIP were trained with what is the default.
 CLIP = (ImageTextConfig.model_type, "clip", "clip_vision_model")
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
-    **dict.fromkeys(CLIP, (CLIP_MEAN, CLIP_STD)),
-    **dict.fromkeys(("deit", "dinov2", "dinov2_with_registers"), (IMAGENET_MEAN, IMAGENET_STD)),
+    **dict.fromkeys(CLIP, (config.CLIP_MEAN, config.CLIP_STD)),
+    **dict.fromkeys(
+        ("deit", "dinov2", "dinov2_with_registers"), (config.IMAGENET_MEAN, config.IMAGENET_STD)
+    ),
 }
 
 
@@ -137,7 +131,7 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
     Where a model has no `preprocessor_config.json`, mean and deviation are its family's.
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
-    mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
+    mean, std = NORMALISATION.get(str(model_type), (config.HALF_MEAN, config.HALF_STD))
     height, width = map(int, model.config.image_size)
     return view.for_encoder(
         height=height,

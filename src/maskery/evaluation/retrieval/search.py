@@ -32,13 +32,8 @@ from maskery.data.gallery import GalleryStore, Stamp
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches, view_stack
 from maskery.data.store import own_folder
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    can_match,
-    encode_query,
-    load_picture,
-    require_contrast,
-)
+from maskery.evaluation.image_text import opening
+from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
 from maskery.evaluation.retrieval.rerank import ReadTexts, match_scores, read_images, read_texts
@@ -116,7 +111,7 @@ def open_gallery(
     `rehash`, every file is read, rather than trusted where its size and time are as they were, and
     those that could not be decoded are tried again.
     """
-    require_contrast(opened)
+    opening.require_contrast(opened)
     found = galleries.find_pictures(folder)
     if not found:
         raise DataError(
@@ -229,7 +224,7 @@ def search(
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
-        encode_query(opened, text)  # a bad description is told before an hour of indexing
+        opening.encode_query(opened, text)  # a bad description is told before an hour of indexing
     if isinstance(like, str | Path | bytes):
         like = picture_features(opened, like)
     if not isinstance(gallery, Gallery):
@@ -244,8 +239,8 @@ def search(
 
 def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Float32Array:
     """Return the features (E,) of a picture, as those of the gallery's pictures are computed."""
-    require_contrast(opened)
-    pixels = view_stack([load_picture(picture, opened.view.size)], opened.view)
+    opening.require_contrast(opened)
+    pixels = view_stack([opening.load_picture(picture, opened.view.size)], opened.view)
     return read_images(opened.model, [pixels], 1, tokens=False).features[0].cpu().numpy()
 
 
@@ -261,7 +256,7 @@ class Searcher:
         self.opened, self.gallery = opened, gallery
         self.config = config or opened.retrieval.ranking
         self.rerank = min(self.config.rerank, len(gallery))
-        if self.rerank and not can_match(opened):
+        if self.rerank and not opening.can_match(opened):
             log.warning(
                 "the matching head of '%s' was never trained, so the ranking is by similarity "
                 "alone",
@@ -283,7 +278,7 @@ class Searcher:
         rerank = self.rerank if like is None else 0
         query = like
         if text is not None:
-            words = encode_query(self.opened, text)
+            words = opening.encode_query(self.opened, text)
             read = read_texts(self.opened.model, words, states=rerank > 0)
             query = read.features[0].cpu().numpy()
             if like is not None:
