@@ -35,8 +35,7 @@ class ProbeFigure:
     lexical: Interval  # The same with counted words (TF-IDF) in place of vectors
     models: Mapping[str, Interval]  # By model name
     difference: Interval | None = None  # The first model minus the second, paired
-    # By model, the standard deviation over seeds of fine-tuning; None for other figures
-    spread: Mapping[str, float] | None = None
+    spread: Mapping[str, float] | None = None  # Standard deviation over seeds, of fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +103,8 @@ class Task:
     chances: Mapping[str, float]  # By figure, that of a model that knows nothing
     apart: Ints  # (N,) groups of examples that are not independent of each other
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
-        self.labelled, self.notes, self.size = labelled, list(notes), len(labelled.texts)
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
+        self.labelled, self.notes, self.size = labelled, notes, len(labelled.texts)
         self.apart = np.arange(self.size)
 
     @staticmethod
@@ -173,7 +172,7 @@ class ClassTask(Task):
     Texts that stand in the file twice are judged once, with their first label.
     """
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         first: dict[str, int] = {}
         for place, text in enumerate(labelled.texts):
             # Punctuation stays: it may be what a label is about ("Great." and "Great?").
@@ -181,7 +180,6 @@ class ClassTask(Task):
         counts = Counter(labelled.labels[place] for place in first.values())
         kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
         alone = sum(count == 1 for count in counts.values())
-        notes = list(notes)
         if len(first) < len(labelled.texts):
             notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
         if alone:
@@ -222,7 +220,7 @@ class ClassTask(Task):
 class WordTask(Task):
     """A class for each word: linear probe over the vector of a word's first piece."""
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         kept, words = [], 0
         # By a hash of the text: the same sentences in whatever order the file has them.
         order = classify.folds_of(labelled.texts, 1 << 62, salt="sample ").argsort(kind="stable")
@@ -231,7 +229,6 @@ class WordTask(Task):
                 break
             kept.append(int(place))
             words += len(labelled.words[place])
-        notes = list(notes)
         if len(kept) < len(labelled.texts):
             notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
         chosen = labelled.take(sorted(kept))
@@ -267,7 +264,7 @@ class WordTask(Task):
 class PairTask(Task):
     """Texts that belong together: does a text find its partner among all partners?"""
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         partners = len(set(labelled.labels))
         if partners < 2:
             raise DataError("a ranking needs at least two different partners to choose from")
