@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -100
-# Rows that are sampled at once: 60 MB of sums for a vocabulary of 30,000.
-ROWS = 256
+ROWS = 256  # that are sampled at once: 60 MB of sums for a vocabulary of 30,000
 
 
 def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

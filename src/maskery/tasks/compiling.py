@@ -27,14 +27,11 @@ log = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
-# The names that Triton looks for, beside $CC.
-COMPILERS = ("gcc", "clang", "cc")
+COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
 # Sizes are rounded up to a multiple that the tiles of a GPU's matrix products divide.
 MULTIPLE = 64
-# Steps whose masks are drawn to estimate how many tokens a batch masks.
-SAMPLED_STEPS = 16
-# One batch in a thousand million overflows, if masked counts are about normal.
-DEVIATIONS = 6.0
+SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
+DEVIATIONS = 6.0  # one batch in a thousand million overflows, if counts are about normal
 
 
 def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool) -> str | None:
@@ -99,10 +96,9 @@ def static_shapes(
     *,
     epochs: int,
     num_processes: int = 1,
-    masked_capacity: float | None = None,
+    masked_capacity: float | None = None,  # rows for masked tokens, as a share of the tokens
 ) -> StaticShapes:
     """Return shapes that hold every micro-batch of a run on packed batches."""
-    # `masked_capacity` is the rows for masked tokens as a share of the tokens.
     bounds = source.bounds(epochs, num_processes)
     num_tokens, share = round_up(bounds.num_tokens), masked_capacity
     if share is None:

@@ -52,8 +52,7 @@ class PreparedMomentumText(PreparedText):
     the twin's samples will stand. Its rows are the M masked and the P judged tokens.
     """
 
-    # The twin's text: the masked text where there are soft labels, and with MRTD the text masked
-    # anew. Its rows are the masked tokens of both.
+    # The twin's text: masked for soft labels, and with MRTD anew. Its rows are the masked tokens.
     teacher: EncoderInputs
     plan: ReplacementPlan | None  # The replacements of MRTD; None without it
     alpha: float  # The weight of the soft labels at this point of the run
@@ -93,13 +92,11 @@ class MomentumTextMLM(TextMLM):
         model: MaskedLanguageModel,
         config: TextMLMConfig,
         *,
-        masker: Masker,
-        mrtd_masker: Masker,
+        masker: Masker,  # its seed draws the weights of the head
+        mrtd_masker: Masker,  # masks the text anew for the twin to fill; another seed, for samples
         pin_memory: bool = False,
     ) -> None:
         """Make the twin, and the head that MRTD needs."""
-        # `mrtd_masker` masks the text anew for the twin to fill; its seed, which also draws the
-        # samples, is another one than that of `masker`, which draws the weights of the head.
         super().__init__(model, masker, pin_memory=pin_memory)
         if config.detects:
             # Original against replaced (RaSa, section 3.3).
