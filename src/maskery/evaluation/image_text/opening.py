@@ -243,15 +243,11 @@ def origins(ready: str, caption: str) -> Sequence[int]:
     if ready == caption:
         return range(len(caption))
     # One letter may be two in lower case. A sigma's form depends on the letters around it.
-    letters = [(low, place) for place, letter in enumerate(caption) for low in letter.lower()]
-    places: list[int] = []
-    at = 0
+    typed = ((low, place) for place, letter in enumerate(caption) for low in letter.lower())
+    places = []
     for letter in ready:
-        if letter == " ":
-            places.append(places[-1])
-            continue
-        while letters[at][0] != letter and (letters[at][0], letter) != ("σ", "ς"):
-            at += 1
-        places.append(letters[at][1])
-        at += 1
+        if letter != " ":
+            alike = (letter, "σ") if letter == "ς" else (letter,)
+            place = next(place for low, place in typed if low in alike)
+        places.append(place)
     return places

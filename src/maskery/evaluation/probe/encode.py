@@ -91,15 +91,12 @@ class Encoder:
             max_length=self.max_length,
         )
         hidden = self._hidden_of(tokens["input_ids"], progress)
-        rows: list[Vectors] = []
+        rows = []
         for place, (states, words) in enumerate(zip(hidden, sentences, strict=True)):
-            found = np.zeros((len(words), states.shape[1]), np.float32)
-            numbers = tokens.word_ids(place)
-            for piece in range(len(numbers) - 1, -1, -1):  # backwards: the first piece stays
-                if numbers[piece] is not None:
-                    found[numbers[piece]] = states[piece]
-            rows.append(found)
-        return np.concatenate(rows)
+            spans = (tokens.word_to_tokens(place, number) for number in range(len(words)))
+            none = np.zeros(states.shape[1], np.float32)
+            rows += [none if span is None else states[span.start] for span in spans]
+        return np.stack(rows)
 
     def hidden(self, texts: Sequence[str], *, progress: bool = False) -> list[Vectors]:
         """Return the last hidden states of each text, (tokens, D) float32."""

@@ -221,19 +221,15 @@ class WordTask(Task):
     """A class for each word: linear probe over the vector of a word's first piece."""
 
     def __init__(self, labelled: Labelled, notes: list[str]) -> None:
-        kept, words = [], 0
         # By a hash of the text: the same sentences in whatever order the file has them.
         order = classify.folds_of(labelled.texts, 1 << 62, salt="sample ").argsort(kind="stable")
-        for place in order:
-            if words and words + len(labelled.words[place]) > MOST_WORDS:
-                break
-            kept.append(int(place))
-            words += len(labelled.words[place])
-        if len(kept) < len(labelled.texts):
-            notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
-        chosen = labelled.take(sorted(kept))
+        words = np.cumsum([len(labelled.words[place]) for place in order])
+        count = max(1, int(np.searchsorted(words, MOST_WORDS, side="right")))
+        chosen = labelled.take(sorted(order[:count].tolist()))
         super().__init__(chosen, notes)
-        self.size = words
+        self.size = int(words[count - 1])
+        if count < len(words):
+            notes.append(f"{self.size:,} words of {count:,} sentences, drawn by a hash, are judged")
         names, self.classes = np.unique(
             np.array([tag for tags in chosen.tags for tag in tags]), return_inverse=True
         )
@@ -241,7 +237,7 @@ class WordTask(Task):
         if self.num_classes < 2:
             raise DataError("all words have one label, so there is nothing to tell apart")
         self.chances = {"linear probe": float(np.bincount(self.classes).max() / self.size)}
-        self.apart = np.repeat(np.arange(len(kept)), [len(w) for w in chosen.words])
+        self.apart = np.repeat(np.arange(count), [len(w) for w in chosen.words])
         self.of_word = [chosen.texts[place] for place in self.apart]
 
     def encode(self, encoder: Encoder, progress: bool) -> Vectors:
