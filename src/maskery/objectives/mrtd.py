@@ -105,7 +105,6 @@ def on_device(ids: Sequence[int], device: torch.device) -> torch.Tensor:
 def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum of two-class cross-entropies over the labelled tokens, in nats (RaSa, section 3.3).
 
-    From logits (P, 2), original against replaced, and labels (P,) int64: 0, 1, or -100 for those
-    that do not count.
+    From logits (P, 2), original against replaced, and labels (P,) int64: 0, 1, or -100 for none.
     """
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")

@@ -55,18 +55,16 @@ class Compiled(Generic[Arguments, ResultT]):
     def __init__(
         self, function: Callable[Arguments, ResultT], *, backend: str = "inductor"
     ) -> None:
-        self.function = function
-        self._compiled: Callable[Arguments, ResultT] | None = torch.compile(
+        self.function = function  # the compiled one, once a first call has proven it
+        self._unproven: Callable[Arguments, ResultT] | None = torch.compile(
             function, backend=backend, dynamic=False
         )
-        self._proven = False
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultT:
         """Call the compiled function."""
-        if self._compiled is None:
+        compiled = self._unproven
+        if compiled is None:
             return self.function(*args, **kwargs)
-        if self._proven:
-            return self._compiled(*args, **kwargs)
         # Imported here, because it takes seconds that uncompiled runs need not spend.
         from torch._dynamo.exc import TorchDynamoException
         from torch._functorch import config as functorch_config
@@ -74,12 +72,12 @@ class Compiled(Generic[Arguments, ResultT]):
         try:
             # The backward pass is compiled now, too, so that it cannot fail later.
             with functorch_config.patch(force_non_lazy_backward_lowering=True):
-                result = self._compiled(*args, **kwargs)
+                result = compiled(*args, **kwargs)
         except (TorchDynamoException, ImportError, OSError) as error:
             log.warning("the step is not compiled: torch.compile failed (%s)", reason(error))
-            self._compiled = None
+            self._unproven = None
             return self.function(*args, **kwargs)
-        self._proven = True
+        self.function, self._unproven = compiled, None
         return result
 
 

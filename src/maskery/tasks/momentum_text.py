@@ -122,13 +122,23 @@ class MomentumTextMLM(TextMLM):
             for_twin.append((anew.input_ids, anew.positions))
             counts["mrtd"] = len(judged)
         inputs, teacher = self._lay_out_copies(batch, copies), self._lay_out_copies(batch, for_twin)
+        plan = None
+        if anew is not None:
+            # The last copy of both texts is MRTD's; the twin's may be its only one.
+            size, seed = inputs.input_ids.numel() // 2, self.mrtd_masker.seed
+            sampled_rows = teacher.rows[len(teacher.rows) - len(anew.positions) :]
+            plan = ReplacementPlan(
+                sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
+                uniforms=token_uniforms(batch, anew.positions, seed=seed, epoch=epoch),
+                judged_at=inputs.rows[counts["mlm"] :] - size,
+            )
         prepared = PreparedMomentumText(
             inputs=inputs,
             targets=torch.from_numpy(masked.targets),
             counts=counts,
             num_tokens=batch.num_tokens,
             teacher=teacher,
-            plan=None if anew is None else self._plan(inputs, teacher, anew, counts["mlm"], epoch),
+            plan=plan,
             alpha=self.config.alpha_at(progress),
         )
         return prepared.pin_memory() if self.pin_memory else prepared
@@ -151,24 +161,6 @@ class MomentumTextMLM(TextMLM):
         masked = MaskedTokens.unmasked(whole, np.concatenate(rows))
         ids = np.concatenate([ids for ids, _ in copies])
         return self.lay_out(replace(masked, input_ids=ids))
-
-    def _plan(
-        self,
-        inputs: EncoderInputs,
-        teacher: EncoderInputs,
-        anew: MaskedTokens,
-        num_masked: int,
-        epoch: int,
-    ) -> ReplacementPlan:
-        # The last copy of both texts is MRTD's; the twin's may be its only one.
-        size = inputs.input_ids.numel() // 2
-        sampled_rows = teacher.rows[len(teacher.rows) - len(anew.positions) :]
-        seed = self.mrtd_masker.seed
-        return ReplacementPlan(
-            sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
-            uniforms=token_uniforms(anew.batch, anew.positions, seed=seed, epoch=epoch),
-            judged_at=inputs.rows[num_masked:] - size,
-        )
 
     @torch.no_grad()
     def before_step(self) -> None:

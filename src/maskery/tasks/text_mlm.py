@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
-from maskery.core.errors import CheckpointError, MaskeryError, reason_of
+from maskery.core.errors import CheckpointError, MaskeryError, explained, reason_of
 from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
@@ -245,18 +245,16 @@ def load_extra(
     own = own_tensors(task, model)
     if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):
         return
-    try:
+    problem = f"the momentum twin and heads in '{path}' cannot be read"
+    unsound = (OSError, KeyError, SafetensorError, RuntimeError)
+    fix = "restore the file, or train again"
+    with explained(problem, fix, *unsound, kind=CheckpointError, most=120):
         tensors = load_file(path)
         for name, tensor in own.items():
             if needed or name in tensors:
                 if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
                     raise RuntimeError(f"'{name}' has another shape")
                 tensor.copy_(tensors[name])
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the momentum twin and heads in '{path}' cannot be read "
-            f"({reason_of(error, most=120)}); restore the file, or train again"
-        ) from error
     # The twin's own copy of the heads is never read, so it is not saved.
     twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}
     if twin or needed:
