@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from maskery.data.person_search.dataset import open_person_search
+from maskery.evaluation.intervals import grouped_interval
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, moved
-from maskery.evaluation.retrieval.metrics import over_persons, rank, summarise_texts, text_figures
+from maskery.evaluation.retrieval.metrics import rank, summarise_texts, text_figures
 from maskery.evaluation.retrieval.retrieval_set import evaluate_set
 from maskery.models.loading import resolve
 from maskery.runs.image_text.config import Overrides
@@ -40,7 +41,7 @@ def tried(found: Retrieval, persons: Any, temperature: float) -> list[dict[str, 
     for k in dict.fromkeys(min(k, odds.shape[1]) for k in RERANKS):
         for weight in WEIGHTS:
             own = text_figures(moved(ranks, rank(weight * odds[:, :k] + similar[:, :k])))
-            gain = over_persons(own[:, 0] - plain[:, 0], persons, "difference of shares")
+            gain = grouped_interval(own[:, 0] - plain[:, 0], persons, "difference of shares")
             figures = asdict(summarise_texts(own, persons))
             rows.append({"rerank": k, "odds_weight": weight, "gain": gain, **figures})
     return rows

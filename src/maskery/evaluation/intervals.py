@@ -22,11 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from maskery.core.batch import Floats, Ints
+from maskery.core.batch import Floats, Ids, Ints
 
 Kind = Literal["mean", "share", "difference of shares"]
-# With fewer, no method that was tried held the true value in 93% of the cases.
-LEAST_EXAMPLES = 8
+LEAST_EXAMPLES = 8  # with fewer, no method that was tried held the true value in 93% of the cases
 
 
 class Interval(NamedTuple):
@@ -78,10 +77,13 @@ def ratio_interval(numerators: Floats, weights: Floats, kind: Kind = "mean") -> 
     return Interval(value, low, high)
 
 
-def grouped_interval(values: npt.NDArray[Any], groups: Ints, kind: Kind = "share") -> Interval:
-    """Return the mean of (N,) values, such as hits, with an interval over their groups."""
-    sums, counts = np.bincount(groups, values), np.bincount(groups)
-    return ratio_interval(sums.astype(np.float64), counts.astype(np.float64), kind)
+def grouped_interval(
+    values: npt.NDArray[Any], groups: Ints | Ids, kind: Kind = "share"
+) -> Interval:
+    """Return the mean of (N,) values, such as hits, with an interval over their groups (N,)."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    sums, counts = (np.bincount(numbers, each).astype(np.float64) for each in (values, None))
+    return ratio_interval(sums, counts, kind)
 
 
 def _wilson(share: float, variance: float, freedom: float, quantile: float) -> Interval:
@@ -105,8 +107,7 @@ class Verdict:
 
     filling: Word  # Better if the held-out loss fell beyond its interval
     others: Mapping[str, Word]  # The same for other held-out texts, by name
-    # Better if texts find their neighbours, or their halves, more often; None if not judged
-    vectors: Word | None
+    vectors: Word | None  # Better if texts find their neighbours, or their halves, more often
     advice: str  # The next thing to do
 
     def __str__(self) -> str:

@@ -14,11 +14,9 @@ from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
-# Said beside figures of a run's model.
-CHOSEN = "the epoch was chosen by R@1 on validation"
+CHOSEN = "the epoch was chosen by R@1 on validation"  # said beside figures of a run's model
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
-# Shown in percent; better the more they are.
-SHARES = (*("top1", "top5", "accuracy"), *RANKINGS)
+SHARES = ("top1", "top5", "accuracy", *RANKINGS)  # shown in percent; better the more they are
 SPLITS = {"test": "test split", "val": "validation"}
 # Shown elsewhere in the report.
 LEFT_OUT = {
@@ -378,9 +376,7 @@ def _searched(figures: Data, seen: str = "") -> str:
 def _flatten(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Figure]]:
     """Return every number and interval within plain data, by its path of names."""
     if isinstance(value, Mapping):
-        return [
-            found for name, item in value.items() for found in _flatten(item, (*path, str(name)))
-        ]
+        return [one for name, item in value.items() for one in _flatten(item, (*path, str(name)))]
     if isinstance(value, int) and not isinstance(value, bool):
         return [(path, Figure(value=f"{value:,}"))]
     number, *ends = value if isinstance(value, list | tuple) and len(value) == 3 else [value]

@@ -55,7 +55,6 @@ def itm_loss_sum(
 def prd_loss_sum(logits: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
     """Sum of two-class cross-entropies over the pairs, in nats.
 
-    From logits (B, 2), strong against weak, and (B,) int64: 1 where the caption is another
-    picture's.
+    From logits (B, 2), strong against weak, and (B,) int64: 1 for another picture's caption.
     """
     return F.cross_entropy(logits.float(), replaced, reduction="sum")

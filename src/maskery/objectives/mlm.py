@@ -41,13 +41,16 @@ def mlm_loss_sum(
 
 
 def soft_mlm_loss_sum(
-    logits: torch.Tensor, targets: torch.Tensor, soft_labels: torch.Tensor, alpha: float
+    logits: torch.Tensor, targets: torch.Tensor, soft_labels: torch.Tensor | None, alpha: float
 ) -> torch.Tensor:
     """Return `(1 - alpha) * hard + alpha * soft`, each a sum over the masked tokens.
 
     The soft part is the cross-entropy of the model against the teacher's distribution over the
-    vocabulary, `soft_labels` (M, V) (ALBEF, equation 7); the rest is as for `mlm_loss_sum`.
+    vocabulary, `soft_labels` (M, V) (ALBEF, equation 7); the rest is as for `mlm_loss_sum`, which
+    is all of it where there are no soft labels.
     """
+    if soft_labels is None:
+        return mlm_loss_sum(logits, targets)
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     hard = F.nll_loss(log_probabilities, targets, reduction="sum")
     soft = -torch.sum(log_probabilities * soft_labels.float())

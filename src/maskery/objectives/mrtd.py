@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -100
-# Rows that are sampled at once: 60 MB of sums for a vocabulary of 30,000.
-ROWS = 256
+ROWS = 256  # that are sampled at once: 60 MB of sums for a vocabulary of 30,000
 
 
 def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -106,7 +105,6 @@ def on_device(ids: Sequence[int], device: torch.device) -> torch.Tensor:
 def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum of two-class cross-entropies over the labelled tokens, in nats (RaSa, section 3.3).
 
-    From logits (P, 2), original against replaced, and labels (P,) int64: 0, 1, or -100 for those
-    that do not count.
+    From logits (P, 2), original against replaced, and labels (P,) int64: 0, 1, or -100 for none.
     """
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")

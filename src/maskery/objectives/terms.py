@@ -46,10 +46,6 @@ class Term:
         """The setting that holds the weight of a built-in term."""
         return f"{self.name}_weight"
 
-    def trains(self, parameter: str) -> bool:
-        """Return True if a parameter, by its name in the model, is of one of the heads."""
-        return belongs(parameter, self.heads)
-
 
 TERMS: Mapping[str, Term] = {
     name: Term(name=name, label=label, heads=heads)

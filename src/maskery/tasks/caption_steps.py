@@ -62,8 +62,7 @@ class PreparedPairs:
     image1: torch.Tensor  # (B, 3, H, W), for the trained model
     image2: torch.Tensor  # (B, 3, H, W), for the momentum twin
     text1: PaddedText  # The captions whose words are masked and replaced
-    # The captions that contrast, matching and relations read; without persons the same.
-    text2: PaddedText
+    text2: PaddedText  # What contrast, matching and relations read; without persons the same
     ids: torch.Tensor  # (B,) int64; pairs of one id, with persons the person's, are positives
     mlm: MaskedText  # `text1`, masked for masked language modelling
     mrtd: MRTDPlan | None  # None where replaced token detection is off or has not started
@@ -74,11 +73,8 @@ class PreparedPairs:
     replaced: torch.Tensor | None = None
     # With persons: (2, B) float32, the randomness of the image and text negatives.
     negative_uniforms: torch.Tensor | None = None
-    # How many negatives can be drawn: twice the pairs that have anyone else beside them in the
-    # batch, of all processes.
-    num_negatives: int = 0
-    # Where a step is replayed: (B,) int64, the image drawn for each text and the text drawn for
-    # each image, as indices into the batch of all processes.
+    num_negatives: int = 0  # Can be drawn: twice the pairs with anyone else in the whole batch
+    # Where a step is replayed, the draws: `loss_terms.Negatives`.
     image_negatives: torch.Tensor | None = None
     text_negatives: torch.Tensor | None = None
 
@@ -90,17 +86,13 @@ class PreparedPairs:
     @property
     def counts(self) -> Mapping[str, int]:
         """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
-        pairs = len(self.ids)
         counts = {
-            "itc": pairs,
             "mlm": len(self.mlm.positions),
             "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
-            "itm": pairs + self.num_negatives,
-            "prd": pairs,
+            "itm": self.num_pairs + self.num_negatives,
         }
-        # Terms of the user's own stand for one sum over the pairs (`own_sums`).
-        own = dict.fromkeys(sorted(self.terms - counts.keys()), pairs)
-        return {name: count for name, count in counts.items() if name in self.terms} | own
+        # All others are sums over the pairs; the user's own stand for one (`own_sums`).
+        return {name: counts.get(name, self.num_pairs) for name in sorted(self.terms)}
 
     def to(self, device: torch.device) -> Self:
         """Return a copy with its tensors on `device`."""
@@ -207,22 +199,19 @@ class CaptionSteps:
     def inputs(
         self, prepared: PreparedPairs, lesson: CaptionTargets | None = None
     ) -> dict[str, PaddedText]:
-        """Steps 3 and 8: return the captions that a model reads, by loss term.
-
-        Those of the twin or, with its `lesson`, of the trained model.
-        """
-        masked: torch.Tensor | None = prepared.mlm.input_ids
-        anew = None
-        if lesson is None:
-            masked = masked if self.config.alpha > 0 else None
-            anew = None if prepared.mrtd is None else prepared.mrtd.masked_ids
-        elif lesson.replacements is not None:
-            anew = lesson.replacements.input_ids
+        """Steps 3 and 8: return what the twin or, with its lesson, the model reads, by term."""
+        ids: dict[str, torch.Tensor] = {}
+        if lesson is not None or self.config.alpha > 0:
+            ids["mlm"] = prepared.mlm.input_ids
+        if lesson is None and prepared.mrtd is not None:
+            ids["mrtd"] = prepared.mrtd.masked_ids
+        if lesson is not None and lesson.replacements is not None:
+            ids["mrtd"] = lesson.replacements.input_ids
         # Masking and replacing leave the lengths: the attention mask is the original caption's.
         return {
-            name: replace(prepared.text1, input_ids=ids)
-            for name, ids in (("mlm", masked), ("mrtd", anew))
-            if ids is not None and name in self.config.weights
+            name: replace(prepared.text1, input_ids=one)
+            for name, one in ids.items()
+            if name in self.config.weights
         }
 
     def fuse(
@@ -333,8 +322,6 @@ class CaptionSteps:
                 logits, masked.positions, masked.targets, soft_labels, prepared.alpha
             )
         logits = model.text_encoder.mlm_logits(fused.flatten(0, 1)[masked.positions])
-        if soft_labels is None:
-            return mlm.mlm_loss_sum(logits, masked.targets)
         return mlm.soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
 
 

@@ -27,14 +27,11 @@ log = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
-# The names that Triton looks for, beside $CC.
-COMPILERS = ("gcc", "clang", "cc")
+COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
 # Sizes are rounded up to a multiple that the tiles of a GPU's matrix products divide.
 MULTIPLE = 64
-# Steps whose masks are drawn to estimate how many tokens a batch masks.
-SAMPLED_STEPS = 16
-# One batch in a thousand million overflows, if masked counts are about normal.
-DEVIATIONS = 6.0
+SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
+DEVIATIONS = 6.0  # one batch in a thousand million overflows, if counts are about normal
 
 
 def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool) -> str | None:
@@ -58,18 +55,16 @@ class Compiled(Generic[Arguments, ResultT]):
     def __init__(
         self, function: Callable[Arguments, ResultT], *, backend: str = "inductor"
     ) -> None:
-        self.function = function
-        self._compiled: Callable[Arguments, ResultT] | None = torch.compile(
+        self.function = function  # the compiled one, once a first call has proven it
+        self._unproven: Callable[Arguments, ResultT] | None = torch.compile(
             function, backend=backend, dynamic=False
         )
-        self._proven = False
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultT:
         """Call the compiled function."""
-        if self._compiled is None:
+        compiled = self._unproven
+        if compiled is None:
             return self.function(*args, **kwargs)
-        if self._proven:
-            return self._compiled(*args, **kwargs)
         # Imported here, because it takes seconds that uncompiled runs need not spend.
         from torch._dynamo.exc import TorchDynamoException
         from torch._functorch import config as functorch_config
@@ -77,12 +72,12 @@ class Compiled(Generic[Arguments, ResultT]):
         try:
             # The backward pass is compiled now, too, so that it cannot fail later.
             with functorch_config.patch(force_non_lazy_backward_lowering=True):
-                result = self._compiled(*args, **kwargs)
+                result = compiled(*args, **kwargs)
         except (TorchDynamoException, ImportError, OSError) as error:
             log.warning("the step is not compiled: torch.compile failed (%s)", reason(error))
-            self._compiled = None
+            self._unproven = None
             return self.function(*args, **kwargs)
-        self._proven = True
+        self.function, self._unproven = compiled, None
         return result
 
 
@@ -99,10 +94,9 @@ def static_shapes(
     *,
     epochs: int,
     num_processes: int = 1,
-    masked_capacity: float | None = None,
+    masked_capacity: float | None = None,  # rows for masked tokens, as a share of the tokens
 ) -> StaticShapes:
     """Return shapes that hold every micro-batch of a run on packed batches."""
-    # `masked_capacity` is the rows for masked tokens as a share of the tokens.
     bounds = source.bounds(epochs, num_processes)
     num_tokens, share = round_up(bounds.num_tokens), masked_capacity
     if share is None:

@@ -38,27 +38,10 @@ from maskery.models.momentum import FeatureQueue, MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
 from maskery.objectives.itm import has_negative, prd_loss_sum
 from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, trained_terms
-from maskery.tasks.caption_steps import (
-    CaptionSteps,
-    CaptionTargets,
-    PaddedText,
-    PreparedPairs,
-    encode_captions,
-    mrtd_logits,
-    pad_text,
-)
+from maskery.tasks import caption_steps, loss_terms
+from maskery.tasks.caption_steps import CaptionSteps, CaptionTargets, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
-from maskery.tasks.loss_terms import (
-    Candidates,
-    Negatives,
-    TermInputs,
-    attach_terms,
-    freeze_unused_heads,
-    itm_sum,
-    own_sums,
-    with_negatives,
-    without_terms,
-)
+from maskery.tasks.loss_terms import Candidates, Negatives, TermInputs
 
 if TYPE_CHECKING:  # a step of batches of one's own does without pyarrow
     from maskery.data.pairs.batches import ViewedPairs
@@ -103,13 +86,13 @@ class ImageTextTask:
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
-        attach_terms(model, self.own_terms)
+        loss_terms.attach_terms(model, self.own_terms)
         # The released soft-label loss over the sequence reads what comes of padding.
         model.text_encoder.computes_padding = config.distill_over == "sequence"
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         own_weights = {term.name: term.weight for term in self.own_terms}
         self.loss_weights: Mapping[str, float] = {**config.weights, **own_weights}
-        freeze_unused_heads(model, self.terms)
+        loss_terms.freeze_unused_heads(model, self.terms)
         self.temperature, self.model = model.temp, cast(nn.Module, model)
         self.directions = ALBEF_DIRECTIONS
         # The twin's features of earlier pictures, and those of their captions; with persons.
@@ -147,7 +130,7 @@ class ImageTextTask:
         # Both captions are padded alike, so that they are read in one pass.
         length = int(max(text1.lengths.max(), text2.lengths.max()))
         mlm, mrtd = self.captions.prepare(text1, length, epoch=epoch, progress=progress)
-        padded = pad_text(text1, length, self.pad_token_id)
+        padded = caption_steps.pad_text(text1, length, self.pad_token_id)
         prepared = PreparedPairs(
             image1=batch.image1,
             image2=batch.image2,
@@ -168,7 +151,7 @@ class ImageTextTask:
         drawn = [uniforms(seed, Stream.NEGATIVE, epoch, ids, which * ones) for which in (0, 1)]
         return replace(
             prepared,
-            text2=pad_text(text2, length, self.pad_token_id),
+            text2=caption_steps.pad_text(text2, length, self.pad_token_id),
             ids=persons.person_ids,
             replaced=persons.replaced,
             negative_uniforms=torch.from_numpy(np.stack(drawn)),
@@ -217,10 +200,10 @@ class ImageTextTask:
         text = self.captions.inputs(prepared, lesson)["mrtd"]
 
         def read(model: ImageTextModel) -> torch.Tensor:
-            blocks = encode_captions(model, {"mrtd": text})
+            blocks = caption_steps.encode_captions(model, {"mrtd": text})
             images = model.project_images(model.encode_image(prepared.image1))
             fused = self.captions.fuse(model, blocks, images)["mrtd"]
-            return mrtd_logits(model, fused, prepared).float()
+            return caption_steps.mrtd_logits(model, fused, prepared).float()
 
         logits = self.model(compute=read)
         labels = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
@@ -241,7 +224,7 @@ class ImageTextTask:
         if not inputs:  # nobody asks the twin
             return CaptionTargets(), None
         tokens = twin.encode_image(prepared.image2)
-        blocks = encode_captions(twin, inputs)
+        blocks = caption_steps.encode_captions(twin, inputs)
         pair = blocks.pop("pair", None)
         candidates = None
         if pair is not None:
@@ -262,7 +245,7 @@ class ImageTextTask:
         """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
         tokens = model.encode_image(prepared.image1)
         inputs = self._pair_text(prepared) | self.captions.inputs(prepared, lesson)
-        blocks = encode_captions(model, inputs)
+        blocks = caption_steps.encode_captions(model, inputs)
         pair = blocks.pop("pair", None)
         if pair is None:
             fused = self.captions.fuse(model, blocks, model.project_images(tokens))
@@ -283,13 +266,15 @@ class ImageTextTask:
         images = model.project_images(tokens)
         others = None
         if negatives is not None:
-            blocks, others = with_negatives(model, blocks, tokens, negatives, taught.crowd)
+            blocks, others = loss_terms.with_negatives(
+                model, blocks, tokens, negatives, taught.crowd
+            )
         fused = self.captions.fuse(model, blocks, images, others)
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         if negatives is not None:
-            sums["itm"] = itm_sum(model, fused, prepared, taught)
+            sums["itm"] = loss_terms.itm_sum(model, fused, prepared, taught)
         if "prd" in self.loss_weights and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in self.loss_weights:
@@ -316,12 +301,12 @@ class ImageTextTask:
             # Heads that no term trains must be seen to be read: see `_frozen_heads_refuse`.
             student=student if "itc" in self.loss_weights else None,
         )
-        return sums | own_sums(self.own_terms, parts), negatives
+        return sums | loss_terms.own_sums(self.own_terms, parts), negatives
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""
         # The user's terms in the twin are never read.
-        twin = without_terms(self.twin.state_dict())
+        twin = loss_terms.without_terms(self.twin.state_dict())
         state = {f"twin.{name}": tensor for name, tensor in twin.items()}
         for name, queue in self.queues.items():
             state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
@@ -336,5 +321,5 @@ class ImageTextTask:
     def load_twin(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Restore the twin's weights; the user's terms in it, which are never read, may lack."""
         own = self.twin.state_dict()
-        unread = {name: own[name] for name in own.keys() - without_terms(own).keys()}
+        unread = {name: own[name] for name in own.keys() - loss_terms.without_terms(own).keys()}
         self.twin.load_state_dict({**weights, **unread})

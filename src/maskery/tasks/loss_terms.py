@@ -24,24 +24,13 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import OtherImages
 from maskery.models.momentum import NOBODY, FeatureQueue
 from maskery.objectives import itm
-from maskery.objectives.itc import (
-    Belief,
-    Contrast,
-    Direction,
-    Features,
-    itc_loss,
-    similarities,
-)
+from maskery.objectives.itc import Belief, Contrast, Direction, Features, itc_loss, similarities
 from maskery.objectives.terms import CHOICES, HEADS, LossTerm, Term, belongs
 from maskery.tasks.caption_steps import Block, PreparedPairs
 
-# Where terms with parameters stand in the model, so that they are trained, spread over processes
-# and checkpointed with it.
-ATTRIBUTE = "loss_terms"
-# So many pairs are enough to fit the two numbers of a `Belief` to.
-FITTED = 1024
-# (B,) int64 each: the image drawn for each text and the text drawn for each image, as indices into
-# the crowd.
+ATTRIBUTE = "loss_terms"  # of the model: there, terms are trained and checkpointed with it
+FITTED = 1024  # so many pairs are enough to fit the two numbers of a `Belief` to
+# (B,) int64 each, indices into the crowd: the image drawn for each text, the text for each image.
 Negatives: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 

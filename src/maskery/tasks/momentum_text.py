@@ -26,7 +26,7 @@ from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.momentum import MomentumTwin
-from maskery.objectives.mlm import mlm_loss_sum, soft_mlm_loss_sum
+from maskery.objectives.mlm import soft_mlm_loss_sum
 from maskery.objectives.mrtd import mrtd_loss_sum, mrtd_mask_modeling
 from maskery.tasks.text_mlm import PreparedText, TextMLM, TextParts
 from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
@@ -52,8 +52,7 @@ class PreparedMomentumText(PreparedText):
     the twin's samples will stand. Its rows are the M masked and the P judged tokens.
     """
 
-    # The twin's text: the masked text where there are soft labels, and with MRTD the text masked
-    # anew. Its rows are the masked tokens of both.
+    # The twin's text: masked for soft labels, and with MRTD anew. Its rows are the masked tokens.
     teacher: EncoderInputs
     plan: ReplacementPlan | None  # The replacements of MRTD; None without it
     alpha: float  # The weight of the soft labels at this point of the run
@@ -93,13 +92,11 @@ class MomentumTextMLM(TextMLM):
         model: MaskedLanguageModel,
         config: TextMLMConfig,
         *,
-        masker: Masker,
-        mrtd_masker: Masker,
+        masker: Masker,  # its seed draws the weights of the head
+        mrtd_masker: Masker,  # masks the text anew for the twin to fill; another seed, for samples
         pin_memory: bool = False,
     ) -> None:
         """Make the twin, and the head that MRTD needs."""
-        # `mrtd_masker` masks the text anew for the twin to fill; its seed, which also draws the
-        # samples, is another one than that of `masker`, which draws the weights of the head.
         super().__init__(model, masker, pin_memory=pin_memory)
         if config.detects:
             # Original against replaced (RaSa, section 3.3).
@@ -125,13 +122,23 @@ class MomentumTextMLM(TextMLM):
             for_twin.append((anew.input_ids, anew.positions))
             counts["mrtd"] = len(judged)
         inputs, teacher = self._lay_out_copies(batch, copies), self._lay_out_copies(batch, for_twin)
+        plan = None
+        if anew is not None:
+            # The last copy of both texts is MRTD's; the twin's may be its only one.
+            size, seed = inputs.input_ids.numel() // 2, self.mrtd_masker.seed
+            sampled_rows = teacher.rows[len(teacher.rows) - len(anew.positions) :]
+            plan = ReplacementPlan(
+                sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
+                uniforms=token_uniforms(batch, anew.positions, seed=seed, epoch=epoch),
+                judged_at=inputs.rows[counts["mlm"] :] - size,
+            )
         prepared = PreparedMomentumText(
             inputs=inputs,
             targets=torch.from_numpy(masked.targets),
             counts=counts,
             num_tokens=batch.num_tokens,
             teacher=teacher,
-            plan=None if anew is None else self._plan(inputs, teacher, anew, counts["mlm"], epoch),
+            plan=plan,
             alpha=self.config.alpha_at(progress),
         )
         return prepared.pin_memory() if self.pin_memory else prepared
@@ -155,24 +162,6 @@ class MomentumTextMLM(TextMLM):
         ids = np.concatenate([ids for ids, _ in copies])
         return self.lay_out(replace(masked, input_ids=ids))
 
-    def _plan(
-        self,
-        inputs: EncoderInputs,
-        teacher: EncoderInputs,
-        anew: MaskedTokens,
-        num_masked: int,
-        epoch: int,
-    ) -> ReplacementPlan:
-        # The last copy of both texts is MRTD's; the twin's may be its only one.
-        size = inputs.input_ids.numel() // 2
-        sampled_rows = teacher.rows[len(teacher.rows) - len(anew.positions) :]
-        seed = self.mrtd_masker.seed
-        return ReplacementPlan(
-            sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
-            uniforms=token_uniforms(anew.batch, anew.positions, seed=seed, epoch=epoch),
-            judged_at=inputs.rows[num_masked:] - size,
-        )
-
     @torch.no_grad()
     def before_step(self) -> None:
         """Move the twin: once per optimiser step, before its first forward pass."""
@@ -186,12 +175,13 @@ class MomentumTextMLM(TextMLM):
     def step(self, prepared: PreparedMomentumText) -> TextStep:
         """Let the twin teach and the model learn."""
         taught, plan = self._teach(prepared), prepared.plan
+        right = (prepared.targets, taught.soft_labels, prepared.alpha)
         if plan is None or taught.input_ids is None or taught.labels is None:
-            sums = {"mlm": _mlm_sum(self.model(prepared.inputs), prepared, taught)}
+            sums = {"mlm": soft_mlm_loss_sum(self.model(prepared.inputs), *right)}
             return TextStep(loss_sums=sums, prepared=prepared)
         logits, judgements = self._read(prepared, taught.input_ids)
         sums = {
-            "mlm": _mlm_sum(logits, prepared, taught),
+            "mlm": soft_mlm_loss_sum(logits, *right),
             "mrtd": mrtd_loss_sum(judgements, taught.labels),
         }
         plan = replace(plan, sampled=taught.input_ids[plan.sampled_at])
@@ -257,14 +247,6 @@ class MomentumTextMLM(TextMLM):
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
         self.twin.load_state_dict(part_of(state, "twin."))
-
-
-def _mlm_sum(
-    logits: torch.Tensor, prepared: PreparedMomentumText, taught: TwinTargets
-) -> torch.Tensor:
-    if taught.soft_labels is None:
-        return mlm_loss_sum(logits, prepared.targets)
-    return soft_mlm_loss_sum(logits, prepared.targets, taught.soft_labels, prepared.alpha)
 
 
 def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
-from maskery.core.errors import CheckpointError, MaskeryError, reason_of
+from maskery.core.errors import CheckpointError, MaskeryError, explained, reason_of
 from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
@@ -30,8 +30,7 @@ from maskery.tasks.text_mlm_config import MRTD, OBJECTIVES, TextMLMConfig
 log = logging.getLogger(__name__)
 
 LEFT_OUT = "mlm_left_out"
-# Of the names in a task's extra state, those of the momentum twin's model.
-TWIN = "twin.hf."
+TWIN = "twin.hf."  # begins the names of the momentum twin's model in a task's extra state
 TASK_PARTS = tuple(name for name in ("model", "loss_weights", *vars(Task)) if name[0] != "_")
 
 
@@ -39,14 +38,12 @@ TASK_PARTS = tuple(name for name in ("model", "loss_weights", *vars(Task)) if na
 class TextParts:
     """Everything that a text objective is made from."""
 
-    # The encoder with its vocabulary head; heads of an objective's own are added to it with
-    # `add_head`.
+    # The encoder with its vocabulary head; an objective adds heads of its own with `add_head`.
     model: MaskedLanguageModel
     tokenizer: PreTrainedTokenizerBase
     masker: Masker  # Masks as the run is configured; `masker.seed` is the seed of the run
     settings: TextMLMConfig = field(default_factory=TextMLMConfig)  # The objective's flags
-    # Constant sizes that batches are filled up to, where steps are compiled.
-    shapes: StaticShapes | None = None
+    shapes: StaticShapes | None = None  # Sizes that batches are filled up to, for compiled steps
     compile_backend: str | None = None  # Of `torch.compile`; None for steps that are not compiled
     pin_memory: bool = False  # Prepare batches in page-locked memory, for a GPU
     frozen_share: float = 0.0  # Share of the run, from its start, in which the encoder is frozen
@@ -84,10 +81,7 @@ def make_text_task(
 
 
 def text_mlm(parts: TextParts) -> Task[Any, Any]:
-    """Make the task of `--objective mlm`.
-
-    With `--momentum`, a twin gives soft labels; with `--keep-embedding`, vectors stay.
-    """
+    """Make the task of `--objective mlm`, also with `--keep-embedding` or with `--momentum`."""
     if parts.settings.keep_weight:
         # By name: a run that keeps nothing needs none of it.
         keep = importlib.import_module("maskery.tasks.keep_embedding")
@@ -110,15 +104,13 @@ def diffusion(parts: TextParts) -> Task[Any, Any]:
 class PreparedText:
     """A masked batch, laid out for the encoder.
 
-    As the batch comes, T and M are what it has: every row is a masked token. In static shapes they
-    are those of the run: padding follows the tokens, and unused rows have the target
-    `IGNORE_INDEX`.
+    As the batch comes, every row is a masked token. In static shapes, T and M are those of the run:
+    padding follows the tokens, and unused rows have the target `IGNORE_INDEX`.
     """
 
     inputs: EncoderInputs  # The corrupted tokens
     targets: torch.Tensor  # (M,) int64
-    # Masked tokens to be predicted; in static shapes also how many had no row.
-    counts: Mapping[str, int]
+    counts: Mapping[str, int]  # Masked tokens; in static shapes also how many had no row
     num_tokens: int  # Real tokens
     weights: torch.Tensor | None = None  # (M,) float32, of the losses; None: 1 each
 
@@ -253,18 +245,16 @@ def load_extra(
     own = own_tensors(task, model)
     if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):
         return
-    try:
+    problem = f"the momentum twin and heads in '{path}' cannot be read"
+    unsound = (OSError, KeyError, SafetensorError, RuntimeError)
+    fix = "restore the file, or train again"
+    with explained(problem, fix, *unsound, kind=CheckpointError, most=120):
         tensors = load_file(path)
         for name, tensor in own.items():
             if needed or name in tensors:
                 if tensors[name].shape != tensor.shape:  # copying would repeat rows in silence
                     raise RuntimeError(f"'{name}' has another shape")
                 tensor.copy_(tensors[name])
-    except (OSError, KeyError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the momentum twin and heads in '{path}' cannot be read "
-            f"({reason_of(error, most=120)}); restore the file, or train again"
-        ) from error
     # The twin's own copy of the heads is never read, so it is not saved.
     twin = {name: tensor for name, tensor in tensors.items() if name.startswith(TWIN)}
     if twin or needed:

@@ -14,7 +14,7 @@ Shapes: R rows of text, L tokens, H heads, N image tokens, G x F the grid of pat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +22,9 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    Word,
-    can_fill,
-    can_match,
-    load_picture,
-    words_of,
-)
-from maskery.models.image_text.model import ImageTextModel
+from maskery.evaluation.image_text import opening
+from maskery.evaluation.image_text.opening import OpenImageText, Word
+from maskery.models.image_text.model import ImageTextModel, pair
 from maskery.models.image_text.text_encoder import ImageKeys
 
 if TYPE_CHECKING:
@@ -45,8 +39,7 @@ class WordHeat:
 
     word: str  # as written; the whole caption where `Explanation.whole` says so
     heat: npt.NDArray[np.float32]  # (G, F) float32, 0 or more; rows from top to bottom
-    # Of the word in its place once masked; None where matching is explained.
-    probability: float | None
+    probability: float | None  # of the word once masked; None where matching is explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +48,10 @@ class Explanation:
 
     caption: str  # as given
     words: tuple[WordHeat, ...]  # in order
-    # The words are explained as one: the model has one fusion layer, and matching is explained.
-    whole: bool
+    whole: bool  # the words are explained as one: matching, by a single fusion layer
     target: Target  # the prediction that is explained
     layer: int  # of the fusion layers, counted from 0
-    # The probability that words and picture belong together; None where the matching head was never
-    # trained.
-    match: float | None
+    match: float | None  # probability that both belong together; None without a matching head
 
 
 def explain(
@@ -74,18 +64,18 @@ def explain(
 ) -> Explanation:
     """Compute a heat map over a picture for each word of a caption; see `maskery.explain`."""
     if isinstance(image, str | Path | bytes):
-        image = load_picture(image)
+        image = opening.load_picture(image)
     network = opened.model
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(network.text_encoder.fusion_layers) == 1
-    ids, words = words_of(opened, caption)
+    ids, words = opening.words_of(opened, caption)
     pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
         tokens = network.encode_image(pixels)
         keys = network.project_images(tokens)
         match = None
-        if can_match(opened):
+        if opening.can_match(opened):
             fused = network.text_encoder(ids[None].to(network.device), None, keys)
             match = float(network.itm_head(fused[:, 0]).float().softmax(dim=-1)[0, 1])
     if target == "matching":
@@ -98,10 +88,9 @@ def explain(
     else:
         mask_id = int(opened.tokenizer.mask_token_id)
         rows, chances = word_heat(network, ids, keys, chosen, words, mask_id)
-    patch: Any = network.config.vision_config.patch_size  # one number stands for both sides
-    sides = (patch, patch) if isinstance(patch, int) else patch
     # Patches from top to bottom and from left to right; they are the last of the image tokens.
-    grid = pixels.shape[-2] // sides[0], pixels.shape[-1] // sides[1]
+    height, width = pair(network.config.vision_config.patch_size)
+    grid = pixels.shape[-2] // height, pixels.shape[-1] // width
     return Explanation(
         caption=caption,
         words=tuple(
@@ -127,10 +116,7 @@ def word_heat(
     words: Sequence[Word],
     mask_id: int,
 ) -> tuple[torch.Tensor, list[float]]:
-    """Return the heat (K, N) of every word for its own log-probability, and its probability.
-
-    Each word is masked in a copy of the caption.
-    """
+    """Return the heat (K, N) of every word, masked by itself, and its probability."""
     rows = torch.tensor([i for i, word in enumerate(words) for _ in word.tokens])
     places = torch.tensor([token for word in words for token in word.tokens])
     masked = ids.repeat(len(words), 1)
@@ -184,29 +170,24 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
-    matches, fills = can_match(opened), can_fill(opened)
-    problem = ""
-    if not opened.model.text_encoder.fusion_layers:
-        problem = "has no fusion layers: its words never look at the picture; use another model"
-    elif opened.model.config.has_towers:
-        problem = "looks at the picture before its fusion layers: use a model with a BERT"
-    elif not matches and not fills:
-        problem = (
-            "learnt neither to match nor to fill words, so it says nothing that could be "
-            "explained; train with --itm-weight or --mlm-weight above 0"
-        )
-    elif target == "matching" and not matches:
-        problem = (
-            "has a matching head that was never trained, so it says nothing; explain the words "
-            "instead: --target words"
-        )
-    elif target == "words" and not fills:
-        problem = (
-            "never learnt to fill words, so what it says of each is noise; explain the match "
-            "instead: --target matching, or train with --mlm-weight above 0"
-        )
-    if problem:
-        raise ModelError(f"'{opened.name}' {problem}")
+    matches, fills = opening.can_match(opened), opening.can_fill(opened)
+    problems = {
+        "has no fusion layers: its words never look at the picture; use another model": (
+            not opened.model.text_encoder.fusion_layers
+        ),
+        "looks at the picture before its fusion layers: use a model with a BERT": (
+            opened.model.config.has_towers
+        ),
+        "learnt neither to match nor to fill words, so it says nothing that could be explained; "
+        "train with --itm-weight or --mlm-weight above 0": not matches and not fills,
+        "has a matching head that was never trained, so it says nothing; explain the words "
+        "instead: --target words": target == "matching" and not matches,
+        "never learnt to fill words, so what it says of each is noise; explain the match instead: "
+        "--target matching, or train with --mlm-weight above 0": target == "words" and not fills,
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise ModelError(f"'{opened.name}' {problem}")
     return target or ("matching" if matches else "words")
 
 

@@ -43,8 +43,7 @@ Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]
 class WordScores:
     """Chosen words, masked one at a time."""
 
-    # By condition, the share filled with the word or a synonym of it.
-    accuracy: dict[Condition, Interval]
+    accuracy: dict[Condition, Interval]  # the share filled with the word or a synonym of it
     difference: dict[Condition, Interval]  # `right` minus `wrong`, and `right` minus `none`, paired
     words: int  # words that were masked
     examples: int  # pictures or persons they come from
@@ -75,13 +74,10 @@ def score_pairs(
 def score_words(
     model: ImageTextModel,
     batches: Iterable[JudgedPairs],
-    accepted: Mapping[int, frozenset[int]],
+    accepted: Mapping[int, frozenset[int]],  # by the id of a chosen word, those that are right
     mask_token_id: int,
 ) -> WordScores:
-    """Mask each chosen word of each caption, one at a time, and fill it under each condition.
-
-    `accepted` has the ids that are right in the place of a chosen word's.
-    """
+    """Mask each chosen word of each caption, one at a time, and fill it under each condition."""
     chosen = np.array(sorted(accepted), np.int64)
 
     def questions() -> Iterator[Question]:
@@ -176,9 +172,8 @@ class PictureFill:
     right: str  # the text after it
     picture: str  # the caption's picture, a PNG as a data URI
     wrong_picture: str  # the wrong one
-    # By condition (right, wrong, none), the likeliest words.
-    guesses: dict[str, tuple[Candidate, ...]]
-    probabilities: dict[str, float]  # by condition, of the word itself
+    guesses: dict[Condition, tuple[Candidate, ...]]  # the likeliest words
+    probabilities: dict[Condition, float]  # of the word itself
 
 
 @inference()

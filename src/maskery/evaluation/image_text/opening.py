@@ -12,16 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
 from maskery.core.processes import to_gpu
-from maskery.data.images.config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    HALF_MEAN,
-    HALF_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Channels,
-    ViewConfig,
-)
+from maskery.data.images import config
+from maskery.data.images.config import Channels, ViewConfig
 from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
@@ -35,13 +27,14 @@ if TYPE_CHECKING:
 
 PREPROCESSOR = "preprocessor_config.json"
 # Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
-# RaSa used CLIP's.
+# RaSa used CLIP's; ViT and SigLIP were trained with what is the default.
 CLIP = (ImageTextConfig.model_type, "clip", "clip_vision_model")
-IMAGENET = ("deit", "dinov2", "dinov2_with_registers")
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
-    **dict.fromkeys(CLIP, (CLIP_MEAN, CLIP_STD)),
-    **dict.fromkeys(IMAGENET, (IMAGENET_MEAN, IMAGENET_STD)),
-}  # ViT and SigLIP were trained with what is the default
+    **dict.fromkeys(CLIP, (config.CLIP_MEAN, config.CLIP_STD)),
+    **dict.fromkeys(
+        ("deit", "dinov2", "dinov2_with_registers"), (config.IMAGENET_MEAN, config.IMAGENET_STD)
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +131,7 @@ def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> View
     Where a model has no `preprocessor_config.json`, mean and deviation are its family's.
     """
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
-    mean, std = NORMALISATION.get(str(model_type), (HALF_MEAN, HALF_STD))
+    mean, std = NORMALISATION.get(str(model_type), (config.HALF_MEAN, config.HALF_STD))
     height, width = map(int, model.config.image_size)
     return view.for_encoder(
         height=height,
@@ -227,18 +220,14 @@ class Word:
 def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
     """Return a caption as token ids (L,), as the model reads it, and its words."""
     ready = prepared(opened, caption, what="caption")
-    encoded = opened.tokenizer(ready, truncation=False, verbose=False, return_offsets_mapping=True)
+    encoded = opened.tokenizer(ready, truncation=False, verbose=False)
     ids: list[int] = encoded["input_ids"]
-    pieces: dict[int, list[int]] = {}
-    for place, number in enumerate(encoded.word_ids()):
-        if number is not None:
-            pieces.setdefault(number, []).append(place)
-    offsets, typed = encoded["offset_mapping"], origins(ready, caption)
-    words = []
-    for places in pieces.values():
-        first, end = typed[offsets[places[0]][0]], typed[offsets[places[-1]][1] - 1] + 1
-        words.append(Word(text=caption[first:end], tokens=tuple(places)))
-    words = [word for word in words if any(letter.isalnum() for letter in word.text)]
+    typed, words = origins(ready, caption), []
+    for number in sorted({number for number in encoded.word_ids() if number is not None}):
+        letters, tokens = encoded.word_to_chars(number), encoded.word_to_tokens(number)
+        text = caption[typed[letters.start] : typed[letters.end - 1] + 1]
+        if any(map(str.isalnum, text)):
+            words.append(Word(text=text, tokens=tuple(range(*tokens))))
     if not words:
         raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
     require_readable(opened, ids, caption, what="caption")
@@ -254,15 +243,11 @@ def origins(ready: str, caption: str) -> Sequence[int]:
     if ready == caption:
         return range(len(caption))
     # One letter may be two in lower case. A sigma's form depends on the letters around it.
-    letters = [(low, place) for place, letter in enumerate(caption) for low in letter.lower()]
-    places: list[int] = []
-    at = 0
+    typed = ((low, place) for place, letter in enumerate(caption) for low in letter.lower())
+    places = []
     for letter in ready:
-        if letter == " ":
-            places.append(places[-1])
-            continue
-        while letters[at][0] != letter and (letters[at][0], letter) != ("σ", "ς"):
-            at += 1
-        places.append(letters[at][1])
-        at += 1
+        if letter != " ":
+            alike = (letter, "σ") if letter == "ς" else (letter,)
+            place = next(place for low, place in typed if low in alike)
+        places.append(place)
     return places

@@ -22,8 +22,7 @@ NUM_FOLDS = 4
 INNER_FOLDS = 3
 # From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-# A matrix of similarities takes this many bytes at once.
-BLOCK_BYTES = 1 << 28
+BLOCK_BYTES = 1 << 28  # of a matrix of similarities, at once
 # A linear probe fits a weight for each class and feature; beyond, only neighbours are judged.
 MOST_PROBE_CLASSES = 1000
 
@@ -102,14 +101,11 @@ def lexical_vectors(texts: Sequence[str]) -> Any:
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    letters = sum(map(len, texts))
-    spaces = sum(text.count(" ") for text in texts)
     # Written languages with spaces have one every 4 to 12 characters.
-    if spaces * 25 > letters:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-    else:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char", ngram_range=(1, 3))
-    return vectorizer.fit_transform(texts)
+    spaced = sum(text.count(" ") for text in texts) * 25 > sum(map(len, texts))
+    words = {"token_pattern": r"(?u)\b\w+\b"}
+    how = words if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
+    return TfidfVectorizer(sublinear_tf=True, **how).fit_transform(texts)
 
 
 def mutual_groups(*neighbours: Ints) -> Ints:

@@ -30,24 +30,18 @@ from maskery.models.loading import load_masked_lm, resolve
 from maskery.models.pooling import Pooling
 
 Vectors = npt.NDArray[np.float32]
-# About what a CPU's caches and a GPU's launches are both content with.
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 8192  # about what a CPU's caches and a GPU's launches are both content with
 # Within the range that BERT's appendix searched; few labels want the longer runs.
 EPOCHS, BATCH_TEXTS = 4, 16
 # The head starts from nothing and learns faster; both are usual values.
 ENCODER_RATE, HEAD_RATE = 5e-5, 1e-3
 # As BERT's released code has them: the first steps of Adam are the least sure.
-WARMUP_SHARE = 0.1
-CLIP_NORM = 1.0
-# Fewer show no spread, and each is a whole fine-tuning.
-SEEDS = (0, 1, 2)
+WARMUP_SHARE, CLIP_NORM = 0.1, 1.0
+SEEDS = (0, 1, 2)  # fewer show no spread, and each is a whole fine-tuning
 
 
 class Encoder:
-    """Makes vectors of texts with a masked language model's encoder; its head is not used.
-
-    The name is for messages.
-    """
+    """Makes vectors of texts with a masked language model's encoder; its head is not used."""
 
     def __init__(
         self,
@@ -55,7 +49,7 @@ class Encoder:
         tokenizer: PreTrainedTokenizerBase,
         pooling: Pooling,
         *,
-        name: str = "the model",
+        name: str = "the model",  # for messages
     ) -> None:
         self.hf, self.tokenizer, self.pooling, self.name = hf, tokenizer, pooling, name
         limits = (pooling.max_length, max_positions(hf.config), 512)
@@ -71,14 +65,10 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
-        vectors = np.stack(
-            [
-                self.pooling.pool(torch.from_numpy(rows), torch.tensor([len(rows)]))[0].numpy()
-                for rows in self.hidden(texts, progress=progress)
-            ]
-        )
-        if not np.isfinite(vectors).all():
-            bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+        states = map(torch.from_numpy, self.hidden(texts, progress=progress))
+        pooled = [self.pooling.pool(rows, torch.tensor([len(rows)]))[0] for rows in states]
+        vectors: Vectors = torch.stack(pooled).numpy()
+        if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
             raise ModelError(
                 f"'{self.name}' makes vectors that are no numbers (NaN or infinite) for {bad:,} of "
                 f"{len(texts):,} texts; its weights are damaged or its training diverged"
@@ -88,10 +78,7 @@ class Encoder:
     def encode_words(
         self, sentences: Sequence[Sequence[str]], *, progress: bool = False
     ) -> Vectors:
-        """Return the vector of each word's first piece, (words of all sentences, D) float32.
-
-        Words past the model's limit get zeros.
-        """
+        """Return (words, D) float32 of each word's first piece; zeros past the model's limit."""
         if not self.tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of '{self.name}' is written in Python and does not say which "
@@ -104,15 +91,12 @@ class Encoder:
             max_length=self.max_length,
         )
         hidden = self._hidden_of(tokens["input_ids"], progress)
-        rows: list[Vectors] = []
+        rows = []
         for place, (states, words) in enumerate(zip(hidden, sentences, strict=True)):
-            found = np.zeros((len(words), states.shape[1]), np.float32)
-            numbers = tokens.word_ids(place)
-            for piece in range(len(numbers) - 1, -1, -1):  # backwards: the first piece stays
-                if numbers[piece] is not None:
-                    found[numbers[piece]] = states[piece]
-            rows.append(found)
-        return np.concatenate(rows)
+            spans = (tokens.word_to_tokens(place, number) for number in range(len(words)))
+            none = np.zeros(states.shape[1], np.float32)
+            rows += [none if span is None else states[span.start] for span in spans]
+        return np.stack(rows)
 
     def hidden(self, texts: Sequence[str], *, progress: bool = False) -> list[Vectors]:
         """Return the last hidden states of each text, (tokens, D) float32."""
@@ -172,8 +156,7 @@ def tuned_hits(
     found = []
     with Bar(steps, f"fine-tuning {encoder.name}", shown=progress) as bar:
         for seed in seeds:
-            # What the caller draws afterwards does not depend on it.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng():  # what the caller draws afterwards is as ever
                 torch.manual_seed(seed)
                 predict = _tuned(encoder, rows, classes, train, seed, bar)
             found.append(predict(test) == classes[test])
@@ -219,10 +202,11 @@ def _tuned(
 
     @torch.no_grad()
     def predict(places: Ints) -> Ints:
-        parts = [
-            places[start : start + BATCH_TEXTS] for start in range(0, len(places), BATCH_TEXTS)
-        ]
-        logits = (head(own.pooled([rows[place] for place in part])) for part in parts)
-        return np.concatenate([one.argmax(dim=1).cpu().numpy() for one in logits])
+        found = []
+        for start in range(0, len(places), BATCH_TEXTS):
+            chosen = places[start : start + BATCH_TEXTS]
+            logits = head(own.pooled([rows[place] for place in chosen]))
+            found.append(logits.argmax(dim=1).cpu().numpy())
+        return np.concatenate(found)
 
     return predict

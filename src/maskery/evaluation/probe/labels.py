@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import fsspec
 
@@ -17,7 +17,6 @@ from maskery.data.corpus.files import asked, one_file
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
 JSON_STARTS = ('{"', '{ "', "[{")  # no word begins so
-T = TypeVar("T")
 DOCUMENT_START = "-DOCSTART-"
 
 
@@ -36,14 +35,9 @@ class Labelled:
 
     def take(self, places: Sequence[int]) -> Self:
         """Return some of the examples."""
-
-        def some(column: tuple[T, ...]) -> tuple[T, ...]:
-            return tuple(column[place] for place in places) if column else ()
-
-        texts, labels = some(self.texts), some(self.labels)
-        return replace(
-            self, texts=texts, labels=labels, words=some(self.words), tags=some(self.tags)
-        )
+        columns = {name: getattr(self, name) for name in ("texts", "labels", "words", "tags")}
+        some = {name: tuple(one[place] for place in places) for name, one in columns.items() if one}
+        return replace(self, **some)
 
 
 def read_labelled(
@@ -51,9 +45,8 @@ def read_labelled(
 ) -> Labelled:
     """Read `.jsonl`, `.csv`, `.tsv` or `.parquet`, also compressed, or CoNLL columns for `tokens`.
 
-    The file may lie here or at an address. The columns are those of the text and its label, or of
-    the two texts of a pair; by default `text` with `label` or `pair`. Labels that are no classes
-    are a DataError.
+    The file may lie here or at an address. The columns are by default `text`, with `label` or, for
+    the second text of a pair, `pair`. Labels that are no classes are a DataError.
     """
     path = one_file(path, "a text and a label in each row")
     if kind == "tokens":
@@ -140,17 +133,11 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
     # Tab-separated files as published have no quoting.
-    plain = delimiter == "\t"
-    rows = csv.reader(
-        file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-    )
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
     try:
-        header = next(rows, None)
-        if header is None:
-            return
-        for row in rows:
-            if not any(row):
-                continue
+        header = next(rows, [])
+        for row in filter(any, rows):
             if len(row) != len(header):
                 raise DataError(
                     f"'{path}': line {rows.line_num} has {len(row)} fields, the heading has "

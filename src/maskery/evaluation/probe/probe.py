@@ -35,8 +35,7 @@ class ProbeFigure:
     lexical: Interval  # The same with counted words (TF-IDF) in place of vectors
     models: Mapping[str, Interval]  # By model name
     difference: Interval | None = None  # The first model minus the second, paired
-    # By model, the standard deviation over seeds of fine-tuning; None for other figures
-    spread: Mapping[str, float] | None = None
+    spread: Mapping[str, float] | None = None  # Standard deviation over seeds, of fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +103,8 @@ class Task:
     chances: Mapping[str, float]  # By figure, that of a model that knows nothing
     apart: Ints  # (N,) groups of examples that are not independent of each other
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
-        self.labelled, self.notes, self.size = labelled, list(notes), len(labelled.texts)
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
+        self.labelled, self.notes, self.size = labelled, notes, len(labelled.texts)
         self.apart = np.arange(self.size)
 
     @staticmethod
@@ -173,7 +172,7 @@ class ClassTask(Task):
     Texts that stand in the file twice are judged once, with their first label.
     """
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         first: dict[str, int] = {}
         for place, text in enumerate(labelled.texts):
             # Punctuation stays: it may be what a label is about ("Great." and "Great?").
@@ -181,7 +180,6 @@ class ClassTask(Task):
         counts = Counter(labelled.labels[place] for place in first.values())
         kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
         alone = sum(count == 1 for count in counts.values())
-        notes = list(notes)
         if len(first) < len(labelled.texts):
             notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
         if alone:
@@ -222,21 +220,16 @@ class ClassTask(Task):
 class WordTask(Task):
     """A class for each word: linear probe over the vector of a word's first piece."""
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
-        kept, words = [], 0
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         # By a hash of the text: the same sentences in whatever order the file has them.
         order = classify.folds_of(labelled.texts, 1 << 62, salt="sample ").argsort(kind="stable")
-        for place in order:
-            if words and words + len(labelled.words[place]) > MOST_WORDS:
-                break
-            kept.append(int(place))
-            words += len(labelled.words[place])
-        notes = list(notes)
-        if len(kept) < len(labelled.texts):
-            notes.append(f"{words:,} words of {len(kept):,} sentences, drawn by a hash, are judged")
-        chosen = labelled.take(sorted(kept))
+        words = np.cumsum([len(labelled.words[place]) for place in order])
+        count = max(1, int(np.searchsorted(words, MOST_WORDS, side="right")))
+        chosen = labelled.take(sorted(order[:count].tolist()))
         super().__init__(chosen, notes)
-        self.size = words
+        self.size = int(words[count - 1])
+        if count < len(words):
+            notes.append(f"{self.size:,} words of {count:,} sentences, drawn by a hash, are judged")
         names, self.classes = np.unique(
             np.array([tag for tags in chosen.tags for tag in tags]), return_inverse=True
         )
@@ -244,7 +237,7 @@ class WordTask(Task):
         if self.num_classes < 2:
             raise DataError("all words have one label, so there is nothing to tell apart")
         self.chances = {"linear probe": float(np.bincount(self.classes).max() / self.size)}
-        self.apart = np.repeat(np.arange(len(kept)), [len(w) for w in chosen.words])
+        self.apart = np.repeat(np.arange(count), [len(w) for w in chosen.words])
         self.of_word = [chosen.texts[place] for place in self.apart]
 
     def encode(self, encoder: Encoder, progress: bool) -> Vectors:
@@ -267,7 +260,7 @@ class WordTask(Task):
 class PairTask(Task):
     """Texts that belong together: does a text find its partner among all partners?"""
 
-    def __init__(self, labelled: Labelled, notes: Sequence[str]) -> None:
+    def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         partners = len(set(labelled.labels))
         if partners < 2:
             raise DataError("a ranking needs at least two different partners to choose from")

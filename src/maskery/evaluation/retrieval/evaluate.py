@@ -40,8 +40,7 @@ from maskery.models.image_text.model import ImageTextModel
 
 log = logging.getLogger(__name__)
 
-# Images kept per text when there is no re-ranking.
-KEPT = 10
+KEPT = 10  # images of each text, when there is no re-ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,7 @@ class RetrievalFigures:
     """Figures of texts that look for their images."""
 
     contrastive: RankingFigures  # by similarity alone
-    # With the best K ranked anew by matching; None where that was not asked for.
-    reranked: RankingFigures | None
+    reranked: RankingFigures | None  # with the best K ranked anew by matching; None without
     # Images finding their texts, by similarity; None where a person of the gallery has no text.
     image_to_text: RankingFigures | None
     chance: float  # R@1 of a ranking at random
@@ -68,8 +66,7 @@ class Retrieval:
     # (T, max(K, 10) or I) int64, the best images of each text, best first.
     contrastive: torch.Tensor
     reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
-    # (T, K) float32, the scores that `reranked` is sorted by; None without matching.
-    scores: torch.Tensor | None
+    scores: torch.Tensor | None  # (T, K) float32, that `reranked` is sorted by; None likewise
     ranks: dict[str, torch.Tensor]  # (T, G) of either ranking; see `right_ranks`
     similarities: torch.Tensor  # of `contrastive`
     logits: torch.Tensor | None  # (T, K, 2) of the first K of `contrastive`
@@ -99,10 +96,10 @@ def evaluate_retrieval(
     processes: Processes | None = None,  # they share the matching out, as in `match_scores`
     progress: bool = False,
 ) -> Retrieval:
-    """Let every text find its person among the images; each of both is encoded once.
+    """Let every text find its person among the images; the result does not depend on batches.
 
-    The result does not depend on batches. A DataError says that there is nothing to find or to be
-    found, that a text's person is in no image, or that all images show the same person.
+    A DataError says that there is nothing to find or to be found, that a text's person is in no
+    image, or that all images show the same person.
     """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
@@ -140,15 +137,14 @@ def evaluate_retrieval(
             image_to_text = _image_to_text(encoded, read, own, image_persons)
     finally:
         model.train(was_training)
+    ranks = {"contrastive": contrast.ranks} | ({"reranked": reranked.ranks} if reranked else {})
+    measured = {by: summarise_texts(text_figures(one), text_persons) for by, one in ranks.items()}
     # At random, the first image is right as often as right ones are in the gallery.
-    persons, counts = np.unique(image_persons, return_counts=True)
-    hits = counts[np.searchsorted(persons, text_persons)]
+    hits = (right >= 0).sum(dim=1).double()
     return Retrieval(
         figures=RetrievalFigures(
-            contrastive=summarise_texts(text_figures(contrast.ranks), text_persons),
-            reranked=(
-                summarise_texts(text_figures(reranked.ranks), text_persons) if reranked else None
-            ),
+            contrastive=measured["contrastive"],
+            reranked=measured.get("reranked"),
             image_to_text=image_to_text,
             chance=float(hits.mean() / num_images),
             rerank=config.rerank,
@@ -159,7 +155,7 @@ def evaluate_retrieval(
         contrastive=contrast.order,
         reranked=reranked.order if reranked else None,
         scores=reranked.scores if reranked else None,
-        ranks={"contrastive": contrast.ranks} | ({"reranked": reranked.ranks} if reranked else {}),
+        ranks=ranks,
         similarities=contrast.scores,
         logits=logits,
         images=read.features,

@@ -18,12 +18,10 @@ import torch
 
 from maskery.core.batch import Floats, Ints
 from maskery.core.errors import DataError
-from maskery.evaluation.intervals import Interval, Kind, ratio_interval
+from maskery.evaluation.intervals import Interval, grouped_interval
 
-# The ranks that the literature of person search reports.
-CUTOFFS = (1, 5, 10)
-# In the place of a rank where there is none.
-NONE = torch.iinfo(torch.int64).max
+CUTOFFS = (1, 5, 10)  # the ranks that the literature of person search reports
+NONE = torch.iinfo(torch.int64).max  # in the place of a rank where there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +73,9 @@ def right_columns(text_persons: torch.Tensor, image_persons: torch.Tensor) -> to
 
 
 def right_ranks(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the ranks of `right_columns` among (T, I) scores as `rank` sorts them: (T, G) int64.
+    """Return the ranks of `right_columns` among (T, I) scores, (T, G) int64 from 1, rising.
 
-    From 1, in rising order; `NONE` stands where a text has fewer.
+    As `rank` sorts them; `NONE` stands where a text has fewer.
     """
     columns, there = right.clamp(min=0).to(scores.device), right.to(scores.device) >= 0
     values = scores.gather(1, columns)
@@ -107,15 +105,9 @@ def text_figures(ranks: torch.Tensor) -> Floats:
 
 def summarise_texts(figures: Floats, text_persons: Ints) -> RankingFigures:
     """Return means over texts, with intervals over persons."""
-    intervals = [over_persons(column, text_persons) for column in figures.T]
+    # Over persons, since texts of one depend on each other.
+    intervals = [grouped_interval(column, text_persons) for column in figures.T]
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
-
-
-def over_persons(values: Floats, text_persons: Ints, kind: Kind = "share") -> Interval:
-    """Return the mean over texts (T,), with its interval over persons, whose texts depend."""
-    inverse = np.unique(text_persons, return_inverse=True)[1]
-    sums, counts = (np.bincount(inverse, each).astype(np.float64) for each in (values, None))
-    return ratio_interval(sums, counts, kind)
 
 
 def retrieval_figures(

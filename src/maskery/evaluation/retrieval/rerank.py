@@ -34,12 +34,9 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.layout import pad
 
-# Written at a time where the file system cannot reserve space.
-CHUNK_BYTES = 1 << 20
-# Errors of a file system that cannot reserve space.
-NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-# More projected together gain nothing.
-IMAGES_AT_ONCE = 64
+CHUNK_BYTES = 1 << 20  # written at a time where the file system cannot reserve space
+NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # its errors that say so
+IMAGES_AT_ONCE = 64  # more projected together gain nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +44,9 @@ class ReadTexts:
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
-    # (S, D), end to end, after the self-attention of the first fusion layer; None where only the
-    # features were wanted.
+    # (S, D), after the self-attention of the first fusion layer; None without matching.
     states: torch.Tensor | None
-    # (T + 1,) int64; text t is `states[boundaries[t]:boundaries[t + 1]]`.
-    boundaries: Ints
+    boundaries: Ints  # (T + 1,); text t is `states[boundaries[t]:boundaries[t + 1]]`
 
     @property
     def lengths(self) -> Ints:
@@ -64,8 +59,7 @@ class ReadImages:
     """Images after the vision encoder."""
 
     features: torch.Tensor  # (I, E), unit length
-    # (I, N, W) float32, in memory or in a temporary file; None where only the features were wanted.
-    tokens: Float32Array | None
+    tokens: Float32Array | None  # (I, N, W), in memory or a temporary file; None without matching
 
 
 @inference()

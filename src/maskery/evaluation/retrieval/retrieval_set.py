@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 class RetrievalSet:
     """The pictures of pairs as a gallery, and their captions as queries.
 
-    Pictures that cannot be read leave the gallery with their captions. A picture said to show two
-    persons is a DataError.
+    Pictures that cannot be read leave it with their captions; one said to show two persons fails.
     """
 
     def __init__(self, read: ReadPairs, *, batch_images: int = 64) -> None:

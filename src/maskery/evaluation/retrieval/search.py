@@ -27,26 +27,13 @@ from maskery.core.batch import Ints
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.core.random import Float32Array
-from maskery.data.gallery import (
-    DamagedIndex,
-    GalleryStore,
-    Stamp,
-    digest_of,
-    find_pictures,
-    open_store,
-    read_picture,
-    renewed,
-)
+from maskery.data import gallery as galleries
+from maskery.data.gallery import GalleryStore, Stamp
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches, view_stack
 from maskery.data.store import own_folder
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    can_match,
-    encode_query,
-    load_picture,
-    require_contrast,
-)
+from maskery.evaluation.image_text import opening
+from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
 from maskery.evaluation.retrieval.rerank import ReadTexts, match_scores, read_images, read_texts
@@ -57,8 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Bytes of a gallery's own name in the name of its index.
-MOST_OF_NAME = 100
+MOST_OF_NAME = 100  # bytes of a gallery's own name in the name of its index
 # Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
 BLOCK_NUMBERS = 1 << 19
 # More than are wanted, compared again exactly: close ones may change places by rounding.
@@ -125,8 +111,8 @@ def open_gallery(
     `rehash`, every file is read, rather than trusted where its size and time are as they were, and
     those that could not be decoded are tried again.
     """
-    require_contrast(opened)
-    found = find_pictures(folder)
+    opening.require_contrast(opened)
+    found = galleries.find_pictures(folder)
     if not found:
         raise DataError(
             f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...); name a folder "
@@ -135,11 +121,11 @@ def open_gallery(
     index = index_folder(cache_dir, folder, fingerprint(opened))
     width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
-    store = open_store(index, width)
+    store = galleries.open_store(index, width)
     try:
         gallery = indexing.bring_up_to_date(store)
-    except DamagedIndex as error:
-        gallery = indexing.bring_up_to_date(renewed(index, width, error))
+    except galleries.DamagedIndex as error:
+        gallery = indexing.bring_up_to_date(galleries.renewed(index, width, error))
     if not len(gallery):
         raise DataError(
             f"the gallery '{folder}' has no readable picture: {len(gallery.troubles)} were "
@@ -189,11 +175,11 @@ class Indexing:
         contents: dict[bytes, ImageRef] = {}
         for path in batch:
             try:
-                picture = read_picture(self.folder, path)
+                picture = galleries.read_picture(self.folder, path)
             except DataError as error:
                 unread[path] = str(error)  # the next run tries it again
                 continue
-            digest = digest_of(picture)
+            digest = galleries.digest_of(picture)
             files[path], contents[digest] = (self.found[path], digest), picture
         for digest in store.known(contents, readable=self.rehash):
             del contents[digest]
@@ -209,15 +195,13 @@ class Indexing:
         return len(features)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Hit:
     """One picture that was found."""
 
     path: str  # relative to the gallery
     similarity: float  # cosine of the contrastive features, from -1 to 1
-    # The matching head's probability that words and picture belong together; None where it was not
-    # asked.
-    match: float | None = None
+    match: float | None = None  # the matching head's probability; None where it was not asked
     score: float | None = None  # the score that matched pictures are sorted by; None likewise
 
 
@@ -240,7 +224,7 @@ def search(
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
-        encode_query(opened, text)  # a bad description is told before an hour of indexing
+        opening.encode_query(opened, text)  # a bad description is told before an hour of indexing
     if isinstance(like, str | Path | bytes):
         like = picture_features(opened, like)
     if not isinstance(gallery, Gallery):
@@ -255,8 +239,8 @@ def search(
 
 def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Float32Array:
     """Return the features (E,) of a picture, as those of the gallery's pictures are computed."""
-    require_contrast(opened)
-    pixels = view_stack([load_picture(picture, opened.view.size)], opened.view)
+    opening.require_contrast(opened)
+    pixels = view_stack([opening.load_picture(picture, opened.view.size)], opened.view)
     return read_images(opened.model, [pixels], 1, tokens=False).features[0].cpu().numpy()
 
 
@@ -272,7 +256,7 @@ class Searcher:
         self.opened, self.gallery = opened, gallery
         self.config = config or opened.retrieval.ranking
         self.rerank = min(self.config.rerank, len(gallery))
-        if self.rerank and not can_match(opened):
+        if self.rerank and not opening.can_match(opened):
             log.warning(
                 "the matching head of '%s' was never trained, so the ranking is by similarity "
                 "alone",
@@ -294,7 +278,7 @@ class Searcher:
         rerank = self.rerank if like is None else 0
         query = like
         if text is not None:
-            words = encode_query(self.opened, text)
+            words = opening.encode_query(self.opened, text)
             read = read_texts(self.opened.model, words, states=rerank > 0)
             query = read.features[0].cpu().numpy()
             if like is not None:
@@ -313,14 +297,14 @@ class Searcher:
 
     def picture(self, path: str) -> Image:
         """Return a picture of the gallery, as RGB; DataError if it can no longer be read."""
-        return read_picture(self.gallery.folder, path).load()
+        return galleries.read_picture(self.gallery.folder, path).load()
 
     def _match(self, read: ReadTexts, hits: list[Hit]) -> list[Hit]:
         """Rank some hits anew; pictures that cannot be read any more come last."""
         pictures: dict[str, ImageRef] = {}
         for hit in hits:
             try:
-                pictures[hit.path] = read_picture(self.gallery.folder, hit.path)
+                pictures[hit.path] = galleries.read_picture(self.gallery.folder, hit.path)
             except DataError as error:
                 log.warning("%s", error)
         if not pictures:
@@ -336,10 +320,7 @@ class Searcher:
         scores, logits = match_scores(model, read, images, candidates, similar, config)
         columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
         known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
-        matched = [
-            Hit(path=path, similarity=similarity, match=match, score=score)
-            for path, similarity, match, score in (known[i] for i in rank(scores)[0].tolist())
-        ]
+        matched = [Hit(*known[i]) for i in rank(scores)[0].tolist()]
         return matched + [hit for hit in hits if hit.path not in pictures]
 
 

@@ -25,8 +25,7 @@ class ScoredRun:
     """A run to be compared."""
 
     name: str  # Of its folder
-    # Every setting, by its name with those of the groups that it is in: `training.seed`
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # All, by names with those of their groups: `training.seed`
     tokenizer: str | None  # A hash of its tokenizer
     sums: ExampleSums  # Held-out sums of its model
 
@@ -39,10 +38,8 @@ class Row:
     seeds: tuple[int, ...]  # The seed of each
     settings: dict[str, Any]  # Those that are not the same in all rows, by short names
     scores: MaskedScores  # Held-out figures, means over the seeds
-    # Standard deviation over seeds of loss, top1 and top5; empty for one run
-    deviation: dict[str, float]
-    # This row minus the one that all are compared with; empty for that one
-    difference: dict[str, Interval]
+    deviation: dict[str, float]  # Over seeds, of loss, top1 and top5; empty for one run
+    difference: dict[str, Interval]  # To the row that all are compared with; empty for that one
 
     @property
     def name(self) -> str:
@@ -108,12 +105,9 @@ def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
 
 
 def _changing_settings(groups: Sequence[Sequence[ScoredRun]]) -> dict[str, str]:
-    """Return the short names of the settings that differ between groups, by their full names.
-
-    The seed is said by its own column.
-    """
+    """Return the short names of settings, but for the seed, that differ between groups."""
     first, *others = (group[0].settings for group in groups)
-    names = list(dict.fromkeys(name for one in (first, *others) for name in one))
+    names = dict.fromkeys(name for one in (first, *others) for name in one)
     found = [n for n in names if n != SEED and any(o.get(n) != first.get(n) for o in others)]
     shorts = Counter(name.rpartition(".")[2] for name in found)
     return {n: s if shorts[s := n.rpartition(".")[2]] == 1 else n for n in found}

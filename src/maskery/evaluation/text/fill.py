@@ -54,9 +54,7 @@ class WordProbability:
 
     word: str  # As given
     pieces: tuple[str, ...]  # The tokens that the tokenizer cuts it into
-    # Of one piece, its softmax; of several, the product of their probabilities filled from left to
-    # right into as many masks
-    probability: float
+    probability: float  # Its softmax; of several pieces the product, each given those left of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +71,7 @@ class Filling:
     """Predictions for the masks of one sentence."""
 
     text: str  # The sentence, as given
-    # For each mask, its likeliest candidates, each mask on its own
-    masks: tuple[tuple[Candidate, ...], ...]
+    masks: tuple[tuple[Candidate, ...], ...]  # The likeliest of each mask on its own
     completions: tuple[Completion, ...]  # With several masks, the likeliest joint fillings
     words: tuple[WordProbability, ...]  # The probabilities of the words that were asked for
 
@@ -220,10 +217,9 @@ class Filler:
                 f"{what} has {tokens} tokens, and the model has {self.limit} positions; {fix}"
             )
 
-    # Made once: it goes over the whole vocabulary.
     @cached_property
     def reader(self) -> TextReader:
-        """Return the reader of words."""
+        """Return the reader of words, made once: it goes over the whole vocabulary."""
         return TextReader(self.tokenizer)
 
     @cached_property
@@ -350,22 +346,17 @@ def _gradient(
     """Return log-probabilities (V,), and token vectors (1, L, D) with the top one's gradient."""
     held: list[torch.Tensor] = []
 
-    def keep(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-        del module, arguments
+    def keep(_module: Any, _arguments: Any, output: torch.Tensor) -> torch.Tensor:
         held.append(output.detach().requires_grad_())
         return held[0]
 
-    hook = filler.embeddings.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            logits = filler.predict(filler.hidden([ids]))
-            if mask >= len(logits):
-                raise DataError(
-                    f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"
-                )
-            logs = logits[mask].log_softmax(dim=-1)
-            require_numbers(logs.amax())
-            (gradient,) = torch.autograd.grad(logs[int(logs.argmax())], held[0])
-    finally:
-        hook.remove()
-    return logs.detach(), held[0].detach(), gradient.detach()
+    with filler.embeddings.register_forward_hook(keep), torch.enable_grad():
+        logits = filler.predict(filler.hidden([ids]))
+        if mask >= len(logits):
+            raise DataError(
+                f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"
+            )
+        logs = logits[mask].log_softmax(dim=-1)
+        require_numbers(logs.amax())
+        (gradient,) = torch.autograd.grad(logs[int(logs.argmax())], held[0])
+    return logs.detach(), held[0].detach(), gradient

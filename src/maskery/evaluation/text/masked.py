@@ -37,8 +37,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 FROZEN_EPOCH = (1 << 24) - 1
 # Of the sums of an example: the first divides the others.
 COLUMNS = ("count", "loss", "top1", "top5")
-# Seconds; a small run would have a bar come and go at each of its evaluations.
-BAR_AFTER = 3.0
+BAR_AFTER = 3.0  # seconds; a small run would have a bar come and go at each of its evaluations
 log = logging.getLogger(__name__)
 
 
@@ -47,8 +46,7 @@ class ExampleSums:
     """Sums over the masked tokens of each example."""
 
     ids: Ids  # (N,) uint64, ascending
-    # (N, 4) float64, as `COLUMNS` names them: masked tokens, their loss in nats, how many were
-    # right, and how many were among the first five; ties count in part
+    # (N, 4): masked tokens, their loss in nats, right ones, and right ones among the first five
     sums: Floats
 
     @classmethod
@@ -66,14 +64,10 @@ class ExampleSums:
     @classmethod
     def read(cls, path: Path) -> tuple[Self, str]:
         """Return the sums in a file that holds `to_bytes`, and the identity of their run."""
+        problem = f"the held-out sums in '{path}' cannot be read"
         fix = "remove the file, and they are computed again"
-        with explained(
-            f"the held-out sums in '{path}' cannot be read",
-            fix,
-            *(OSError, KeyError, TypeError, ValueError, SafetensorError),
-            kind=CheckpointError,
-            most=120,
-        ):
+        unsound = (OSError, KeyError, TypeError, ValueError, SafetensorError)
+        with explained(problem, fix, *unsound, kind=CheckpointError, most=120):
             with safe_open(path, framework="numpy") as stored:
                 identity = (stored.metadata() or {})["identity"]
                 ids, sums = stored.get_tensor("ids"), stored.get_tensor("sums")
@@ -213,10 +207,9 @@ def summarise(scored: ExampleSums) -> MaskedScores:
 
 
 def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
-    """Return paired differences, `after` minus `before`, of loss, top1 and top5.
+    """Return differences, `after` minus `before`, of loss, top1 and top5, paired by example.
 
-    Both models predict the same masked tokens, so the intervals are those of the difference
-    within each example and much narrower than two separate ones.
+    So the intervals are those of the difference, and much narrower than two separate ones.
     """
     same = np.array_equal(after.ids, before.ids)
     if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):
@@ -238,12 +231,10 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
 def auc(scores: Floats, labels: Ints) -> float:
     """Return the area under the ROC curve: the chance that a positive scores above a negative.
 
-    Ties count half (Mann and Whitney's U over its largest value; Hanley and McNeil, 1982).
-
-    Scores (N,) are higher for positives; labels (N,) are 1 or 0.
+    From (N,) scores, higher for positives, and (N,) labels, 1 or 0. Ties count half (Mann and
+    Whitney's U over its largest value; Hanley and McNeil, 1982).
     """
-    positives = int((labels == 1).sum())
-    negatives = int((labels == 0).sum())
+    negatives, positives = ((labels == label).sum() for label in (0, 1))
     if not positives or not negatives:
         raise DataError(
             f"there are {positives} replaced and {negatives} original words, and both kinds are "

@@ -10,18 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import DataError, ModelError
 from maskery.core.processes import to_gpu
+from maskery.data import tokenise
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
-from maskery.data.tokenise import (
-    batched,
-    default_cache_dir,
-    encode_batches,
-    encoder,
-    tokenise,
-    tokenizer_fingerprint,
-)
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import MaskedScores, compare, score_examples, summarise
 from maskery.masking.config import MaskingConfig
@@ -88,8 +81,8 @@ def held_out_source(
 ) -> TextSource:
     """Read files or a hub dataset as a model reads them; every example counts as held out."""
     corpus = Corpus.open(data, reading)
-    cache = cache_dir or default_cache_dir()
-    store = tokenise(corpus, opened.tokenizer, cache, progress=progress)
+    cache = cache_dir or tokenise.default_cache_dir()
+    store = tokenise.tokenise(corpus, opened.tokenizer, cache, progress=progress)
     return _source(opened, store, batch_tokens)
 
 
@@ -97,10 +90,12 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
     """Read texts in memory as a model reads them; each counts as held out.
 
     They are strings, mappings with the text under `text`, or a dataset of `datasets`. The figures
-    do not depend on `batch_tokens`, those that are scored at once.
+    do not depend on `batch_tokens`.
     """
-    batches = batched(Corpus.of(texts, name="the texts"))
-    documents = Documents.gather(encode_batches(batches, encoder(opened.tokenizer)))
+    batches = tokenise.batched(Corpus.of(texts, name="the texts"))
+    documents = Documents.gather(
+        tokenise.encode_batches(batches, tokenise.encoder(opened.tokenizer))
+    )
     if not documents.num_documents:
         raise DataError(
             f"the texts hold no tokens for the tokenizer of '{opened.name}'; bring text in a "
@@ -115,8 +110,7 @@ class TextEvaluation:
 
     scores: MaskedScores  # Of the model
     against: MaskedScores | None = None  # Of the other model, if one was named
-    # The model's loss, top1 and top5 minus the other's, paired by example
-    difference: dict[str, Interval] | None = None
+    difference: dict[str, Interval] | None = None  # Of loss, top1, top5 to the other's, paired
 
 
 def evaluate(
@@ -166,7 +160,8 @@ def require_same_tokenizer(
     one: "OpenModel | OpenImageText", other: "OpenModel | OpenImageText"
 ) -> None:
     """Refuse to compare models that cut text differently."""
-    if tokenizer_fingerprint(one.tokenizer) != tokenizer_fingerprint(other.tokenizer):
+    first, second = (tokenise.tokenizer_fingerprint(model.tokenizer) for model in (one, other))
+    if first != second:
         raise ModelError(
             f"'{one.name}' and '{other.name}' cut text into different tokens, so their losses "
             f"are not of the same thing; compare models that share a tokenizer"

@@ -29,8 +29,7 @@ from maskery.evaluation.text.words_of_text import EncodedText
 Method = Literal["original", "within-word"]
 # Texts that are sorted by length together: enough to fill batches with copies of like length.
 CHUNK = 1_000
-# Logits in memory at once, whatever the vocabulary: 128 MB of float32.
-LOGITS = 1 << 25
+LOGITS = 1 << 25  # in memory at once, whatever the vocabulary: 128 MB of float32
 
 
 def score(
@@ -64,9 +63,7 @@ class WordScore:
     word: str  # As it stands in the text
     start: int  # Its first character in the text
     end: int  # One past its last character
-    # The sum over its pieces, in nats; of a word that the tokenizer does not know, that of its
-    # unknown token
-    log_probability: float
+    log_probability: float  # The sum over its pieces, in nats; or that of the unknown token
     pieces: tuple[str, ...]  # Its tokens
     piece_log_probabilities: tuple[float, ...]  # The log-probability of each piece, in nats
 

@@ -21,12 +21,10 @@ from maskery.masking.masker import Masker
 Hidden = tuple[Ints, Ids, Floats, Floats]
 # Words masked less often changed by luck; they are listed where no word was masked so often.
 FEWEST = 5
-# Shown on each side of the hidden word, so that a fill is read at a glance.
-CONTEXT_TOKENS = 16
+CONTEXT_TOKENS = 16  # on each side of the hidden word, so that a fill is read at a glance
 # Fills are drawn from examples with at least so many whole words, which give some context.
 FEWEST_WORDS = 4
-# Short words are mostly articles and prepositions, which any model fills.
-LONGER_WORD = 4
+LONGER_WORD = 4  # shorter ones are mostly articles and prepositions, which any model fills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +122,9 @@ def rank_changes(
                 count=int(counts[i]),
                 before=float(old[i]),
                 after=float(new[i]),
+                # The changes in one example count as one observation.
                 change=grouped_interval(
-                    (after - before)[inverse == i],
-                    # The changes in one example count as one observation.
-                    np.unique(examples[inverse == i], return_inverse=True)[1],
-                    "mean",
+                    (after - before)[inverse == i], examples[inverse == i], "mean"
                 ),
             )
             for i in indices[:listed].tolist()

@@ -13,18 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Bools, Ints, Vocabulary
+from maskery.data import tokenise
 from maskery.data.batching import Template
 from maskery.data.rows import PythonReader
-from maskery.data.tokenise import (
-    BYTE_LEVEL_SPACE,
-    METASPACE,
-    begins_unspaced,
-    byte_level_alphabet,
-    is_byte_level,
-    plain_backend,
-    starts_word_table,
-    word_starts,
-)
 
 # Pieces of Unigram and SentencePiece models for the single bytes of rare characters.
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -47,9 +38,7 @@ class EncodedText:
     """A text as a model reads it."""
 
     ids: Ints  # (L,) int64
-    # Its words. Special tokens that stand in the text, such as `[MASK]`, belong to none; a word
-    # that the tokenizer does not know is a word.
-    words: tuple[Word, ...]
+    words: tuple[Word, ...]  # Special tokens in the text, such as `[MASK]`, belong to none
 
 
 class TextReader:
@@ -63,7 +52,7 @@ class TextReader:
         if tokenizer.unk_token_id is not None:
             self.special[tokenizer.unk_token_id] = False
         self._template = Template.of(tokenizer)
-        self._backend = plain_backend(tokenizer, keep=self.mask_token)
+        self._backend = tokenise.plain_backend(tokenizer, keep=self.mask_token)
         self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
         # The vocabulary's sign for the space before a word: "Ġ", "▁", or "" where it has none
         self.space = ""
@@ -71,11 +60,11 @@ class TextReader:
             self._read_slowly = PythonReader(tokenizer, keep=self.mask_token)
             self.space = self._read_slowly.words.space
         else:
-            byte_level = is_byte_level(backend)
-            self._always = starts_word_table(backend.get_vocab(), byte_level)
+            byte_level = tokenise.is_byte_level(backend)
+            self._always = tokenise.starts_word_table(backend.get_vocab(), byte_level)
             parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
-            if byte_level or METASPACE in parts:
-                self.space = BYTE_LEVEL_SPACE if byte_level else METASPACE
+            if byte_level or tokenise.METASPACE in parts:
+                self.space = tokenise.BYTE_LEVEL_SPACE if byte_level else tokenise.METASPACE
 
     def read(self, text: str) -> EncodedText:
         """Cut one text."""
@@ -87,14 +76,12 @@ class TextReader:
         for first, last in zip(places.tolist(), ends.tolist(), strict=True):
             if self.special[ids[first:last]].any():
                 continue
-            start, end = offsets[first][0], offsets[last - 1][1]
-            # Some tokenizers count the space before a word to it.
-            while start < end and text[start].isspace():
-                start += 1
+            end = offsets[last - 1][1]
+            spelt = text[offsets[first][0] : end].lstrip()  # of some, with the space before it
             words.append(
                 Word(
-                    text=text[start:end] or "".join(self.pieces(ids[first:last])),
-                    start=start,
+                    text=spelt or "".join(self.pieces(ids[first:last])),
+                    start=end - len(spelt),
                     end=end,
                     first=first + len(prefix),
                     last=last + len(prefix),
@@ -114,7 +101,7 @@ class TextReader:
         else:
             encoding = self._backend.encode(text, add_special_tokens=False)
             ids, offsets = np.array(encoding.ids, np.int64), encoding.offsets
-            starts = word_starts(encoding, ids, self._always, text)
+            starts = tokenise.word_starts(encoding, ids, self._always, text)
         # A special token that stands in the text is no part of a word.
         special = self.special[ids]
         starts = starts | special
@@ -157,7 +144,8 @@ class MaskPlaces:
     def __init__(self, reader: TextReader) -> None:
         self.reader, self.tokenizer = reader, reader.tokenizer
         self.mask = re.compile(re.escape(reader.mask_token))
-        self._alphabet = byte_level_alphabet() if reader.space == BYTE_LEVEL_SPACE else {}
+        byte_level = reader.space == tokenise.BYTE_LEVEL_SPACE
+        self._alphabet = tokenise.byte_level_alphabet() if byte_level else {}
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return where the masks of a text start and end."""
@@ -201,7 +189,7 @@ class MaskPlaces:
             filled += text[done:start]
             word, in_a_row, done = spoken(self.tokenizer, token), start == done, end
             pair = self.tokenizer.decode(tokens[max(0, place - 1) : place + 1]).strip()
-            if in_a_row and not space and " " in pair and not begins_unspaced(word):
+            if in_a_row and not space and " " in pair and not tokenise.begins_unspaced(word):
                 filled += " "  # two masks in a row are two words
             if filled and not filled[-1].isspace():  # it joins what stands before it
                 spelt = str(self.tokenizer.convert_ids_to_tokens(token))
@@ -232,7 +220,7 @@ class MaskPlaces:
         if space:
             text = self._text(token.removeprefix(space))
             spaced = token.startswith(space) or not text[:1].isalnum()
-            return not text, spaced or begins_unspaced(text), True, token.startswith(space)
+            return not text, spaced or tokenise.begins_unspaced(text), True, token.startswith(space)
         within = token.startswith(CONTINUING) and token != CONTINUING
         ends = not (token.endswith(CONTINUED) and token != CONTINUED)
         return within, True, token.endswith(WORD_END) if marks_ends else ends, False

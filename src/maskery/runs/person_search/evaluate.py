@@ -43,7 +43,7 @@ from maskery.evaluation.retrieval.retrieval_set import (
     spread_queries,
 )
 from maskery.models.image_text.build import is_aligned
-from maskery.objectives.terms import TERMS
+from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
 from maskery.runs.frame.run_folder import MODEL
 from maskery.runs.image_text.config import Overrides, PersonSearchRunConfig
@@ -78,7 +78,7 @@ def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
     `missing` are parameters of the model that the checkpoint lacks.
     """
     absent = tuple(missing)
-    trained = (name for name, term in TERMS.items() if not any(map(term.trains, absent)))
+    trained = (n for n, term in TERMS.items() if not any(belongs(p, term.heads) for p in absent))
     return ModelRetrieval(
         clean_captions=True,
         max_words=50,
