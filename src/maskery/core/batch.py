@@ -143,11 +143,7 @@ class Vocabulary:
         size = vocabulary_size(tokenizer)
         # Ids may have holes; one that stands for no token is never drawn as a replacement.
         special |= set(range(size)).difference(tokenizer.get_vocab().values())
-        return cls(
-            size=size,
-            mask_token_id=mask_token_id,
-            special_ids=tuple(sorted(special)),
-        )
+        return cls(size=size, mask_token_id=mask_token_id, special_ids=tuple(sorted(special)))
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -57,12 +57,10 @@ class MaskeryError(Exception):
     """An error that the user can mend; the message says how."""
 
     def __str__(self) -> str:
-        message = super().__str__()
         # Names and values of the user's are quoted, and it is to stay one line on any terminal.
-        if message.isprintable():
-            return message
-        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        return "".join(escaped)
+        return "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__()
+        )
 
 
 class ConfigError(MaskeryError):

@@ -187,11 +187,7 @@ def take_text_as_paths(config: DataclassInstance) -> None:
 
 
 def local_path(value: str | Path, name: str) -> Path:
-    """Return a setting as a path; `file://` is taken off.
-
-    Raises:
-        ConfigError: It is an address, which would become a folder named `s3:`.
-    """
+    """Return a setting as a path, without `file://`; a ConfigError says that it is an address."""
     address = ADDRESS.fullmatch(str(value))
     if address is None:
         return Path(value)

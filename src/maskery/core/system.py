@@ -145,10 +145,7 @@ class TerminatedError(KeyboardInterrupt):
 
 @contextmanager
 def signals_stop(how_to_go_on: str) -> Iterator[None]:
-    """Unwind the block at a signal, as Ctrl-C does, and end it with a `StoppedError`.
-
-    `how_to_go_on` ends the message: what is kept, and what the user does next.
-    """
+    """Unwind the block at a signal, as Ctrl-C does; its `StoppedError` says `how_to_go_on`."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:
         raise TerminatedError(number)
@@ -214,14 +211,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def flush_tree(folder: Path) -> None:
-    """Bring a folder with everything in it to disk."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            flush_tree(path)
-        else:
-            flush(path)
-    flush(folder)
+def flush_tree(path: Path) -> None:
+    """Bring a file, or a folder with everything in it, to disk."""
+    for inside in sorted(path.iterdir()) if path.is_dir() else ():
+        flush_tree(inside)
+    flush(path)
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
