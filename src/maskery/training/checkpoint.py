@@ -173,10 +173,7 @@ class Checkpoints:
         return next((p for p in paths if _is_sound(p, "the", "using the one before it")), None)
 
     def to_resume_from(self) -> str | None:
-        """Return `newest_sound`, or None if there is no checkpoint at all; all damaged is an error.
-
-        Newer, damaged ones are renamed to `step-NAME.damaged`.
-        """
+        """Return `newest_sound`, or None if there is no checkpoint; all damaged is an error."""
         complete, path = self.complete(), self.newest_sound()
         if path is None:
             if complete:

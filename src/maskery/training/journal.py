@@ -31,8 +31,7 @@ SPEEDS = ("tokens_per_second", "pairs_per_second", WAITING)
 NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")
-# Already the same on every process; loss terms are shares and must be summed.
-WHOLE = "grad_norm"
+WHOLE = "grad_norm"  # Already the same on every process; loss terms are shares and must be summed
 COUNTS = STEPS, SKIPPED, TOKENS, PAIRS = "steps", "skipped_steps", "tokens", "pairs"
 COUNTED = "counted."
 # A line's loss is a spike this many deviations above the median of the lines before it.
@@ -46,10 +45,7 @@ EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 
 
 class Tracker:
-    """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
-
-    `trackers` names those of accelerate's that get every line too, as `kind/name`.
-    """
+    """Appends to `metrics.jsonl`; accelerate's `trackers` get every line too, as `kind/name`."""
 
     def __init__(
         self,
@@ -234,11 +230,7 @@ class Journal:
     """
 
     def __init__(
-        self,
-        tracker: Tracker,
-        processes: Processes,
-        best_metric: str | None,
-        first_step: int = 0,
+        self, tracker: Tracker, processes: Processes, best_metric: str | None, first_step: int = 0
     ) -> None:
         self.tracker, self.processes, self.best_metric = tracker, processes, best_metric
         self.first_step = first_step
@@ -353,10 +345,7 @@ class Callback(Protocol):
         """
 
     def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Called after each evaluation on held-out data, with the figures of `metrics.jsonl`.
-
-        `step` counts the optimiser steps done; 0 before the first.
-        """
+        """Called after each evaluation on held-out data; `step` is 0 before the first step."""
 
     def on_save(self, step: int, folder: Path) -> None:
         """Called by the main process after a step that finds a new checkpoint on disk.

@@ -1,7 +1,4 @@
-"""The training loop: steps, lines, held-out figures and checkpoints, on any number of processes.
-
-A step itself is taken in `training/stepper.py`.
-"""
+"""The training loop: lines, held-out figures and checkpoints around the steps of `Stepper`."""
 
 import contextlib
 import logging
@@ -136,7 +133,7 @@ class TrainingLoop:
                 callback.on_end()
 
     def _train(self, *, resume: bool) -> Summary:
-        start = self._position(0, 0, 0)
+        start = BEGINNING
         if resume:
             found = self.processes.on_main(self.checkpoints.to_resume_from)
             if found is not None:
@@ -374,22 +371,18 @@ class TrainingLoop:
         self._tell("on_evaluation", step, figures)
         return best
 
-    def _position(self, step: int, epoch: int, epoch_step: int) -> Position:
-        return Position(
-            step=step,
-            epoch=epoch,
-            epoch_step=epoch_step,
+    def _save(self, step: Step, *, must: bool) -> None:
+        """Copy the state and let it be written; only the copy is waited for."""
+        self._saved = step.number + 1
+        last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
+        position = Position(
+            step=self._saved,
+            epoch=step.epoch + 1 if last else step.epoch,
+            epoch_step=0 if last else step.epoch_step + 1,
             identity=self.identity,
             window=self.journal.window.state(self.processes),
             bad_steps=self.bad_steps.in_a_row,
         )
-
-    def _save(self, step: Step, *, must: bool) -> None:
-        """Copy the state and let it be written; only the copy is waited for."""
-        last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
-        epoch, epoch_step = (step.epoch + 1, 0) if last else (step.epoch, step.epoch_step + 1)
-        self._saved = step.number + 1
-        position = self._position(self._saved, epoch, epoch_step)
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
         main, optimiser = self.processes.is_main, self.stepper.optimiser

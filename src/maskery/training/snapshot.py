@@ -26,8 +26,7 @@ from maskery.training.parallel import laid_out_like, unwrapped, whole
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
 STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
-# How many differences between two runs a message lists.
-MOST_TOLD = 3
+MOST_TOLD = 3  # Differences between two runs that a message lists
 # Errors of loading a file whose checksum is right, but which something else than a run has written.
 UNSOUND = (
     OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError,
@@ -58,8 +57,7 @@ class Position:
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
 
-# Of a run that no checkpoint goes before.
-BEGINNING = Position(step=0, identity="")
+BEGINNING = Position(step=0, identity="")  # Of a run that no checkpoint goes before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +83,7 @@ class SnapshotMaker:
         *,
         keeps: bool = True,
     ) -> Snapshot:
-        """Copy the state of a run after `position`; every process must call this.
-
-        Those that do not keep it only give their parts of shared tensors.
-        """
+        """Copy the state after `position`; every process must call this, to give its parts."""
         model = unwrapped(task.model)
         state = {
             MODEL: named_tensors(model),
@@ -152,14 +147,12 @@ def restore(
         _restore_task(path, task)
         moments = load_file(path / OPTIMISER)
         for name, parameter in unwrapped(task.model).named_parameters():
-            kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
-            if kept and parameter.requires_grad:  # a branch may freeze more than its origin
+            own = {m: moments[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in moments}
+            if own and parameter.requires_grad:  # a branch may freeze more than its origin
+                # The count of steps is a scalar, which is never sharded.
                 optimiser.state[parameter] = {
-                    # The count of steps is a scalar, which is never sharded.
-                    moment: moments[f"{moment}.{name}"].to(parameter.device)
-                    if moment == "step"
-                    else laid_out_like(moments[f"{moment}.{name}"], parameter)
-                    for moment in kept
+                    m: t.to(parameter.device) if m == "step" else laid_out_like(t, parameter)
+                    for m, t in own.items()
                 }
         return position
 
