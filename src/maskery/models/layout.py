@@ -102,10 +102,7 @@ def pack(
 def pad(
     input_ids: Ints, boundaries: Ints, positions: Ints, *, pad_token_id: int, least: int = 0
 ) -> EncoderInputs:
-    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s.
-
-    `least` is the shortest that rows may be.
-    """
+    """Give every sequence a row, padded on the right to the longest, or to `least` if longer."""
     lengths = np.diff(boundaries)
     longest = max(least, int(lengths.max(initial=0)))
     inside = np.arange(longest)[None, :] < lengths[:, None]
@@ -135,17 +132,10 @@ def pack_static(
     ids = np.full(size, pad_token_id, np.int64)
     ids[:real] = masked.input_ids
     positions, targets = masked_rows(masked, shapes)
-    return StaticInputs(
-        inputs=pack(
-            ids,
-            filled_boundaries(masked.batch.boundaries, shapes),
-            positions,
-            first_position=first_position,
-            longest=shapes.longest,
-        ),
-        targets=torch.from_numpy(targets),
-        num_left_out=max(0, len(masked.positions) - shapes.num_masked),
-    )
+    boundaries = filled_boundaries(masked.batch.boundaries, shapes)
+    inputs = pack(ids, boundaries, positions, first_position=first_position, longest=shapes.longest)
+    left_out = max(0, len(masked.positions) - shapes.num_masked)
+    return StaticInputs(inputs=inputs, targets=torch.from_numpy(targets), num_left_out=left_out)
 
 
 def filled_boundaries(boundaries: Ints, shapes: StaticShapes) -> Ints:
@@ -206,8 +196,7 @@ def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
     size = hf.config.get_text_config().vocab_size
-    # The first ids are special tokens, in most vocabularies.
-    low = 5 if size > 10 else 0
+    low = 5 if size > 10 else 0  # the first ids are special tokens, in most vocabularies
     generator = np.random.default_rng(seed)
     ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)
     ids[ids == pad_token_id] = low + (pad_token_id == low)

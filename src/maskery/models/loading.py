@@ -237,10 +237,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse weights that leave a part of the encoder at random, except a head or a pooler.
-
-    Weights that no part of the model reads are named.
-    """
+    """Refuse weights that leave the encoder at random, but for a pooler; name those unread."""
     prefix = f"{model.base_model_prefix}."
     random = sorted(
         key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
@@ -346,10 +343,7 @@ def new_masked_lm(
 
 @torch.no_grad()
 def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_size: int) -> None:
-    """Grow the embeddings and the head to `vocab_size` rows, in place.
-
-    By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
-    """
+    """Grow embeddings and head to `vocab_size` rows; new ones are means of `pieces`, or of all."""
     old = int(hf.config.get_text_config().vocab_size)
     if vocab_size > old:
         hf.resize_token_embeddings(vocab_size, mean_resizing=False)

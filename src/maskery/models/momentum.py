@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 from maskery.core.errors import CheckpointError, ConfigError, explained
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-# The identity of a place in a queue that holds no feature yet: it matches no one.
-NOBODY = -100
+NOBODY = -100  # The identity of a place in a queue that holds no feature yet: it matches no one
 
 
 class MomentumTwin(Generic[ModelT]):

@@ -99,11 +99,7 @@ class _Encoder(nn.Module):
 
 
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:
-    """Make a model object trainable, packed where its family can be packed.
-
-    It is a Hugging Face masked language model, a plain module as above, or a `MaskedLanguageModel`,
-    which is returned as it is.
-    """
+    """Make a Hugging Face model, or a plain module as above, trainable; packed where it can be."""
     if isinstance(model, MaskedLanguageModel):
         return model
     hf = as_loaded(model, tokenizer).model
@@ -146,8 +142,7 @@ def load_own_weights(module: nn.Module, folder: str | Path) -> None:
         ) from error
 
 
-def _wrapped(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
-    named: Any = module
+def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
     missing = [name for name in ("hidden", "logits") if not callable(getattr(module, name, None))]
     if not isinstance(getattr(module, "vocab_size", None), int):
         missing = ["vocab_size", *missing]
@@ -156,9 +151,9 @@ def _wrapped(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
             f"{type(module).__name__} has no {', '.join(missing)}; a plain module needs {NEEDED} "
             f"(docs/extending.md)"
         )
-    width = _check_shapes(named, pad=int(tokenizer.pad_token_id or 0))
+    width = _check_shapes(module, pad=int(tokenizer.pad_token_id or 0))
     config = OwnConfig(
-        vocab_size=named.vocab_size,
+        vocab_size=module.vocab_size,
         hidden_size=width,
         max_position_embeddings=getattr(module, "max_positions", None),
         pad_token_id=tokenizer.pad_token_id,

@@ -60,6 +60,7 @@ BESIDE_BERT = re.compile(r"(?!(bert\.)?(embeddings|encoder)\.).*|.*\.position_id
 TOLD_OF_BERT = ("hidden_act", "layer_norm_eps", "pad_token_id", "position_embedding_type")
 REPORT = "import_report.txt"
 State = dict[str, torch.Tensor]
+Lines = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def import_state(
         resized = fit_positions(state, config)
         model = ViTModel(config, add_pooling_layer=False).eval()
         placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
-        return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
+        return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
@@ -258,7 +259,7 @@ def import_albef(
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
-    resized: tuple[str, ...] = ()
+    resized: Lines = ()
     for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
         if name in state:
             resized += fit_positions(state, config.vision_config, name=name)
@@ -266,7 +267,7 @@ def import_albef(
     config.text_config.attention_probs_dropout_prob = 0.0
     model = ImageTextModel(config).eval()
     placed = {name: _albef_places(name, tensor) for name, tensor in state.items()}
-    report = _fill(model, "albef", placed, told=_told(state), resized=resized)
+    report = _fill(model, "albef", placed, _told(state), resized)
     twin = {n: t for places in placed.values() for n, t in places.items() if n.startswith(TWIN)}
     extra: State = {}
     if twin:
@@ -324,15 +325,13 @@ def text_config(
 
     What no tensor tells is taken from `described`; sizes there have to be those of the tensors.
     """
-    embeddings = f"{prefix}embeddings."
+    embeddings, layers = f"{prefix}embeddings.", f"{prefix}encoder.layer."
     vocab_size, width = shape_of(state, f"{embeddings}word_embeddings.weight", 2)
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "num_hidden_layers": len(layer_numbers(state, f"{prefix}encoder.layer.")),
-        "intermediate_size": shape_of(
-            state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2
-        )[0],
+        "num_hidden_layers": len(layer_numbers(state, layers)),
+        "intermediate_size": shape_of(state, f"{layers}0.intermediate.dense.weight", 2)[0],
         "max_position_embeddings": shape_of(state, f"{embeddings}position_embeddings.weight", 2)[0],
         "type_vocab_size": shape_of(state, f"{embeddings}token_type_embeddings.weight", 2)[0],
     }
@@ -348,18 +347,10 @@ def text_config(
 
 
 def _fill(
-    model: Any,
-    kind: str,
-    placed: Mapping[str, State],
-    *,
-    told: dict[str, str] | None = None,
-    resized: tuple[str, ...] = (),
+    model: Any, kind: str, placed: Mapping[str, State], told: dict[str, str], resized: Lines
 ) -> ImportReport:
-    """Load `placed`, by name in the file the tensors by the model's names; returns the report.
-
-    `told` has where other tensors of the file went.
-    """
-    own, told = model.state_dict(), told or {}
+    """Load `placed`, by name in the file its tensors here; `told` has where others went."""
+    own = model.state_dict()
     found = {new: tensor for places in placed.values() for new, tensor in places.items()}
     for name, tensor in found.items():
         there = own.get(name.removeprefix(TWIN))

@@ -44,8 +44,7 @@ ENDS = {
     ".meta": "TensorFlow",
     ".npz": "NumPy or JAX",
 }
-# What files of PyTorch begin with; older ones are plain pickles.
-ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"  # What files of PyTorch begin with; older ones are plain pickles
 SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
 # A folder with one of these has a tokenizer of its own; else its list of words is read.
@@ -261,11 +260,8 @@ def part_of(described: Mapping[str, Any], part: str) -> dict[str, Any]:
     if isinstance(own, dict):
         return own
     # A whole that is a BERT describes the text side; its picture side can be named in passing.
-    return (
-        {"num_attention_heads": described.get("vision_heads")}
-        if part == "vision"
-        else {**described}
-    )
+    heads = {"num_attention_heads": described.get("vision_heads")}
+    return heads if part == "vision" else {**described}
 
 
 def heads_of(

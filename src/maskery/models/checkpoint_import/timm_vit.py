@@ -14,6 +14,7 @@ from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.state_dict import VISION_HEADS, heads_of
+from maskery.models.image_text.model import pair
 
 TOP = {
     "cls_token": "embeddings.cls_token",
@@ -56,10 +57,7 @@ def vit_config(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Any:
-    """Read the `ViTConfig` of a timm vision transformer off its tensors.
-
-    The image size is by default that of the checkpoint, if square.
-    """
+    """Read a timm transformer's `ViTConfig` off its tensors, with its image size if square."""
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
     hidden, _ = shape_of(state, "blocks.0.mlp.fc1.weight", 2)
@@ -83,11 +81,17 @@ def fit_positions(
     """Resize the position table in `state`, in place; returns what was resized, for the report."""
     table = state[name]
     old = square_grid(table.shape[1] - 1)
-    new = tuple(s // p for s, p in zip(config.image_size, config.patch_size, strict=True))
+    new = grid_of(config)
     if new == old:
         return ()
-    state[name] = resize_positions(table, old, (new[0], new[1]))
+    state[name] = resize_positions(table, old, new)
     return (f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches",)
+
+
+def grid_of(config: Any) -> tuple[int, int]:
+    """Return the rows and columns of patches in the images of a vision encoder."""
+    (height, width), (down, across) = pair(config.image_size), pair(config.patch_size)
+    return height // down, width // across
 
 
 def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
