@@ -35,8 +35,7 @@ class TokenBatch:
     """
 
     input_ids: Ints  # (T,)
-    # (B + 1,); sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`
-    boundaries: Ints
+    boundaries: Ints  # (B + 1,); sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`
     example_ids: Ids  # (B,); the windows of one document share its id
     starts: Ints  # (B,); where the sequence starts in its document, in tokens
     word_starts: Bools  # (T,); the first token of each word, and special tokens

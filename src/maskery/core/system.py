@@ -106,7 +106,7 @@ class StopSignals:
         self._interrupts = False
 
     def __enter__(self) -> Self:
-        taken = [n for n in SIGNALS if n != signal.SIGHUP or not _is_ignored(n)]
+        taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         self._handled = _handled(taken, self.handle)
         self._handled.__enter__()
         return self
@@ -168,7 +168,7 @@ def signals_held() -> Iterator[None]:
     # Such a process must be ended with SIGKILL, or end by itself.
     held: list[int] = []
     # Blocking alone would not do: any other thread may get the signal, and this one act on it.
-    taken = [number for number in SIGNALS if not _is_ignored(number)]
+    taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     with _handled(taken, lambda number, _frame: held.append(number)):
         # A process inherits what is blocked, so it is protected from its first instruction on.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -190,10 +190,6 @@ def _handled(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Ite
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-def _is_ignored(number: int) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def flush(path: Path) -> None:
