@@ -63,10 +63,8 @@ class MaskeryError(Exception):
         )
 
 
-class ConfigError(MaskeryError):
+class ConfigError(MaskeryError):  # no ValueError: the flag parser makes reports of its own of those
     """A setting is outside its range, or two settings contradict each other."""
-
-    # Not a ValueError: the flag parser turns those into reports of its own.
 
 
 class PluginError(ConfigError):

@@ -203,5 +203,4 @@ def local_path(value: str | Path, name: str) -> Path:
 def _path_fields(kind: type[DataclassInstance]) -> list[str]:
     """Return the fields of the types Path, Path | None and Annotated[Path, ...]."""
     hints = typing.get_type_hints(kind)
-    paths = (Path, Path | None)
-    return [field.name for field in fields(kind) if hints[field.name] in paths]
+    return [field.name for field in fields(kind) if hints[field.name] in (Path, Path | None)]

@@ -53,8 +53,7 @@ class Checkpoints:
         assert self._writing is None
 
         def flush_and_write() -> Path:
-            where = self.folder.parent
-            problem = f"the lines of the run in '{where}' could not be brought to disk"
+            problem = f"the lines of the run in '{self.folder.parent}' could not be brought to disk"
             with explained(problem, RETRY, kind=CheckpointError):
                 first()
             return self.write(snapshot)

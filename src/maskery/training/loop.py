@@ -106,7 +106,7 @@ class TrainingLoop:
         self.identity, self.progress = identity, progress
         kept = config.kept_steps | {first.step}
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, kept)
-        self.snapshots = SnapshotMaker()
+        self.snapshots = SnapshotMaker(keeps=self.processes.is_main)
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
         self.journal = Journal(self.tracker, self.processes, config.best_metric, first.step)
@@ -176,8 +176,7 @@ class TrainingLoop:
         shown = self.progress and self.processes.is_main
         told: Any = {"initial": start.step, "unit": "step", "leave": True}
         bar = Bar(self.total_steps, "training", shown=shown, **told)
-        prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
-        with self.signals, bar, prefetch as steps:
+        with self.signals, bar, Prefetch(self.steps(start), gives_up=self._stops_alone) as steps:
             try:
                 while not self._enough and (step := self._next(steps)) is not None:
                     losses = self.step(step)
@@ -313,8 +312,7 @@ class TrainingLoop:
         minutes = self.config.checkpoint_minutes
         saves = failed = False
         if self.processes.is_main:
-            since = time.perf_counter() - self._saved_at
-            saves = minutes is not None and since > 60.0 * minutes
+            saves = minutes is not None and time.perf_counter() - self._saved_at > 60.0 * minutes
             failed = self.checkpoints.failed
         return [*(self.signals.received == number for number in SIGNALS), saves, failed]
 
@@ -385,8 +383,7 @@ class TrainingLoop:
         )
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
-        main, optimiser = self.processes.is_main, self.stepper.optimiser
-        snapshot = self.snapshots.take(self.task, optimiser, position, keeps=main)
+        snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position)
         self._saved_at = time.perf_counter()
-        if main:
+        if self.processes.is_main:
             self.checkpoints.begin(snapshot, must=must, first=self.tracker.flush)

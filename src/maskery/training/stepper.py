@@ -89,8 +89,7 @@ class Stepper:
 
     def prepare(self, number: int, batches: Sequence[Any], *, epoch: int = 0) -> list[Prepared]:
         """Take the random decisions of a step, from 0; may run in another thread than `step`."""
-        progress = number / self.total_steps
-        return prepare_all(self.task, batches, epoch=epoch, progress=progress)
+        return prepare_all(self.task, batches, epoch=epoch, progress=number / self.total_steps)
 
     def step(
         self, number: int, prepared: Sequence[Prepared], *, flags: Sequence[float] = ()
