@@ -217,9 +217,9 @@ def varlen_attention(
         else:
             key, value = _repeated(query, key, value)
     behind = -1 if reach is None else reach  # -1: all
-    shared |= {"scale": scale, "window_size": (behind, 0 if causal else behind)}
+    window = behind, 0 if causal else behind
     ends = boundaries, boundaries, longest, longest  # of queries and of keys
-    output = varlen_attn(query, key, value, *ends, **shared)
+    output = varlen_attn(query, key, value, *ends, scale=scale, window_size=window, **shared)
     assert isinstance(output, Tensor)
     return output
 

@@ -38,8 +38,7 @@ class Crowd:
         dealt = sorted(range(len(turns)), key=turns.__getitem__)
         own = [place for place, row in enumerate(dealt) if turns[row][1] == me]
         order, mine = (torch.tensor(one).to(device, non_blocking=True) for one in (dealt, own))
-        longest = max(length for _, length in told)
-        return cls(sizes=sizes, longest=longest, order=order, mine=mine)
+        return cls(sizes=sizes, longest=max(length for _, length in told), order=order, mine=mine)
 
     @property
     def is_alone(self) -> bool:

@@ -189,7 +189,7 @@ def least_length(config: PreTrainedConfig) -> int:
     return 5 if config.model_type == "funnel" else 0  # it pools neighbours, and fails below
 
 
-def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints, Ints, Ints]:
+def _sample(hf: PreTrainedModel, pad_token_id: int) -> tuple[Ints, Ints, Ints]:
     """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
     # A single token, two of one length, longest and shortest apart: what packing may mix up.
@@ -197,8 +197,7 @@ def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
     size = hf.config.get_text_config().vocab_size
     low = 5 if size > 10 else 0  # the first ids are special tokens, in most vocabularies
-    generator = np.random.default_rng(seed)
-    ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)
+    ids = np.random.default_rng(0).integers(low, size, int(boundaries[-1]), dtype=np.int64)
     ids[ids == pad_token_id] = low + (pad_token_id == low)
     return ids, boundaries, np.arange(len(ids))
 
@@ -214,15 +213,14 @@ def require_readable(hf: PreTrainedModel, pad_token_id: int) -> None:
 
 
 @torch.no_grad()
-def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
+def packing_error(hf: PreTrainedModel, pad_token_id: int) -> float:
     """Return the largest difference of packed from padded logits, as a share of the largest one."""
-    ids, boundaries, everything = _sample(hf, pad_token_id, seed)
+    sample = _sample(hf, pad_token_id)
     was_training = hf.training
     hf.eval()
     try:
-        start = first_position(hf.config)
-        packed = _logits(hf, pack(ids, boundaries, everything, first_position=start))
-        padded = _logits(hf, pad(ids, boundaries, everything, pad_token_id=pad_token_id))
+        packed = _logits(hf, pack(*sample, first_position=first_position(hf.config)))
+        padded = _logits(hf, pad(*sample, pad_token_id=pad_token_id))
     finally:
         hf.train(was_training)
     scale = padded.abs().max().clamp(min=1e-6)

@@ -115,8 +115,7 @@ class FeatureQueue:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors that `load_state_dict` restores the queue from."""
-        pointer = torch.tensor(self.pointer)
-        return {"features": self.features, "ids": self.ids, "pointer": pointer}
+        return {"features": self.features, "ids": self.ids, "pointer": torch.tensor(self.pointer)}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` gave; that of another size is a CheckpointError."""

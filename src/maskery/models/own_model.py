@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
@@ -65,7 +65,7 @@ class OwnModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.encoder = _Encoder(module)
 
-    def forward(self, input_ids: torch.Tensor, **arguments: Any) -> MaskedLMOutput:
+    def forward(self, input_ids: Tensor, **arguments: Any) -> MaskedLMOutput:
         """Encode, and run the module's head on every place."""
         hidden = self.encoder(input_ids=input_ids, **arguments)[0]
         rows = self.encoder.module.logits(hidden.reshape(-1, hidden.shape[-1]))
@@ -90,9 +90,7 @@ class _Encoder(nn.Module):
         super().__init__()
         self.module: Any = module
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return BaseModelOutput(last_hidden_state=self.module.hidden(input_ids, attention_mask))
@@ -173,7 +171,7 @@ def _check_shapes(module: Any, *, pad: int) -> int:
     try:
         hidden = module.hidden(ids, real)
         alone = module.hidden(ids[:1, :2], real[:1, :2])
-        if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (2, 3):
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (2, 3):
             raise ValueError(f"hidden returned {_shape(hidden)} for ids of (2, 3)")
         logits = module.logits(hidden[0])
         if _shape(logits) != (wanted := (3, module.vocab_size)):
@@ -193,7 +191,7 @@ def _check_shapes(module: Any, *, pad: int) -> int:
 
 
 def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

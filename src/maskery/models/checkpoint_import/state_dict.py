@@ -51,17 +51,19 @@ CONFIG, WORDS = "config.json", "vocab.txt"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 # Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
 # and DeiT has 6; small BERTs differ as well.
-TEXT_HEADS = {768: 12, 1024: 16}
-VISION_HEADS = {192: 3, 768: 12, 1024: 16, 1280: 16}
+HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 # Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
 PADDING = 0.01
+
+
+State = dict[str, torch.Tensor]  # Tensors by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The tensors of a checkpoint file by name, and what is to be said of how they were read."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: State
     notes: tuple[str, ...] = ()
 
 
@@ -102,8 +104,7 @@ def first_parts(names: Iterable[str]) -> str:
 
 
 def _listed(content: Iterable[object]) -> str:
-    keys = [f"'{key!s:.40}'" for key in content]
-    return listed(keys, SHOWN) or "none"
+    return listed([f"'{key!s:.40}'" for key in content], SHOWN) or "none"
 
 
 def _files(path: Path) -> list[Path]:
@@ -264,15 +265,9 @@ def part_of(described: Mapping[str, Any], part: str) -> dict[str, Any]:
     return heads if part == "vision" else {**described}
 
 
-def heads_of(
-    side: str,
-    width: int,
-    given: int | None,
-    described: Mapping[str, Any],
-    published: Mapping[int, int],
-) -> int:
+def heads_of(side: str, width: int, given: int | None, described: Mapping[str, Any]) -> int:
     """Return the attention heads: as given, as described, or as all published models have."""
-    heads = given or described.get("num_attention_heads") or published.get(width)
+    heads = given or described.get("num_attention_heads") or HEADS[side].get(width)
     if heads is None:
         raise ConfigError(
             f"no tensor tells the attention heads of the {side} encoder, and its width {width} "

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.state_dict import VISION_HEADS, heads_of
+from maskery.models.checkpoint_import.state_dict import State, heads_of
 from maskery.models.image_text.model import pair
 
 TOP = {
@@ -34,7 +34,7 @@ BLOCK = {
 BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+def rename_vit(name: str, tensor: torch.Tensor) -> State:
     """Map a timm parameter to its places in `ViTModel`; empty if it has none."""
     if name in TOP:
         return {TOP[name]: tensor}
@@ -51,11 +51,10 @@ def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def vit_config(
-    state: dict[str, torch.Tensor],
+    state: State,
     described: Mapping[str, Any],
-    *,
-    num_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
+    num_heads: int | None,
+    image_size: tuple[int, int] | None,
 ) -> Any:
     """Read a timm transformer's `ViTConfig` off its tensors, with its image size if square."""
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
@@ -67,7 +66,7 @@ def vit_config(
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=len(layer_numbers(state, "blocks.")),
-        num_attention_heads=heads_of("vision", width, num_heads, described, VISION_HEADS),
+        num_attention_heads=heads_of("vision", width, num_heads, described),
         intermediate_size=hidden,
         layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),
@@ -75,9 +74,7 @@ def vit_config(
     )
 
 
-def fit_positions(
-    state: dict[str, torch.Tensor], config: Any, *, name: str = "pos_embed"
-) -> tuple[str, ...]:
+def fit_positions(state: State, config: Any, *, name: str = "pos_embed") -> tuple[str, ...]:
     """Resize the position table in `state`, in place; returns what was resized, for the report."""
     table = state[name]
     old = square_grid(table.shape[1] - 1)
@@ -94,7 +91,7 @@ def grid_of(config: Any) -> tuple[int, int]:
     return height // down, width // across
 
 
-def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
+def shape_of(state: State, name: str, num_dimensions: int) -> tuple[int, ...]:
     """Return the shape of a tensor that gives a size; refuse another number of dimensions."""
     if name not in state:
         raise ModelError(

@@ -74,7 +74,6 @@ def build_from_encoders(
     fusion_layer: int | None = None,  # the first with cross-attention; by default the middle one
     # Height and width; positions are interpolated once. By default the vision encoder's own
     image_size: tuple[int, int] | None = None,
-    embed_dim: int = 256,  # width of the contrastive features
 ) -> tuple[ImageTextModel, frozenset[str]]:
     """Make a model whose text side is a BERT and whose vision side is a vision encoder.
 
@@ -97,7 +96,6 @@ def build_from_encoders(
         vision_config=_resized(eyes.config, image_size),
         image_size=image_size,
         fusion_layer=text_config.num_hidden_layers // 2 if fusion_layer is None else fusion_layer,
-        embed_dim=embed_dim,
     )
     model = ImageTextModel(config)
     # What the model does not have belongs to heads that it does without.
@@ -179,8 +177,7 @@ def _load_towers(name: str) -> tuple[Any, Any]:
     refuse_missing(name, "the model of two towers", info)
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
-        size = vocabulary_size(tokenizer)
-        add_rows(towers.text_model, {require_mask(tokenizer): ()}, size)
+        add_rows(towers.text_model, {require_mask(tokenizer): ()}, vocabulary_size(tokenizer))
     require_mask(tokenizer)
     for role in ("pad_token_id", "bos_token_id", "eos_token_id"):  # configurations name others
         setattr(towers.text_model.config, role, getattr(tokenizer, role))

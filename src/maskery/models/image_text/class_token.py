@@ -51,8 +51,7 @@ def before_looking(encoder: TextFusionEncoder, hidden: Tensor, attention_mask: T
     first = encoder.fusion_layers[0]
     if not isinstance(first, Layer):  # a fusion encoder of another kind begins by looking
         return hidden
-    attention = first.attention
-    attended: Tensor = attention(hidden, attention_mask[:, None, None, :])
+    attended: Tensor = first.attention(hidden, attention_mask[:, None, None, :])
     return attended
 
 

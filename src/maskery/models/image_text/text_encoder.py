@@ -180,11 +180,9 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        width = config.hidden_size
+        words, width = config.vocab_size, config.hidden_size
         # The padding's embedding takes no gradient from being read, as in BERT.
-        self.word_embeddings = nn.Embedding(
-            config.vocab_size, width, padding_idx=config.pad_token_id
-        )
+        self.word_embeddings = nn.Embedding(words, width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -264,9 +262,8 @@ class TextFusionEncoder(nn.Module):
             Layer(config, image_width if i >= fusion_layer else None)
             for i in range(config.num_hidden_layers)
         )
-        self.bert: Any = nn.ModuleDict(
-            {"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})}
-        )
+        encoder = nn.ModuleDict({"layer": layers})
+        self.bert: Any = nn.ModuleDict({"embeddings": embeddings, "encoder": encoder})
         self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
     @property
@@ -325,15 +322,10 @@ class TextFusionEncoder(nn.Module):
         return hidden if rows is None else rows.spread(hidden)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        images: Sequence[ImageKeys] | None,
-        other_images: OtherImages | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None, images: Sequence[ImageKeys] | None
     ) -> Tensor:
         """`encode_text`, then `fuse` (ALBEF's mode "multi_modal")."""
-        hidden = self.encode_text(input_ids, attention_mask)
-        return self.fuse(hidden, attention_mask, images, other_images)
+        return self.fuse(self.encode_text(input_ids, attention_mask), attention_mask, images)
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
