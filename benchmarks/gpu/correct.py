@@ -110,7 +110,7 @@ def _trained(report: Report, kind: str) -> torch.Tensor:
                 break
         place = Position(step=4, epoch=0, epoch_step=4, identity="check")
         with tempfile.TemporaryDirectory() as folder:
-            snapshot = SnapshotMaker().take(stepper.task, stepper.optimiser, place, keeps=True)
+            snapshot = SnapshotMaker().take(stepper.task, stepper.optimiser, place)
             saved = Checkpoints(Path(folder)).write(snapshot)
             stepper, steps = stepper_of(config, source)
             restore(saved, stepper.task, stepper.optimiser, "check")

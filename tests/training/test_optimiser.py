@@ -146,12 +146,10 @@ def test_steps_are_those_of_stable_adamw() -> None:
 
 
 def factors(total: int, warmup_share: float, shape: str, **more: Any) -> np.ndarray:
-    return np.array(
-        [
-            learning_rate_factor(step, total, warmup_share=warmup_share, shape=shape, **more)
-            for step in range(total)
-        ]
-    )
+    """Factors of every step; any warm-up may come before the fall of wsd, unlike in a config."""
+    asked = {"lr_floor": 0.0, "decay_share": 1.0, "decay_shape": "linear"} | more
+    config: Any = SimpleNamespace(warmup_share=warmup_share, lr_schedule=shape, **asked)
+    return np.array([learning_rate_factor(step, total, config) for step in range(total)])
 
 
 # 100 steps, 10 of them warm-up: steps 0 to 9 rise to the peak, and 90 are left from step 10 on.
@@ -180,7 +178,7 @@ FALLS = {
 def test_the_formula_of_wsd(shape: str, floor: float) -> None:
     fall = floor + (1 - floor) * FALLS[shape]
     expected = np.concatenate((np.arange(1, 11) / 10, np.ones(65), fall))
-    found = factors(100, 0.1, "wsd", floor=floor, decay_share=0.25, decay_shape=shape)
+    found = factors(100, 0.1, "wsd", lr_floor=floor, decay_share=0.25, decay_shape=shape)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 

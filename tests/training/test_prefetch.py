@@ -36,7 +36,7 @@ def test_items_are_made_ahead_in_another_thread_and_not_without_bound() -> None:
                 third.set()
             yield number
 
-    with Prefetch(numbers(), depth=2) as items:
+    with Prefetch(numbers()) as items:
         assert next(items) == 0
         assert third.wait(10)
         # One taken, two waiting, one in hand.

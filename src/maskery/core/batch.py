@@ -35,8 +35,7 @@ class TokenBatch:
     """
 
     input_ids: Ints  # (T,)
-    # (B + 1,); sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`
-    boundaries: Ints
+    boundaries: Ints  # (B + 1,); sequence b is `input_ids[boundaries[b]:boundaries[b + 1]]`
     example_ids: Ids  # (B,); the windows of one document share its id
     starts: Ints  # (B,); where the sequence starts in its document, in tokens
     word_starts: Bools  # (T,); the first token of each word, and special tokens
@@ -143,11 +142,7 @@ class Vocabulary:
         size = vocabulary_size(tokenizer)
         # Ids may have holes; one that stands for no token is never drawn as a replacement.
         special |= set(range(size)).difference(tokenizer.get_vocab().values())
-        return cls(
-            size=size,
-            mask_token_id=mask_token_id,
-            special_ids=tuple(sorted(special)),
-        )
+        return cls(size=size, mask_token_id=mask_token_id, special_ids=tuple(sorted(special)))
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -57,18 +57,14 @@ class MaskeryError(Exception):
     """An error that the user can mend; the message says how."""
 
     def __str__(self) -> str:
-        message = super().__str__()
         # Names and values of the user's are quoted, and it is to stay one line on any terminal.
-        if message.isprintable():
-            return message
-        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        return "".join(escaped)
+        return "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__()
+        )
 
 
-class ConfigError(MaskeryError):
+class ConfigError(MaskeryError):  # no ValueError: the flag parser makes reports of its own of those
     """A setting is outside its range, or two settings contradict each other."""
-
-    # Not a ValueError: the flag parser turns those into reports of its own.
 
 
 class PluginError(ConfigError):

@@ -101,13 +101,12 @@ class Processes:
             if not done:
                 raise OtherProcessError("the main process has stopped")
             return result
-        done, result = False, None
+        message: tuple[bool, str | None] = False, None
         try:
-            result = work()
-            done = True
+            message = True, work()
         finally:
-            self._from_main((done, result))
-        return result
+            self._from_main(message)
+        return message[1]
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -130,13 +129,12 @@ class Processes:
         if message is not None and self.world_size == 1:
             return message
         # As JSON: PyTorch's own call for objects would unpickle what another process sends.
-        data = bytearray() if message is None else bytearray(json.dumps(message).encode())
+        data = bytearray(b"" if message is None else json.dumps(message).encode())
         length = torch.tensor([len(data)])
         group = self.patient if first else self.group
         with _other_processes():
             torch.distributed.broadcast(length, 0, group=group)
-            sent = data if message is not None else bytearray(int(length))
-            box = torch.frombuffer(sent, dtype=torch.uint8)
+            box = torch.frombuffer(data or bytearray(int(length)), dtype=torch.uint8)
             torch.distributed.broadcast(box, 0, group=group)
         done, result = json.loads(bytes(box.tolist()))
         return done, result

@@ -35,10 +35,8 @@ ROUNDS = 10
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 WORD = 0xFFFFFFFF
-# The epoch has 24 bits of the counter; the stream has the other 8.
-MAX_EPOCH = (1 << 24) - 1
-# Counters are worked through in blocks that stay in the second-level cache.
-BLOCK = 16384
+MAX_EPOCH = (1 << 24) - 1  # The epoch has 24 bits of the counter; the stream has the other 8
+BLOCK = 16384  # Counters are worked through in blocks that stay in the second-level cache
 
 
 class Stream(IntEnum):

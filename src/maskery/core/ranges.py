@@ -187,11 +187,7 @@ def take_text_as_paths(config: DataclassInstance) -> None:
 
 
 def local_path(value: str | Path, name: str) -> Path:
-    """Return a setting as a path; `file://` is taken off.
-
-    Raises:
-        ConfigError: It is an address, which would become a folder named `s3:`.
-    """
+    """Return a setting as a path, without `file://`; a ConfigError says that it is an address."""
     address = ADDRESS.fullmatch(str(value))
     if address is None:
         return Path(value)
@@ -207,5 +203,4 @@ def local_path(value: str | Path, name: str) -> Path:
 def _path_fields(kind: type[DataclassInstance]) -> list[str]:
     """Return the fields of the types Path, Path | None and Annotated[Path, ...]."""
     hints = typing.get_type_hints(kind)
-    paths = (Path, Path | None)
-    return [field.name for field in fields(kind) if hints[field.name] in paths]
+    return [field.name for field in fields(kind) if hints[field.name] in (Path, Path | None)]

@@ -32,22 +32,16 @@ class FromFile(str):
 
 
 class Registry(Generic[T]):
-    """The things of one kind that a flag or an argument chooses among.
-
-    Args:
-        flag: The flag that names one, such as `--policy`; messages say it.
-        contract: What a thing of this kind is, in one phrase that follows "it must be".
-        ours: By name, a thing, or `package.module:attribute` that is imported when it is chosen.
-        fits: Tells whether a user's thing looks like one, before anything is done with it.
-    """
+    """The things of one kind that a flag or an argument chooses among."""
 
     def __init__(
         self,
-        flag: str,
-        contract: str,
+        flag: str,  # that names one, such as `--policy`; messages say it
+        contract: str,  # what a thing of this kind is, in a phrase that follows "it must be"
+        # By name, a thing, or `package.module:attribute` that is imported when it is chosen
         ours: Mapping[str, T | str],
         *,
-        fits: Callable[[Any], bool] = callable,
+        fits: Callable[[Any], bool] = callable,  # True if a user's thing looks like one
     ) -> None:
         self.flag, self.contract, self._fits = flag, contract, fits
         self._things: dict[str, T | str] = dict(ours)

@@ -106,7 +106,7 @@ class StopSignals:
         self._interrupts = False
 
     def __enter__(self) -> Self:
-        taken = [n for n in SIGNALS if n != signal.SIGHUP or not _is_ignored(n)]
+        taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         self._handled = _handled(taken, self.handle)
         self._handled.__enter__()
         return self
@@ -145,10 +145,7 @@ class TerminatedError(KeyboardInterrupt):
 
 @contextmanager
 def signals_stop(how_to_go_on: str) -> Iterator[None]:
-    """Unwind the block at a signal, as Ctrl-C does, and end it with a `StoppedError`.
-
-    `how_to_go_on` ends the message: what is kept, and what the user does next.
-    """
+    """Unwind the block at a signal, as Ctrl-C does; its `StoppedError` says `how_to_go_on`."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:
         raise TerminatedError(number)
@@ -171,7 +168,7 @@ def signals_held() -> Iterator[None]:
     # Such a process must be ended with SIGKILL, or end by itself.
     held: list[int] = []
     # Blocking alone would not do: any other thread may get the signal, and this one act on it.
-    taken = [number for number in SIGNALS if not _is_ignored(number)]
+    taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     with _handled(taken, lambda number, _frame: held.append(number)):
         # A process inherits what is blocked, so it is protected from its first instruction on.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -195,10 +192,6 @@ def _handled(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Ite
             signal.signal(number, earlier)
 
 
-def _is_ignored(number: int) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN
-
-
 def flush(path: Path) -> None:
     """Bring a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -214,14 +207,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def flush_tree(folder: Path) -> None:
-    """Bring a folder with everything in it to disk."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            flush_tree(path)
-        else:
-            flush(path)
-    flush(folder)
+def flush_tree(path: Path) -> None:
+    """Bring a file, or a folder with everything in it, to disk."""
+    for inside in sorted(path.iterdir()) if path.is_dir() else ():
+        flush_tree(inside)
+    flush(path)
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:

@@ -14,7 +14,7 @@ so gradients do not depend on how a step is cut into micro-batches and processes
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
@@ -39,10 +39,7 @@ class Prepared(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Return how many things each loss term sums over (masked tokens, pairs), by its name.
-
-        Other names are summed over the steps and logged.
-        """
+        """Return how many things each loss term sums over, by name; other names are logged."""
 
     @property
     def num_tokens(self) -> int:
@@ -56,9 +53,7 @@ class Prepared(Protocol):
 class StandIn(Generic[BatchT]):
     """A batch that counts for nothing: a process computes it when a step is too small for all."""
 
-    # Every process must take part in every forward and backward pass.
-
-    batch: BatchT
+    batch: BatchT  # Every process must take part in every forward and backward pass
 
 
 @dataclass(frozen=True)
@@ -66,16 +61,12 @@ class Uncounted:
     """Wraps a prepared stand-in, so that all its counts are 0."""
 
     prepared: Prepared
+    num_tokens: int = field(default=0, init=False)
 
     @property
     def counts(self) -> Mapping[str, int]:
         """Return 0 for every name that the other processes count."""
         return dict.fromkeys(self.prepared.counts, 0)
-
-    @property
-    def num_tokens(self) -> int:
-        """Return 0."""
-        return 0
 
     def to(self, device: torch.device) -> "Uncounted":
         """Return a copy with its tensors on `device`."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -32,8 +32,7 @@ from transformers.masking_utils import sdpa_mask
 from maskery.core.errors import ConfigError
 
 NAME = "maskery"
-# Values of a 16-bit slice: chances are rounded to multiples of 2**-16.
-LEVELS = 1 << 16
+LEVELS = 1 << 16  # Values of a 16-bit slice: chances are rounded to multiples of 2**-16
 HALF = (torch.float16, torch.bfloat16)
 # The limits of PyTorch's flash attention, which takes half precision.
 FLASH_CAPABILITY = (8, 0)
@@ -42,18 +41,18 @@ FLASH_WIDTH, FLASH_WIDTH_MULTIPLE = 256, 8
 
 def attention_forward(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    causal: torch.Tensor | bool = False,
+    causal: Tensor | bool = False,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attend, with Transformers' signature of attention functions; returns (B, L, H, E) and None.
 
     Queries are (B, H, L, E), keys and values (B, G, L, E), G dividing H. When packed, they are (1,
@@ -71,7 +70,7 @@ def attention_forward(
     how: dict[str, Any] = {"scale": scale, "dropout": dropout, "reach": reach}
     queries, keys, values = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
 
-    def attend(causal: bool) -> torch.Tensor:
+    def attend(causal: bool) -> Tensor:
         if stays_on_device(query):
             assert max_length_q is not None
             parts = queries, keys, values, cu_seq_lens_q, max_length_q
@@ -86,7 +85,7 @@ def attention_forward(
 
 
 @contextmanager
-def in_float32(*tensors: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+def in_float32(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """Hand out tensors in float32 or wider on a CPU, and keep autocast from converting them back.
 
     On a CPU the backward pass of PyTorch's attention in bfloat16 takes up to four times as long.
@@ -99,23 +98,23 @@ def in_float32(*tensors: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         yield [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
-def _repeated(query: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+def _repeated(query: Tensor, *others: Tensor) -> list[Tensor]:
     """Repeat the heads of keys and values (T, G, E) to as many as the queries (T, H, E) have."""
     groups = query.shape[1] // others[0].shape[1]
     return [t if groups == 1 else t.repeat_interleave(groups, dim=1) for t in others]
 
 
-def stays_on_device(query: torch.Tensor) -> bool:
+def stays_on_device(query: Tensor) -> bool:
     """Return True where boundaries are kept on the device: on GPUs, and in compiled steps."""
     # Elsewhere they are read back and each segment is computed by itself: a CPU does that faster.
     return query.is_cuda or torch.compiler.is_compiling()
 
 
-def attention_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def attention_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Return SDPA's own mask, or None when none was passed (packed, or nothing to hide)."""
     if kwargs.get("attention_mask") is None:
         return None
-    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
     return mask
 
 
@@ -130,16 +129,16 @@ def runs_of(boundaries: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def segment_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     boundaries: Sequence[int],
     *,
     scale: float,
     dropout: float = 0.0,
     reach: int | None = None,
     causal: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Attend in both directions, or to what is before, in each segment; all tensors are (T, H, E).
 
     `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
@@ -153,24 +152,15 @@ def segment_attention(
         for (length, count), *parts in zip(runs, *splits, strict=True):
             # (n, H, L, E) each
             q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
-            output = _attend_one_length(q, k, v, scale, dropout, reach, causal)
+            output = _attend(q, k, v, seen_from(length, reach, causal, q.device), scale, dropout)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
 
 
-def _attend_one_length(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    dropout: float,
-    reach: int | None,
-    causal: bool,
-) -> torch.Tensor:
-    """Attend in sequences of one length; all tensors are (n, H, L, E)."""
-    length, mask = query.shape[2], None
-    if causal or (reach is not None and length - 1 > reach):
-        mask = seen_from(length, reach, causal, query.device)
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    """Attend in sequences of one length, all (n, H, L, E), where the mask (L, L) is True."""
     if dropout == 0.0:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     # Written out, since the CPU's flash attention knows no dropout.
@@ -180,26 +170,29 @@ def _attend_one_length(
     return torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), value)
 
 
-def seen_from(length: int, reach: int | None, causal: bool, device: torch.device) -> torch.Tensor:
-    """Return which tokens j (columns) each token i (rows) attends to: (length, length) bool."""
+def seen_from(length: int, reach: int | None, causal: bool, device: torch.device) -> Tensor | None:
+    """Return which tokens j (columns) each token i (rows) sees: (length, length) bool, or None."""
+    reach = length if reach is None else reach
+    if not causal and reach >= length - 1:
+        return None  # everything
     index = torch.arange(length, device=device)
     apart = index[:, None] - index
-    seen = apart.abs() <= (length if reach is None else reach)
+    seen = apart.abs() <= reach
     return seen & (apart >= 0) if causal else seen
 
 
 def varlen_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    boundaries: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor,
     longest: int,
     *,
     scale: float,
     dropout: float = 0.0,
     reach: int | None = None,
     causal: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Attend within each segment as `segment_attention` does, with boundaries on the device.
 
     Queries are (T, H, E), keys and values (T, G, E), G dividing H; `boundaries` (S + 1,) int32
@@ -223,22 +216,11 @@ def varlen_attention(
             shared = {"enable_gqa": True}
         else:
             key, value = _repeated(query, key, value)
-    output = varlen_attn(
-        query,
-        key,
-        value,
-        boundaries,
-        boundaries,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(
-            -1 if reach is None else reach,
-            0 if causal else -1 if reach is None else reach,
-        ),
-        **shared,
-    )
-    assert isinstance(output, torch.Tensor)
+    behind = -1 if reach is None else reach  # -1: all
+    window = behind, 0 if causal else behind
+    ends = boundaries, boundaries, longest, longest  # of queries and of keys
+    output = varlen_attn(query, key, value, *ends, scale=scale, window_size=window, **shared)
+    assert isinstance(output, Tensor)
     return output
 
 
@@ -247,7 +229,7 @@ def _takes(function: Any, argument: str) -> bool:
     return argument in inspect.signature(function).parameters
 
 
-def can_flash(query: torch.Tensor) -> bool:
+def can_flash(query: Tensor) -> bool:
     """Return True if variable-length flash attention takes these queries."""
     width = query.shape[-1]
     return (
@@ -260,16 +242,16 @@ def can_flash(query: torch.Tensor) -> bool:
 
 
 def padded_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    boundaries: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor,
     longest: int,
     *,
     scale: float,
     reach: int | None = None,
     causal: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Attend as `varlen_attention` does, by padding every segment to `longest`: slow, but plain."""
     key, value = _repeated(query, key, value)
     starts, ends = boundaries[:-1].long(), boundaries[1:].long()
@@ -277,22 +259,19 @@ def padded_attention(
     places = starts[:, None] + inside
     # The first key is always there to attend to: a softmax over nothing would be NaN.
     seen = ((places < ends[:, None]) | (inside == 0))[:, None, None, :]
-    if causal or reach is not None:
-        seen = seen & seen_from(longest, reach, causal, query.device)
+    if (near := seen_from(longest, reach, causal, query.device)) is not None:
         # Padding may be out of reach of every key; it attends to itself.
-        seen = seen | torch.eye(longest, dtype=torch.bool, device=query.device)
+        seen = (seen & near) | torch.eye(longest, dtype=torch.bool, device=query.device)
     places = places.clamp(max=len(query) - 1)
-    query_rows, key_rows, value_rows = (t[places].transpose(1, 2) for t in (query, key, value))
-    output = F.scaled_dot_product_attention(
-        query_rows, key_rows, value_rows, attn_mask=seen, scale=scale
-    )
+    q, k, v = (t[places].transpose(1, 2) for t in (query, key, value))
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
     tokens = torch.arange(len(query), device=query.device)
     segments = torch.searchsorted(ends, tokens, right=True)
     return output.transpose(1, 2)[segments, tokens - starts[segments]]
 
 
 # Dropout, from 16-bit slices of random 64-bit words: four decisions a draw.
-def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[torch.Tensor, float]:
+def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[Tensor, float]:
     """Return an int8 mask, 0 with a chance (rounded to 2**-16ths), and 1 / (1 - chance)."""
     threshold = round(chance * LEVELS)
     if threshold >= LEVELS:
@@ -307,7 +286,7 @@ def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[t
     return keep, LEVELS / (LEVELS - threshold)
 
 
-def thin(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+def thin(values: Tensor, keep: Tensor) -> Tensor:
     """Copy `values`, with 0 where `keep` is 0."""
     return keep.to(values.dtype).mul_(values)
 
@@ -316,13 +295,13 @@ class _Dropout(torch.autograd.Function):
     """Multiply by a mask and a gain; keep only the mask for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, chance: float) -> torch.Tensor:
+    def forward(ctx: Any, values: Tensor, chance: float) -> Tensor:
         keep, ctx.gain = keep_mask(values.shape, chance, values.device)
         ctx.save_for_backward(keep)
         return thin(values, keep).mul_(ctx.gain)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
         return thin(grad, keep).mul_(ctx.gain), None
 
@@ -330,16 +309,16 @@ class _Dropout(torch.autograd.Function):
 class FastDropout(nn.Dropout):
     """`nn.Dropout` with cheaper random bits on the CPU."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Drop elements while training."""
         if not self.training or self.p == 0.0:
             return input
         return fast_dropout(input, self.p) if input.device.type == "cpu" else super().forward(input)
 
 
-def fast_dropout(values: torch.Tensor, chance: float) -> torch.Tensor:
+def fast_dropout(values: Tensor, chance: float) -> Tensor:
     """Drop elements of a tensor on the CPU with a chance, and scale up the others."""
-    dropped: torch.Tensor = _Dropout.apply(values, chance)  # type: ignore[no-untyped-call]
+    dropped: Tensor = _Dropout.apply(values, chance)  # type: ignore[no-untyped-call]
     return dropped
 
 

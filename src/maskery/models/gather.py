@@ -11,12 +11,6 @@ import torch
 import torch.distributed
 
 
-def trains_alone() -> bool:
-    """Return True if no other processes train with this one."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_world_size() == 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
     """The rows of all processes in the order in which they were dealt out.
@@ -35,20 +29,16 @@ class Crowd:
     def of(cls, num_rows: int, length: int, device: torch.device) -> Self:
         """Agree with the other processes on B and on the length of rows (padded text)."""
         me, told = 0, [(num_rows, length)]  # alone, without asking the device
-        if not trains_alone():
+        group = torch.distributed
+        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
             mine = torch.tensor([num_rows, length], device=device)
             me, told = torch.distributed.get_rank(), [tuple(o.tolist()) for o in _everyones(mine)]
         sizes = tuple(size for size, _ in told)
         turns = [(row, process) for process, size in enumerate(sizes) for row in range(size)]
-        order = sorted(range(len(turns)), key=turns.__getitem__)
-        return cls(
-            sizes=sizes,
-            longest=max(length for _, length in told),
-            order=torch.tensor(order).to(device, non_blocking=True),
-            mine=torch.tensor([i for i, row in enumerate(order) if turns[row][1] == me]).to(
-                device, non_blocking=True
-            ),
-        )
+        dealt = sorted(range(len(turns)), key=turns.__getitem__)
+        own = [place for place, row in enumerate(dealt) if turns[row][1] == me]
+        order, mine = (torch.tensor(one).to(device, non_blocking=True) for one in (dealt, own))
+        return cls(sizes=sizes, longest=max(length for _, length in told), order=order, mine=mine)
 
     @property
     def is_alone(self) -> bool:

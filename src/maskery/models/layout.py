@@ -102,10 +102,7 @@ def pack(
 def pad(
     input_ids: Ints, boundaries: Ints, positions: Ints, *, pad_token_id: int, least: int = 0
 ) -> EncoderInputs:
-    """Give every sequence a row, padded on the right to the longest; arguments as `pack`'s.
-
-    `least` is the shortest that rows may be.
-    """
+    """Give every sequence a row, padded on the right to the longest, or to `least` if longer."""
     lengths = np.diff(boundaries)
     longest = max(least, int(lengths.max(initial=0)))
     inside = np.arange(longest)[None, :] < lengths[:, None]
@@ -135,17 +132,10 @@ def pack_static(
     ids = np.full(size, pad_token_id, np.int64)
     ids[:real] = masked.input_ids
     positions, targets = masked_rows(masked, shapes)
-    return StaticInputs(
-        inputs=pack(
-            ids,
-            filled_boundaries(masked.batch.boundaries, shapes),
-            positions,
-            first_position=first_position,
-            longest=shapes.longest,
-        ),
-        targets=torch.from_numpy(targets),
-        num_left_out=max(0, len(masked.positions) - shapes.num_masked),
-    )
+    boundaries = filled_boundaries(masked.batch.boundaries, shapes)
+    inputs = pack(ids, boundaries, positions, first_position=first_position, longest=shapes.longest)
+    left_out = max(0, len(masked.positions) - shapes.num_masked)
+    return StaticInputs(inputs=inputs, targets=torch.from_numpy(targets), num_left_out=left_out)
 
 
 def filled_boundaries(boundaries: Ints, shapes: StaticShapes) -> Ints:
@@ -199,17 +189,15 @@ def least_length(config: PreTrainedConfig) -> int:
     return 5 if config.model_type == "funnel" else 0  # it pools neighbours, and fails below
 
 
-def _sample(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> tuple[Ints, Ints, Ints]:
+def _sample(hf: PreTrainedModel, pad_token_id: int) -> tuple[Ints, Ints, Ints]:
     """Return ids (T,) of sequences at random, their boundaries (B + 1,), and all positions (T,)."""
     limit = max_positions(hf.config) or 64
     # A single token, two of one length, longest and shortest apart: what packing may mix up.
     lengths = np.minimum(np.array([7, 1, 12, 7, 3]), limit)
     boundaries = np.concatenate(([0], np.cumsum(lengths)))
     size = hf.config.get_text_config().vocab_size
-    # The first ids are special tokens, in most vocabularies.
-    low = 5 if size > 10 else 0
-    generator = np.random.default_rng(seed)
-    ids = generator.integers(low, size, int(boundaries[-1]), dtype=np.int64)
+    low = 5 if size > 10 else 0  # the first ids are special tokens, in most vocabularies
+    ids = np.random.default_rng(0).integers(low, size, int(boundaries[-1]), dtype=np.int64)
     ids[ids == pad_token_id] = low + (pad_token_id == low)
     return ids, boundaries, np.arange(len(ids))
 
@@ -225,15 +213,14 @@ def require_readable(hf: PreTrainedModel, pad_token_id: int) -> None:
 
 
 @torch.no_grad()
-def packing_error(hf: PreTrainedModel, pad_token_id: int, seed: int = 0) -> float:
+def packing_error(hf: PreTrainedModel, pad_token_id: int) -> float:
     """Return the largest difference of packed from padded logits, as a share of the largest one."""
-    ids, boundaries, everything = _sample(hf, pad_token_id, seed)
+    sample = _sample(hf, pad_token_id)
     was_training = hf.training
     hf.eval()
     try:
-        start = first_position(hf.config)
-        packed = _logits(hf, pack(ids, boundaries, everything, first_position=start))
-        padded = _logits(hf, pad(ids, boundaries, everything, pad_token_id=pad_token_id))
+        packed = _logits(hf, pack(*sample, first_position=first_position(hf.config)))
+        padded = _logits(hf, pad(*sample, pad_token_id=pad_token_id))
     finally:
         hf.train(was_training)
     scale = padded.abs().max().clamp(min=1e-6)

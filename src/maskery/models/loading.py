@@ -132,22 +132,14 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_masked_lm(
-    name: str,
+    name: str,  # `minilm`, a model folder, a run folder or a hub name
     *,
-    attention_dropout: bool = False,
-    hidden_dropout: float | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    seed: int = 0,
+    attention_dropout: bool = False,  # keep the model's own
+    hidden_dropout: float | None = None,  # None for the model's own
+    tokenizer: PreTrainedTokenizerBase | None = None,  # if it is already there
+    seed: int = 0,  # of the weights that the checkpoint does not have
 ) -> Loaded:
-    """Load a masked language model in float32; raises ModelError if it cannot be trained on.
-
-    Args:
-        name: `minilm`, a model folder, a run folder or a hub name.
-        attention_dropout: Keep the model's own attention dropout.
-        hidden_dropout: Dropout of hidden states; None for the model's own.
-        tokenizer: If it is already there.
-        seed: Of the weights that the checkpoint does not have.
-    """
+    """Load a masked language model in float32; raises ModelError if it cannot be trained on."""
     config, dropouts = load_config(name), {}
     if not attention_dropout:  # with it, attention takes twice the time
         for setting in ATTENTION_DROPOUTS:
@@ -237,20 +229,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse weights that leave a part of the encoder at random, except a head or a pooler.
-
-    Weights that no part of the model reads are named.
-    """
-    prefix = f"{model.base_model_prefix}."
-    random = sorted(
-        key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key
-    )
+    """Refuse weights that leave the encoder at random, but for a pooler; name those unread."""
+    prefix, missing = f"{model.base_model_prefix}.", info["missing_keys"]
+    random = sorted(key for key in missing if key.startswith(prefix) and ".pooler." not in key)
     if random:
         shown = listed(random, 3)
         fix, unexpected = "name a folder with all of its weights", info["unexpected_keys"]
         firsts = {key.partition(".")[0] for key in unexpected}
         foreign = f"{min(firsts)}." if len(firsts) == 1 else ""  # such as `module.`
-        if {key.removeprefix(foreign) for key in unexpected if foreign} & set(info["missing_keys"]):
+        if {key.removeprefix(foreign) for key in unexpected if foreign} & set(missing):
             fix = (
                 f"every name begins with '{foreign}', as a wrapped model saves them; save the "
                 f"model inside the wrapper"
@@ -346,10 +333,7 @@ def new_masked_lm(
 
 @torch.no_grad()
 def add_rows(hf: PreTrainedModel, pieces: Mapping[int, Sequence[int]], vocab_size: int) -> None:
-    """Grow the embeddings and the head to `vocab_size` rows, in place.
-
-    By `pieces`, a new word starts as the mean of the ids it was cut into before, or of all.
-    """
+    """Grow embeddings and head to `vocab_size` rows; new ones are means of `pieces`, or of all."""
     old = int(hf.config.get_text_config().vocab_size)
     if vocab_size > old:
         hf.resize_token_embeddings(vocab_size, mean_resizing=False)

@@ -74,9 +74,10 @@ class MaskedLanguageModel(nn.Module):
         encoder: Any = base
         encoder.stand_in = None
         encoder.forward = MethodType(_stand_in_or_forward, encoder)
-        self._pruning: LastLayerPruning | None = None
+        self._pruning = LastLayerPruning()
         if prune and hf.config.model_type in BERT_LIKE:
-            self._pruning = LastLayerPruning(encoder.encoder.layer[-1].attention.output)
+            last_output = encoder.encoder.layer[-1].attention.output
+            last_output.register_forward_pre_hook(self._pruning.gather)
 
     @property
     def base(self) -> Any:
@@ -129,16 +130,13 @@ class MaskedLanguageModel(nn.Module):
 
     def hidden(self, inputs: EncoderInputs) -> torch.Tensor:
         """Encode; returns (M, D), the last hidden states of `inputs.rows`."""
-        if self._pruning is not None:
-            self._pruning.rows = inputs.rows
+        base, self._pruning.rows = self.base, inputs.rows
         try:
-            base = self.base
             output = base(**{base.main_input_name: inputs.input_ids}, **inputs.arguments)
         finally:
-            if self._pruning is not None:
-                self._pruning.rows = None
+            self._pruning.rows = None
         hidden: torch.Tensor = output[0]
-        if self._pruning is not None and self._pruning.done:
+        if self._pruning.done:
             return hidden.reshape(-1, hidden.shape[-1])  # the M rows, in one sequence
         # Perceiver returns all of its positions, and Reformer what it was padded to.
         if hidden.dim() == 3:
@@ -187,12 +185,12 @@ class LastLayerPruning:
     attention's output projection receives (context, residual), and both can be gathered there.
     """
 
-    def __init__(self, output: nn.Module) -> None:
+    def __init__(self) -> None:
         self.rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
         self.done = False  # True if the last pass was pruned
-        output.register_forward_pre_hook(self._gather)
 
-    def _gather(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+    def gather(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+        """Keep the rows of what goes into the output projection; its forward pre-hook."""
         rows = self.rows
         self.done = rows is not None and len(args) == 2
         if rows is None or not self.done:

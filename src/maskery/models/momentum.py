@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 from maskery.core.errors import CheckpointError, ConfigError, explained
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-# The identity of a place in a queue that holds no feature yet: it matches no one.
-NOBODY = -100
+NOBODY = -100  # The identity of a place in a queue that holds no feature yet: it matches no one
 
 
 class MomentumTwin(Generic[ModelT]):
@@ -116,8 +115,7 @@ class FeatureQueue:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors that `load_state_dict` restores the queue from."""
-        pointer = torch.tensor(self.pointer)
-        return {"features": self.features, "ids": self.ids, "pointer": pointer}
+        return {"features": self.features, "ids": self.ids, "pointer": torch.tensor(self.pointer)}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` gave; that of another size is a CheckpointError."""

@@ -16,8 +16,7 @@ from maskery.models.layout import PACKABLE, max_positions
 
 # Sequences and tokens of what is compared; the export sees the second.
 SHAPES = ((1, 8), (3, 16), (2, 50))
-# Largest difference of logits: other kernels add in another order.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # Largest difference of logits: other kernels add in another order
 # Protocol buffers hold two gigabytes; weights beyond lie in a file of their own.
 MOST_BYTES = 1_800_000_000
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
@@ -65,7 +65,7 @@ class OwnModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.encoder = _Encoder(module)
 
-    def forward(self, input_ids: torch.Tensor, **arguments: Any) -> MaskedLMOutput:
+    def forward(self, input_ids: Tensor, **arguments: Any) -> MaskedLMOutput:
         """Encode, and run the module's head on every place."""
         hidden = self.encoder(input_ids=input_ids, **arguments)[0]
         rows = self.encoder.module.logits(hidden.reshape(-1, hidden.shape[-1]))
@@ -90,20 +90,14 @@ class _Encoder(nn.Module):
         super().__init__()
         self.module: Any = module
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return BaseModelOutput(last_hidden_state=self.module.hidden(input_ids, attention_mask))
 
 
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:
-    """Make a model object trainable, packed where its family can be packed.
-
-    It is a Hugging Face masked language model, a plain module as above, or a `MaskedLanguageModel`,
-    which is returned as it is.
-    """
+    """Make a Hugging Face model, or a plain module as above, trainable; packed where it can be."""
     if isinstance(model, MaskedLanguageModel):
         return model
     hf = as_loaded(model, tokenizer).model
@@ -146,8 +140,7 @@ def load_own_weights(module: nn.Module, folder: str | Path) -> None:
         ) from error
 
 
-def _wrapped(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
-    named: Any = module
+def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
     missing = [name for name in ("hidden", "logits") if not callable(getattr(module, name, None))]
     if not isinstance(getattr(module, "vocab_size", None), int):
         missing = ["vocab_size", *missing]
@@ -156,9 +149,9 @@ def _wrapped(module: nn.Module, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
             f"{type(module).__name__} has no {', '.join(missing)}; a plain module needs {NEEDED} "
             f"(docs/extending.md)"
         )
-    width = _check_shapes(named, pad=int(tokenizer.pad_token_id or 0))
+    width = _check_shapes(module, pad=int(tokenizer.pad_token_id or 0))
     config = OwnConfig(
-        vocab_size=named.vocab_size,
+        vocab_size=module.vocab_size,
         hidden_size=width,
         max_position_embeddings=getattr(module, "max_positions", None),
         pad_token_id=tokenizer.pad_token_id,
@@ -178,7 +171,7 @@ def _check_shapes(module: Any, *, pad: int) -> int:
     try:
         hidden = module.hidden(ids, real)
         alone = module.hidden(ids[:1, :2], real[:1, :2])
-        if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (2, 3):
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (2, 3):
             raise ValueError(f"hidden returned {_shape(hidden)} for ids of (2, 3)")
         logits = module.logits(hidden[0])
         if _shape(logits) != (wanted := (3, module.vocab_size)):
@@ -198,7 +191,7 @@ def _check_shapes(module: Any, *, pad: int) -> int:
 
 
 def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

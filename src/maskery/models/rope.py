@@ -14,10 +14,7 @@ FAR = "full_attention"
 
 
 def set_rope_base(hf: PreTrainedModel, base: float, length: int | None = None) -> None:
-    """Set the base in the model and its configuration; raise its limit to `length` tokens.
-
-    A ConfigError says that the model has no rotary positions whose base can be set.
-    """
+    """Set the base, and the limit to `length` tokens if higher; without a base, a ConfigError."""
     config = hf.config.get_text_config()
     now = getattr(config, "rope_parameters", None)
     rotary = [

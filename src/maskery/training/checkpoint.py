@@ -53,8 +53,7 @@ class Checkpoints:
         assert self._writing is None
 
         def flush_and_write() -> Path:
-            where = self.folder.parent
-            problem = f"the lines of the run in '{where}' could not be brought to disk"
+            problem = f"the lines of the run in '{self.folder.parent}' could not be brought to disk"
             with explained(problem, RETRY, kind=CheckpointError):
                 first()
             return self.write(snapshot)
@@ -173,10 +172,7 @@ class Checkpoints:
         return next((p for p in paths if _is_sound(p, "the", "using the one before it")), None)
 
     def to_resume_from(self) -> str | None:
-        """Return `newest_sound`, or None if there is no checkpoint at all; all damaged is an error.
-
-        Newer, damaged ones are renamed to `step-NAME.damaged`.
-        """
+        """Return `newest_sound`, or None if there is no checkpoint; all damaged is an error."""
         complete, path = self.complete(), self.newest_sound()
         if path is None:
             if complete:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 
@@ -31,8 +31,7 @@ SPEEDS = ("tokens_per_second", "pairs_per_second", WAITING)
 NONE, BEST = "none", "best"
 # Figures that are better when they are lower; all others are better when they are higher.
 LOWER_IS_BETTER = ("loss", "perplexity")
-# Already the same on every process; loss terms are shares and must be summed.
-WHOLE = "grad_norm"
+WHOLE = "grad_norm"  # Already the same on every process; loss terms are shares and must be summed
 COUNTS = STEPS, SKIPPED, TOKENS, PAIRS = "steps", "skipped_steps", "tokens", "pairs"
 COUNTED = "counted."
 # A line's loss is a spike this many deviations above the median of the lines before it.
@@ -42,21 +41,15 @@ HISTORY, LEAST_HISTORY = 32, 8  # of fewer lines the deviation says little
 MAD_OF_NORMAL = 0.6745
 # Below this share of the loss nothing is called a spike, however quiet the lines before were.
 LEAST_RISE = 0.1
+Sums: TypeAlias = Mapping[str, float]  # Of a process over steps, by name
 EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 
 
 class Tracker:
-    """Appends to `metrics.jsonl`, one JSON object a line with `step` and `kind`.
-
-    `trackers` names those of accelerate's that get every line too, as `kind/name`.
-    """
+    """Appends to `metrics.jsonl`; accelerate's `trackers` get every line too, as `kind/name`."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        trackers: Sequence[str] = (),
-        settings: Mapping[str, Any] | None = None,
+        self, folder: Path, trackers: Sequence[str] = (), settings: Mapping[str, Any] | None = None
     ) -> None:
         self._path = folder / METRICS
         self._others = [_started(name, folder, settings or {}) for name in trackers]
@@ -66,8 +59,7 @@ class Tracker:
         if not self._path.exists():
             return
         kept = [line for line in read_metrics(self._path, tell=True) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(self._path, text.encode())
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def flush(self) -> None:
         """Bring the lines to disk, so that no checkpoint is ahead of them."""
@@ -181,7 +173,7 @@ class Window:
         """Return the share of the time since it began that was waited for data."""
         return self.waited / max(time.perf_counter() - self.began, 1e-9)
 
-    def state(self, processes: Processes) -> tuple[Mapping[str, float], ...]:
+    def state(self, processes: Processes) -> tuple[Sums, ...]:
         """Return each process's sums, for a checkpoint; every process must ask."""
         if not self.sums[STEPS]:
             return ()
@@ -190,9 +182,7 @@ class Window:
         return tuple(dict(zip(names, row, strict=True)) for row in rows)
 
     @classmethod
-    def restored(
-        cls, state: Sequence[Mapping[str, float]], processes: Processes, device: torch.device
-    ) -> Self:
+    def restored(cls, state: Sequence[Sums], processes: Processes, device: torch.device) -> Self:
         """Return the window of a checkpoint, to the bit if there are as many processes as then."""
         if not state:
             return cls()
@@ -234,11 +224,7 @@ class Journal:
     """
 
     def __init__(
-        self,
-        tracker: Tracker,
-        processes: Processes,
-        best_metric: str | None,
-        first_step: int = 0,
+        self, tracker: Tracker, processes: Processes, best_metric: str | None, first_step: int = 0
     ) -> None:
         self.tracker, self.processes, self.best_metric = tracker, processes, best_metric
         self.first_step = first_step
@@ -249,9 +235,7 @@ class Journal:
         self.best_step: int | None = None
         self.since_best = 0  # Evaluations after a step since the best one
 
-    def rewind(
-        self, step: int, window: tuple[Mapping[str, float], ...], device: torch.device
-    ) -> None:
+    def rewind(self, step: int, window: Sequence[Sums], device: torch.device) -> None:
         """Go back to a checkpoint: drop the lines that were written after it."""
         self.window = Window.restored(window, self.processes, device)
         if self.processes.is_main:
@@ -266,8 +250,7 @@ class Journal:
         for line in lines:
             if line["kind"] == HELD_OUT and line["step"] > self.first_step:
                 values = {n: v for n, v in line.items() if n not in ("kind", "step")}
-                improves = self._improves(line["step"], values)
-                self.since_best = 0 if improves else self.since_best + 1
+                self.since_best = 0 if self._improves(line["step"], values) else self.since_best + 1
 
     def line(self, step: int, more: Mapping[str, float]) -> dict[str, float]:
         """Close the window and write its line; every process must ask, and gets the means."""
@@ -353,10 +336,7 @@ class Callback(Protocol):
         """
 
     def on_evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Called after each evaluation on held-out data, with the figures of `metrics.jsonl`.
-
-        `step` counts the optimiser steps done; 0 before the first.
-        """
+        """Called after each evaluation, with the figures of its line; `step` counts steps done."""
 
     def on_save(self, step: int, folder: Path) -> None:
         """Called by the main process after a step that finds a new checkpoint on disk.

@@ -1,7 +1,4 @@
-"""The training loop: steps, lines, held-out figures and checkpoints, on any number of processes.
-
-A step itself is taken in `training/stepper.py`.
-"""
+"""The training loop: lines, held-out figures and checkpoints around the steps of `Stepper`."""
 
 import contextlib
 import logging
@@ -109,7 +106,7 @@ class TrainingLoop:
         self.identity, self.progress = identity, progress
         kept = config.kept_steps | {first.step}
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, kept)
-        self.snapshots = SnapshotMaker()
+        self.snapshots = SnapshotMaker(keeps=self.processes.is_main)
         trackers = config.all_trackers if self.processes.is_main else ()
         self.tracker = Tracker(folder, trackers=trackers, settings=config.course())
         self.journal = Journal(self.tracker, self.processes, config.best_metric, first.step)
@@ -136,7 +133,7 @@ class TrainingLoop:
                 callback.on_end()
 
     def _train(self, *, resume: bool) -> Summary:
-        start = self._position(0, 0, 0)
+        start = BEGINNING
         if resume:
             found = self.processes.on_main(self.checkpoints.to_resume_from)
             if found is not None:
@@ -179,8 +176,7 @@ class TrainingLoop:
         shown = self.progress and self.processes.is_main
         told: Any = {"initial": start.step, "unit": "step", "leave": True}
         bar = Bar(self.total_steps, "training", shown=shown, **told)
-        prefetch = Prefetch(self.steps(start), gives_up=self._stops_alone)
-        with self.signals, bar, prefetch as steps:
+        with self.signals, bar, Prefetch(self.steps(start), gives_up=self._stops_alone) as steps:
             try:
                 while not self._enough and (step := self._next(steps)) is not None:
                     losses = self.step(step)
@@ -316,8 +312,7 @@ class TrainingLoop:
         minutes = self.config.checkpoint_minutes
         saves = failed = False
         if self.processes.is_main:
-            since = time.perf_counter() - self._saved_at
-            saves = minutes is not None and since > 60.0 * minutes
+            saves = minutes is not None and time.perf_counter() - self._saved_at > 60.0 * minutes
             failed = self.checkpoints.failed
         return [*(self.signals.received == number for number in SIGNALS), saves, failed]
 
@@ -374,26 +369,21 @@ class TrainingLoop:
         self._tell("on_evaluation", step, figures)
         return best
 
-    def _position(self, step: int, epoch: int, epoch_step: int) -> Position:
-        return Position(
-            step=step,
-            epoch=epoch,
-            epoch_step=epoch_step,
+    def _save(self, step: Step, *, must: bool) -> None:
+        """Copy the state and let it be written; only the copy is waited for."""
+        self._saved = step.number + 1
+        last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
+        position = Position(
+            step=self._saved,
+            epoch=step.epoch + 1 if last else step.epoch,
+            epoch_step=0 if last else step.epoch_step + 1,
             identity=self.identity,
             window=self.journal.window.state(self.processes),
             bad_steps=self.bad_steps.in_a_row,
         )
-
-    def _save(self, step: Step, *, must: bool) -> None:
-        """Copy the state and let it be written; only the copy is waited for."""
-        last = step.epoch_step + 1 == self.epoch_steps[step.epoch]
-        epoch, epoch_step = (step.epoch + 1, 0) if last else (step.epoch, step.epoch_step + 1)
-        self._saved = step.number + 1
-        position = self._position(self._saved, epoch, epoch_step)
         # The memory that is copied to may still be read.
         self.processes.on_main(self.checkpoints.finish)
-        main, optimiser = self.processes.is_main, self.stepper.optimiser
-        snapshot = self.snapshots.take(self.task, optimiser, position, keeps=main)
+        snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position)
         self._saved_at = time.perf_counter()
-        if main:
+        if self.processes.is_main:
             self.checkpoints.begin(snapshot, must=must, first=self.tracker.flush)

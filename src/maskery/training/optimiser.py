@@ -147,24 +147,16 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor_of: Callable[[int
         group["lr"] = factor_of(group[STARTS_AT]) * group[PEAK]
 
 
-def learning_rate_factor(
-    step: int,
-    total: int,
-    *,
-    warmup_share: float,
-    shape: str,
-    floor: float = 0.0,
-    decay_share: float = 1.0,  # The share of the steps over which wsd falls, and its shape
-    decay_shape: str = "linear",
-) -> float:
+def learning_rate_factor(step: int, total: int, config: BaseTrainingConfig) -> float:
     """Return the share of the peak learning rate at a step from 0; above 0 and at most 1."""
     # It depends on the step alone, so resuming needs no state.
-    warmup = round(total * warmup_share)
+    warmup = round(total * config.warmup_share)
     if step < warmup:
         return (step + 1) / warmup
     falls = total - warmup
+    shape: str = config.lr_schedule
     if shape == "wsd":
-        falls, shape = min(falls, round(total * decay_share)), decay_shape
+        falls, shape = min(falls, round(total * config.decay_share)), config.decay_shape
     left = min(1.0, (total - step) / max(falls, 1))
     if shape == "constant":
         return 1.0
@@ -172,7 +164,7 @@ def learning_rate_factor(
         left = 0.5 * (1.0 - math.cos(math.pi * left))
     elif shape == "1-sqrt":
         left = 1.0 - math.sqrt(1.0 - left)
-    return floor + (1.0 - floor) * left
+    return config.lr_floor + (1.0 - config.lr_floor) * left
 
 
 class StableAdamW(torch.optim.AdamW):

@@ -165,8 +165,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> torch.Te
     torch.distributed.all_reduce(squares)
     squares += sum(gradient.float().square().sum() for gradient in others)
     norm = squares.sqrt()
-    # As `clip_grad_norm_` has it.
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as `clip_grad_norm_` has it
     for gradient in (*parts, *others):
         gradient.mul_(factor)
     return norm

@@ -16,8 +16,9 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from maskery.core.errors import CheckpointError, explained, listed
 from maskery.core.task import Task
@@ -26,8 +27,7 @@ from maskery.training.parallel import laid_out_like, unwrapped, whole
 MODEL, OPTIMISER, EXTRA = "model.safetensors", "optimiser.safetensors", "extra.safetensors"
 STATE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
-# How many differences between two runs a message lists.
-MOST_TOLD = 3
+MOST_TOLD = 3  # Differences between two runs that a message lists
 # Errors of loading a file whose checksum is right, but which something else than a run has written.
 UNSOUND = (
     OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError,
@@ -58,8 +58,7 @@ class Position:
         return cls(**{**values, "window": tuple(values.get("window", ()))})
 
 
-# Of a run that no checkpoint goes before.
-BEGINNING = Position(step=0, identity="")
+BEGINNING = Position(step=0, identity="")  # Of a run that no checkpoint goes before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,44 +67,35 @@ class Snapshot:
 
     position: Position  # The step it was taken after
     # By file name, its tensors; empty on other processes than the main one
-    files: Mapping[str, Mapping[str, torch.Tensor]]
+    files: Mapping[str, Mapping[str, Tensor]]
 
 
 class SnapshotMaker:
     """Takes snapshots into memory that it keeps: write the last before you take the next."""
 
-    def __init__(self) -> None:
-        self._memory: dict[tuple[str, str], torch.Tensor] = {}
+    def __init__(self, *, keeps: bool = True) -> None:
+        self.keeps = keeps  # False where only parts of shared tensors are given
+        self._memory: dict[tuple[str, str], Tensor] = {}
 
-    def take(
-        self,
-        task: Task[Any, Any],
-        optimiser: torch.optim.Optimizer,
-        position: Position,
-        *,
-        keeps: bool = True,
-    ) -> Snapshot:
-        """Copy the state of a run after `position`; every process must call this.
-
-        Those that do not keep it only give their parts of shared tensors.
-        """
+    def take(self, task: Task[Any, Any], optimiser: Optimizer, position: Position) -> Snapshot:
+        """Copy the state after `position`; every process must call this, to give its parts."""
         model = unwrapped(task.model)
         state = {
             MODEL: named_tensors(model),
             OPTIMISER: optimiser_tensors(model, optimiser),
             EXTRA: task.extra_state(),
         }
-        files: dict[str, dict[str, torch.Tensor]] = {name: {} for name in state} if keeps else {}
+        files: dict[str, dict[str, Tensor]] = {name: {} for name in state if self.keeps}
         for file, tensors in state.items():
             for name, tensor in tensors.items():
                 full = whole(tensor.detach())
-                if keeps:
+                if self.keeps:
                     files[file][name] = self._copy((file, name), full)
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return Snapshot(position=position, files=files)
 
-    def _copy(self, key: tuple[str, str], tensor: torch.Tensor) -> torch.Tensor:
+    def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
         kept = self._memory.get(key)
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
             # Pinned, so that copies from a GPU overlap.
@@ -114,22 +104,20 @@ class SnapshotMaker:
         return kept.copy_(tensor, non_blocking=True)
 
 
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and persistent buffers by name, tied ones once.
 
     A module with `start_is_kept` has its frozen weights, and all its buffers, from where it starts.
     """
     persistent = model.state_dict().keys()
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     tensors |= {name: b for name, b in model.named_buffers() if name in persistent}
     kept = (m for m in model.modules() if getattr(m, "start_is_kept", False))
     given = {id(t) for m in kept for t in (*m.parameters(), *m.buffers()) if not t.requires_grad}
     return {name: tensor.detach() for name, tensor in tensors.items() if id(tensor) not in given}
 
 
-def optimiser_tensors(
-    model: nn.Module, optimiser: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
+def optimiser_tensors(model: nn.Module, optimiser: Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's moments as `moment.parameter name`."""
     return {
         f"{moment}.{name}": optimiser.state[parameter][moment]
@@ -140,9 +128,7 @@ def optimiser_tensors(
     }
 
 
-def restore(
-    path: Path, task: Task[Any, Any], optimiser: torch.optim.Optimizer, identity: str
-) -> Position:
+def restore(path: Path, task: Task[Any, Any], optimiser: Optimizer, identity: str) -> Position:
     """Load a checkpoint of the same run into a task and its optimiser."""
     problem = f"the checkpoint '{path}' cannot be loaded"
     fix = "remove it to go on from the one before it"
@@ -152,14 +138,12 @@ def restore(
         _restore_task(path, task)
         moments = load_file(path / OPTIMISER)
         for name, parameter in unwrapped(task.model).named_parameters():
-            kept = [moment for moment in MOMENTS if f"{moment}.{name}" in moments]
-            if kept and parameter.requires_grad:  # a branch may freeze more than its origin
+            own = {m: moments[f"{m}.{name}"] for m in MOMENTS if f"{m}.{name}" in moments}
+            if own and parameter.requires_grad:  # a branch may freeze more than its origin
+                # The count of steps is a scalar, which is never sharded.
                 optimiser.state[parameter] = {
-                    # The count of steps is a scalar, which is never sharded.
-                    moment: moments[f"{moment}.{name}"].to(parameter.device)
-                    if moment == "step"
-                    else laid_out_like(moments[f"{moment}.{name}"], parameter)
-                    for moment in kept
+                    m: t.to(parameter.device) if m == "step" else laid_out_like(t, parameter)
+                    for m, t in own.items()
                 }
         return position
 

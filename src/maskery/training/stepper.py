@@ -89,8 +89,7 @@ class Stepper:
 
     def prepare(self, number: int, batches: Sequence[Any], *, epoch: int = 0) -> list[Prepared]:
         """Take the random decisions of a step, from 0; may run in another thread than `step`."""
-        progress = number / self.total_steps
-        return prepare_all(self.task, batches, epoch=epoch, progress=progress)
+        return prepare_all(self.task, batches, epoch=epoch, progress=number / self.total_steps)
 
     def step(
         self, number: int, prepared: Sequence[Prepared], *, flags: Sequence[float] = ()
@@ -152,15 +151,7 @@ class Stepper:
 
     def _rate_factor(self, number: int, start: int) -> float:
         """Return the factor of a group that starts at a step, which its warm-up is counted from."""
-        return learning_rate_factor(
-            max(number - start, 0),
-            self.total_steps - start,
-            warmup_share=self.config.warmup_share,
-            shape=self.config.lr_schedule,
-            floor=self.config.lr_floor,
-            decay_share=self.config.decay_share,
-            decay_shape=self.config.decay_shape,
-        )
+        return learning_rate_factor(max(number - start, 0), self.total_steps - start, self.config)
 
     def _micro_step(self, prepared: Prepared, counts: Mapping[str, float]) -> dict[str, Any]:
         """Add the gradients of one micro-batch; returns its share of the loss and its terms."""
@@ -247,20 +238,16 @@ class Prefetch(Generic[ItemT]):
     """Iterates over `items` one ahead, in a thread.
 
     An exception of the thread is raised where the item would have come, with a note of where it
-    came from. Use as a context manager, so that the thread ends with the loop. At most `depth`
-    items wait to be taken. `gives_up` is called about once a second while an item is waited for,
-    and ends the iteration if it returns True.
+    came from. Use as a context manager, so that the thread ends with the loop. At most two items
+    wait to be taken. `gives_up` is called about once a second while an item is waited for, and ends
+    the iteration if it returns True.
     """
 
     def __init__(
-        self,
-        items: Iterator[ItemT],
-        depth: int = 2,
-        *,
-        gives_up: Callable[[], bool] = lambda: False,
+        self, items: Iterator[ItemT], *, gives_up: Callable[[], bool] = lambda: False
     ) -> None:
         self._items, self._gives_up = items, gives_up
-        self._queue: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(depth)
+        self._queue: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from maskery.core.errors import ConfigError, MaskeryError, ModelError
 from maskery.models.checkpoint_import.convert import import_checkpoint
-from maskery.models.checkpoint_import.state_dict import VISION_HEADS, heads_of, read_tokenizer
+from maskery.models.checkpoint_import.state_dict import heads_of, read_tokenizer
 
 WORDS = 50
 SIZES: dict[str, Any] = {
@@ -144,14 +144,14 @@ def test_an_antibody_model_keeps_its_capital_letters(tmp_path: Path) -> None:
 
 
 def test_heads_are_asked_for_where_a_width_allows_several() -> None:
-    assert heads_of("vision", 1280, None, {}, VISION_HEADS) == 16  # ViT-H: 80 for each
-    assert heads_of("vision", 1280, None, {"num_attention_heads": 20}, VISION_HEADS) == 20
+    assert heads_of("vision", 1280, None, {}) == 16  # ViT-H: 80 for each
+    assert heads_of("vision", 1280, None, {"num_attention_heads": 20}) == 20
     with pytest.raises(ConfigError, match="--vision-heads"):
-        heads_of("vision", 384, None, {}, VISION_HEADS)
+        heads_of("vision", 384, None, {})
     with pytest.raises(ConfigError, match="must divide its width 384"):
-        heads_of("vision", 384, 7, {}, VISION_HEADS)
+        heads_of("vision", 384, 7, {})
     with pytest.raises(ConfigError, match="must divide its width 384"):
-        heads_of("vision", 384, None, {"num_attention_heads": "6"}, VISION_HEADS)
+        heads_of("vision", 384, None, {"num_attention_heads": "6"})
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_the_last_rows_may_look_at_other_images(
     tokens = torch.randn(IMAGES, N, W)
     others = torch.tensor([2, 2, 0])
     with torch.no_grad():
-        fused = encoder(*text, encoder.project_images(tokens), others)[text[1]]
+        hidden, images = encoder.encode_text(*text), encoder.project_images(tokens)
+        fused = encoder.fuse(hidden, text[1], images, others)[text[1]]
         expected = one_by_one(encoder, text, tokens, [0, 1, 2, 2, 2, 0])
     torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
 

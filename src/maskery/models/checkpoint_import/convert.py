@@ -25,8 +25,8 @@ from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.state_dict import (
-    TEXT_HEADS,
     ImportReport,
+    State,
     first_parts,
     heads_of,
     part_of,
@@ -59,7 +59,7 @@ BESIDE_BERT = re.compile(r"(?!(bert\.)?(embeddings|encoder)\.).*|.*\.position_id
 # Settings of a BERT that change what it computes and leave no trace in its tensors.
 TOLD_OF_BERT = ("hidden_act", "layer_norm_eps", "pad_token_id", "position_embedding_type")
 REPORT = "import_report.txt"
-State = dict[str, torch.Tensor]
+Lines = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +106,7 @@ def import_checkpoint(
     checkpoint = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
     imported = import_state(
-        checkpoint.tensors,
-        read_described(folder),
-        image_size=image_size,
-        num_text_heads=num_text_heads,
-        num_vision_heads=num_vision_heads,
+        checkpoint.tensors, read_described(folder), image_size, num_text_heads, num_vision_heads
     )
     config: Any = imported.model.config
     saved: list[Any] = [imported.model]
@@ -135,7 +131,6 @@ def import_checkpoint(
 def import_state(
     state: State,
     described: Mapping[str, Any],
-    *,
     image_size: tuple[int, int] | None = None,
     num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
@@ -143,26 +138,20 @@ def import_state(
     """Recognise the model of a state dict by its names, or by what its `config.json` says."""
     kind = described.get("model_type")
     if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
-        return import_albef(
-            state,
-            described,
-            num_text_heads=num_text_heads,
-            num_vision_heads=num_vision_heads,
-            image_size=image_size,
-        )
+        return import_albef(state, described, image_size, num_text_heads, num_vision_heads)
     if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
         state = dict(state)
-        config = vit_config(state, described, num_heads=num_vision_heads, image_size=image_size)
+        config = vit_config(state, described, num_vision_heads, image_size)
         resized = fit_positions(state, config)
         model = ViTModel(config, add_pooling_layer=False).eval()
         placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
-        return Imported(model=model, report=_fill(model, "vit", placed, resized=resized))
+        return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
-        return import_bert(state, described, num_text_heads=num_text_heads)
+        return import_bert(state, described, num_text_heads)
     raise ModelError(
         f"the checkpoint is of no known model: its names begin with {first_parts(state)}. ALBEF, "
         f"RaSa, BERT and timm or DeiT vision transformers are known by their names; what Hugging "
@@ -170,12 +159,10 @@ def import_state(
     )
 
 
-def import_bert(
-    state: State, described: Mapping[str, Any], *, num_text_heads: int | None = None
-) -> Imported:
+def import_bert(state: State, described: Mapping[str, Any], num_heads: int | None) -> Imported:
     """Load a BERT that no `config.json` tells the family of; refused where it may be another."""
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
-    config = text_config(state, prefix, described, num_text_heads)
+    config = text_config(state, prefix, described, num_heads)
     if config.type_vocab_size < 2:
         raise ModelError(
             "the checkpoint has one kind of segment, as RoBERTa has and some BERTs, and they count "
@@ -237,7 +224,6 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
 def import_albef(
     state: State,
     described: Mapping[str, Any] | None = None,
-    *,
     image_size: tuple[int, int] | None = None,
     num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
@@ -247,18 +233,14 @@ def import_albef(
     vision = {n.removeprefix(VISION): t for n, t in state.items() if n.startswith(VISION)}
     layers = f"{TEXT}encoder.layer."
     fusing = layer_numbers([name for name in state if ".crossattention." in name], layers)
+    text, pictures = (part_of(described or {}, side) for side in ("text", "vision"))
     config = ImageTextConfig(
-        text_config=text_config(state, TEXT, part_of(described or {}, "text"), num_text_heads),
-        vision_config=vit_config(
-            vision,
-            part_of(described or {}, "vision"),
-            num_heads=num_vision_heads,
-            image_size=image_size,
-        ),
+        text_config=text_config(state, TEXT, text, num_text_heads),
+        vision_config=vit_config(vision, pictures, num_vision_heads, image_size),
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
-    resized: tuple[str, ...] = ()
+    resized: Lines = ()
     for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
         if name in state:
             resized += fit_positions(state, config.vision_config, name=name)
@@ -266,7 +248,7 @@ def import_albef(
     config.text_config.attention_probs_dropout_prob = 0.0
     model = ImageTextModel(config).eval()
     placed = {name: _albef_places(name, tensor) for name, tensor in state.items()}
-    report = _fill(model, "albef", placed, told=_told(state), resized=resized)
+    report = _fill(model, "albef", placed, _told(state), resized)
     twin = {n: t for places in placed.values() for n, t in places.items() if n.startswith(TWIN)}
     extra: State = {}
     if twin:
@@ -324,15 +306,13 @@ def text_config(
 
     What no tensor tells is taken from `described`; sizes there have to be those of the tensors.
     """
-    embeddings = f"{prefix}embeddings."
+    embeddings, layers = f"{prefix}embeddings.", f"{prefix}encoder.layer."
     vocab_size, width = shape_of(state, f"{embeddings}word_embeddings.weight", 2)
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "num_hidden_layers": len(layer_numbers(state, f"{prefix}encoder.layer.")),
-        "intermediate_size": shape_of(
-            state, f"{prefix}encoder.layer.0.intermediate.dense.weight", 2
-        )[0],
+        "num_hidden_layers": len(layer_numbers(state, layers)),
+        "intermediate_size": shape_of(state, f"{layers}0.intermediate.dense.weight", 2)[0],
         "max_position_embeddings": shape_of(state, f"{embeddings}position_embeddings.weight", 2)[0],
         "type_vocab_size": shape_of(state, f"{embeddings}token_type_embeddings.weight", 2)[0],
     }
@@ -343,23 +323,15 @@ def text_config(
                 f"tensors say {size}: it is of another model; take it away or bring the right one"
             )
     told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
-    heads = heads_of("text", width, num_heads, described, TEXT_HEADS)
+    heads = heads_of("text", width, num_heads, described)
     return BertConfig(**told, **sizes, num_attention_heads=heads)
 
 
 def _fill(
-    model: Any,
-    kind: str,
-    placed: Mapping[str, State],
-    *,
-    told: dict[str, str] | None = None,
-    resized: tuple[str, ...] = (),
+    model: Any, kind: str, placed: Mapping[str, State], told: dict[str, str], resized: Lines
 ) -> ImportReport:
-    """Load `placed`, by name in the file the tensors by the model's names; returns the report.
-
-    `told` has where other tensors of the file went.
-    """
-    own, told = model.state_dict(), told or {}
+    """Load `placed`, by name in the file its tensors here; `told` has where others went."""
+    own = model.state_dict()
     found = {new: tensor for places in placed.values() for new, tensor in places.items()}
     for name, tensor in found.items():
         there = own.get(name.removeprefix(TWIN))

@@ -44,25 +44,26 @@ ENDS = {
     ".meta": "TensorFlow",
     ".npz": "NumPy or JAX",
 }
-# What files of PyTorch begin with; older ones are plain pickles.
-ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"  # What files of PyTorch begin with; older ones are plain pickles
 SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
 # A folder with one of these has a tokenizer of its own; else its list of words is read.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 # Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
 # and DeiT has 6; small BERTs differ as well.
-TEXT_HEADS = {768: 12, 1024: 16}
-VISION_HEADS = {192: 3, 768: 12, 1024: 16, 1280: 16}
+HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 # Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
 PADDING = 0.01
+
+
+State = dict[str, torch.Tensor]  # Tensors by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The tensors of a checkpoint file by name, and what is to be said of how they were read."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: State
     notes: tuple[str, ...] = ()
 
 
@@ -103,8 +104,7 @@ def first_parts(names: Iterable[str]) -> str:
 
 
 def _listed(content: Iterable[object]) -> str:
-    keys = [f"'{key!s:.40}'" for key in content]
-    return listed(keys, SHOWN) or "none"
+    return listed([f"'{key!s:.40}'" for key in content], SHOWN) or "none"
 
 
 def _files(path: Path) -> list[Path]:
@@ -261,22 +261,13 @@ def part_of(described: Mapping[str, Any], part: str) -> dict[str, Any]:
     if isinstance(own, dict):
         return own
     # A whole that is a BERT describes the text side; its picture side can be named in passing.
-    return (
-        {"num_attention_heads": described.get("vision_heads")}
-        if part == "vision"
-        else {**described}
-    )
+    heads = {"num_attention_heads": described.get("vision_heads")}
+    return heads if part == "vision" else {**described}
 
 
-def heads_of(
-    side: str,
-    width: int,
-    given: int | None,
-    described: Mapping[str, Any],
-    published: Mapping[int, int],
-) -> int:
+def heads_of(side: str, width: int, given: int | None, described: Mapping[str, Any]) -> int:
     """Return the attention heads: as given, as described, or as all published models have."""
-    heads = given or described.get("num_attention_heads") or published.get(width)
+    heads = given or described.get("num_attention_heads") or HEADS[side].get(width)
     if heads is None:
         raise ConfigError(
             f"no tensor tells the attention heads of the {side} encoder, and its width {width} "

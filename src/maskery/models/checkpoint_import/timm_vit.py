@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.state_dict import VISION_HEADS, heads_of
+from maskery.models.checkpoint_import.state_dict import State, heads_of
+from maskery.models.image_text.model import pair
 
 TOP = {
     "cls_token": "embeddings.cls_token",
@@ -33,7 +34,7 @@ BLOCK = {
 BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+def rename_vit(name: str, tensor: torch.Tensor) -> State:
     """Map a timm parameter to its places in `ViTModel`; empty if it has none."""
     if name in TOP:
         return {TOP[name]: tensor}
@@ -50,16 +51,12 @@ def rename_vit(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def vit_config(
-    state: dict[str, torch.Tensor],
+    state: State,
     described: Mapping[str, Any],
-    *,
-    num_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
+    num_heads: int | None,
+    image_size: tuple[int, int] | None,
 ) -> Any:
-    """Read the `ViTConfig` of a timm vision transformer off its tensors.
-
-    The image size is by default that of the checkpoint, if square.
-    """
+    """Read a timm transformer's `ViTConfig` off its tensors, with its image size if square."""
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
     hidden, _ = shape_of(state, "blocks.0.mlp.fc1.weight", 2)
@@ -69,7 +66,7 @@ def vit_config(
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=len(layer_numbers(state, "blocks.")),
-        num_attention_heads=heads_of("vision", width, num_heads, described, VISION_HEADS),
+        num_attention_heads=heads_of("vision", width, num_heads, described),
         intermediate_size=hidden,
         layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),
@@ -77,20 +74,24 @@ def vit_config(
     )
 
 
-def fit_positions(
-    state: dict[str, torch.Tensor], config: Any, *, name: str = "pos_embed"
-) -> tuple[str, ...]:
+def fit_positions(state: State, config: Any, *, name: str = "pos_embed") -> tuple[str, ...]:
     """Resize the position table in `state`, in place; returns what was resized, for the report."""
     table = state[name]
     old = square_grid(table.shape[1] - 1)
-    new = tuple(s // p for s, p in zip(config.image_size, config.patch_size, strict=True))
+    new = grid_of(config)
     if new == old:
         return ()
-    state[name] = resize_positions(table, old, (new[0], new[1]))
+    state[name] = resize_positions(table, old, new)
     return (f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches",)
 
 
-def shape_of(state: dict[str, torch.Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
+def grid_of(config: Any) -> tuple[int, int]:
+    """Return the rows and columns of patches in the images of a vision encoder."""
+    (height, width), (down, across) = pair(config.image_size), pair(config.patch_size)
+    return height // down, width // across
+
+
+def shape_of(state: State, name: str, num_dimensions: int) -> tuple[int, ...]:
     """Return the shape of a tensor that gives a size; refuse another number of dimensions."""
     if name not in state:
         raise ModelError(

@@ -9,29 +9,23 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 
 from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.timm_vit import resize_positions
+from maskery.models.checkpoint_import.timm_vit import grid_of, resize_positions
 from maskery.models.image_text.model import (
     ImageTextConfig,
     ImageTextModel,
     check_image_size,
-    image_size_of,
+    covered,
     pair,
     vision_family,
 )
 from maskery.models.image_text.sizes import ImageTextSizes
-from maskery.models.loading import (
-    add_rows,
-    load_tokenizer,
-    load_weights,
-    read_config,
-)
+from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_config
 
 log = logging.getLogger(__name__)
 
 # Two-tower checkpoints whose vision tower is taken.
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-# Added to a tokenizer without a mask token, as IRRA does.
-MASK = "<|mask|>"
+MASK = "<|mask|>"  # Added to a tokenizer without a mask token, as IRRA does
 # ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
 
@@ -40,27 +34,26 @@ def build_from_scratch(
     sizes: ImageTextSizes, *, vocabulary_size: int, pad_token_id: int = 0
 ) -> ImageTextModel:
     """Make a freshly initialised model; seed torch before, for the same one twice."""
-    # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
-    # them, and small models learn to look some times sooner.
-    initializer_range = sizes.width**-0.5
+    both = {
+        "hidden_size": sizes.width,
+        "num_attention_heads": sizes.num_heads,
+        "intermediate_size": 4 * sizes.width,
+        # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
+        # them, and small models learn to look some times sooner.
+        "initializer_range": sizes.width**-0.5,
+    }
     text = BertConfig(
-        initializer_range=initializer_range,
+        **both,
         vocab_size=vocabulary_size,
-        hidden_size=sizes.width,
         num_hidden_layers=sizes.text_layers + sizes.fusion_layers,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=4 * sizes.width,
         max_position_embeddings=sizes.max_length,
         hidden_dropout_prob=sizes.dropout,
         attention_probs_dropout_prob=0.0,  # with dropout, attention takes twice the time
         pad_token_id=pad_token_id,
     )
     vision = ViTConfig(
-        initializer_range=initializer_range,
-        hidden_size=sizes.width,
+        **both,
         num_hidden_layers=sizes.image_layers,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=4 * sizes.width,
         layer_norm_eps=1e-6,  # as in the released vision transformers
         image_size=list(sizes.image_size),
         patch_size=sizes.patch_size,
@@ -81,7 +74,6 @@ def build_from_encoders(
     fusion_layer: int | None = None,  # the first with cross-attention; by default the middle one
     # Height and width; positions are interpolated once. By default the vision encoder's own
     image_size: tuple[int, int] | None = None,
-    embed_dim: int = 256,  # width of the contrastive features
 ) -> tuple[ImageTextModel, frozenset[str]]:
     """Make a model whose text side is a BERT and whose vision side is a vision encoder.
 
@@ -104,7 +96,6 @@ def build_from_encoders(
         vision_config=_resized(eyes.config, image_size),
         image_size=image_size,
         fusion_layer=text_config.num_hidden_layers // 2 if fusion_layer is None else fusion_layer,
-        embed_dim=embed_dim,
     )
     model = ImageTextModel(config)
     # What the model does not have belongs to heads that it does without.
@@ -186,8 +177,7 @@ def _load_towers(name: str) -> tuple[Any, Any]:
     refuse_missing(name, "the model of two towers", info)
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
-        size = vocabulary_size(tokenizer)
-        add_rows(towers.text_model, {require_mask(tokenizer): ()}, size)
+        add_rows(towers.text_model, {require_mask(tokenizer): ()}, vocabulary_size(tokenizer))
     require_mask(tokenizer)
     for role in ("pad_token_id", "bos_token_id", "eos_token_id"):  # configurations name others
         setattr(towers.text_model.config, role, getattr(tokenizer, role))
@@ -197,26 +187,20 @@ def _load_towers(name: str) -> tuple[Any, Any]:
 def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
     """Return an encoder's weights with positions interpolated to the image size of `config`."""
     state = dict(encoder.state_dict())
-    patch = pair(config.patch_size)
-    old, new = (
-        tuple(s // p for s, p in zip(image_size_of(c), patch, strict=True))
-        for c in (encoder.config, config)
-    )
+    old, new = grid_of(encoder.config), grid_of(config)
     for name in POSITION_TABLES:
         if name in state and old != new:
             table = state[name]
             flat = table.view(1, -1, table.shape[-1])
-            leading = flat.shape[1] - old[0] * old[1]
-            resized = resize_positions(flat, (old[0], old[1]), (new[0], new[1]), leading)
+            resized = resize_positions(flat, old, new, flat.shape[1] - old[0] * old[1])
             state[name] = resized if table.dim() == 3 else resized[0]
     return state
 
 
 def _whole_patches(config: Any, name: str) -> tuple[int, int]:
     """Return an encoder's own image size, or the next below it that its patches cover."""
-    size, patch = image_size_of(config), pair(config.patch_size)
-    whole = size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
-    if whole != size:
+    size, patch = pair(config.image_size), pair(config.patch_size)
+    if (whole := covered(size, config)) != size:
         log.warning(
             "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d; "
             "they are read at %d x %d",
@@ -228,7 +212,7 @@ def _whole_patches(config: Any, name: str) -> tuple[int, int]:
 def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
     """Copy a vision configuration for another image size, where its kind allows one."""
     copied = type(config).from_dict(config.to_dict())
-    if image_size is None or image_size == image_size_of(config):
+    if image_size is None or image_size == pair(config.image_size):
         return copied
     check_image_size(image_size, config)
     height, width = image_size

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from maskery.models.image_text.text_encoder import ImageKeys, Layer, PackedRows, TextFusionEncoder
 
@@ -25,8 +26,8 @@ from maskery.models.image_text.text_encoder import ImageKeys, Layer, PackedRows,
 class Rows(PackedRows):
     """The places of S tokens in R rows of L, and of the class tokens among them."""
 
-    firsts: torch.Tensor  # (R,) int64, the class token of each row among the S
-    mask: torch.Tensor | None  # (R, 1, 1, L) bool; None where all rows are as long
+    firsts: Tensor  # (R,) int64, the class token of each row among the S
+    mask: Tensor | None  # (R, 1, 1, L) bool; None where all rows are as long
 
     @classmethod
     def of_lengths(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Rows:
@@ -42,9 +43,7 @@ class Rows(PackedRows):
         )
 
 
-def before_looking(
-    encoder: TextFusionEncoder, hidden: torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
+def before_looking(encoder: TextFusionEncoder, hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Run the self-attention of the first fusion layer, which no image has a part in.
 
     From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
@@ -52,18 +51,17 @@ def before_looking(
     first = encoder.fusion_layers[0]
     if not isinstance(first, Layer):  # a fusion encoder of another kind begins by looking
         return hidden
-    attention = first.attention
-    attended: torch.Tensor = attention(hidden, attention_mask[:, None, None, :])
+    attended: Tensor = first.attention(hidden, attention_mask[:, None, None, :])
     return attended
 
 
 def fuse_class_tokens(
-    encoder: TextFusionEncoder, tokens: torch.Tensor, rows: Rows, image: Sequence[ImageKeys]
-) -> torch.Tensor:
+    encoder: TextFusionEncoder, tokens: Tensor, rows: Rows, image: Sequence[ImageKeys]
+) -> Tensor:
     """Let all texts look at one image: (S, D) of `before_looking` to (R, D) fused class tokens."""
     layers = encoder.fusion_layers
     if not isinstance(layers[0], Layer):
-        fused: torch.Tensor = layers[0](rows.spread(tokens), rows.mask, *image)
+        fused: Tensor = layers[0](rows.spread(tokens), rows.mask, *image)
         return fused[:, 0]
     hidden = tokens
     for number, (layer, keys) in enumerate(zip(layers, image, strict=True)):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -64,7 +64,7 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "
                 f"{num_layers} layers; half of them is usual"
             )
-        self.image_size = list(self.image_size or image_size_of(self.vision_config))
+        self.image_size = list(self.image_size or pair(self.vision_config.image_size))
         check_image_size(self.image_size, self.vision_config)
         super().__post_init__(**kwargs)
 
@@ -74,20 +74,20 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
         return self.text_config.model_type in TEXT_TOWERS
 
 
-def image_size_of(vision_config: Any) -> tuple[int, int]:
-    """The height and width, in pixels, that a vision encoder was made for."""
-    return pair(vision_config.image_size)
-
-
 def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
     """Raise a ModelError if the encoder's patch size does not divide a height and width."""
     size, patch = pair(image_size), pair(vision_config.patch_size)
-    if size[0] % patch[0] or size[1] % patch[1]:
+    if (whole := covered(image_size, vision_config)) != size:
         raise ModelError(
             f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
-            f"{patch[1]}: the patch size must divide the image size; choose "
-            f"{size[0] // patch[0] * patch[0]} x {size[1] // patch[1] * patch[1]}"
+            f"{patch[1]}: the patch size must divide the image size; choose {whole[0]} x {whole[1]}"
         )
+
+
+def covered(image_size: int | Sequence[int], vision_config: Any) -> tuple[int, int]:
+    """Return the largest height and width within an image that whole patches cover."""
+    (height, width), (down, across) = pair(image_size), pair(vision_config.patch_size)
+    return height // down * down, width // across * across
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -140,7 +140,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         self.family = vision_family(config.model_type)
-        self.image_size = image_size_of(config)
+        self.image_size = pair(config.image_size)
         self.width = int(config.hidden_size)
         for name, value in self.family.unused_settings.items():
             setattr(config, name, value)
@@ -150,19 +150,19 @@ class VisionEncoder(nn.Module):
             if name.rpartition(".")[2] == "mask_token":
                 parameter.requires_grad_(False)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width), normalised, to (B, N, W)."""
         # Positions are interpolated where the images are not of the encoder's own size.
         other_size = tuple(pixel_values.shape[-2:]) != self.image_size
         options = {"interpolate_pos_encoding": True} if other_size else {}
         if self.backbone.config.model_type.startswith("dinov2"):
             options = {}  # interpolates by itself
-        tokens: torch.Tensor = self.backbone(pixel_values, **options).last_hidden_state
+        tokens: Tensor = self.backbone(pixel_values, **options).last_hidden_state
         if self.family.token_norm is not None:
             tokens = getattr(self.backbone, self.family.token_norm)(tokens)
         return tokens
 
-    def summarise(self, tokens: torch.Tensor) -> torch.Tensor:
+    def summarise(self, tokens: Tensor) -> Tensor:
         """One vector for the whole image: (B, N, W) to (B, W)."""
         return tokens[:, 0] if self.family.class_token else tokens.mean(dim=1)
 
@@ -171,8 +171,8 @@ class VisionEncoder(nn.Module):
 class ImageTextOutput(ModelOutput):  # type: ignore[misc]
     """Results of a plain forward pass."""
 
-    last_hidden_state: torch.Tensor | None = None  # (B, L, D), text that has seen the image
-    logits: torch.Tensor | None = None  # (B, L, V), scores over the vocabulary at every token
+    last_hidden_state: Tensor | None = None  # (B, L, D), text that has seen the image
+    logits: Tensor | None = None  # (B, L, V), scores over the vocabulary at every token
 
 
 class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
@@ -220,37 +220,37 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         name = "tower.embeddings.token_embedding" if towers else "bert.embeddings.word_embeddings"
         return self.text_encoder.get_submodule(name)
 
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width) to (B, N, W)."""
-        tokens: torch.Tensor = self.visual_encoder(pixel_values)
+        tokens: Tensor = self.visual_encoder(pixel_values)
         return tokens
 
-    def image_feature(self, image_tokens: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
+    def image_feature(self, image_tokens: Tensor, *, unit: bool = True) -> Tensor:
         """(B, N, W) to (B, E), by default of unit length."""
         if self.logit_bias is None:  # else the projection pools them, as SigLIP does
             image_tokens = self.visual_encoder.summarise(image_tokens)
-        feature: torch.Tensor = self.vision_proj(image_tokens)
+        feature: Tensor = self.vision_proj(image_tokens)
         return F.normalize(feature, dim=-1) if unit else feature
 
     def text_feature(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None = None, *, unit: bool = True
-    ) -> torch.Tensor:
+        self, hidden: Tensor, mask: Tensor | None = None, *, unit: bool = True
+    ) -> Tensor:
         """(B, L, D) at the fusion boundary to (B, E), likewise.
 
         From the class token or, of a tower, the last token where the mask (B, L) is not 0.
         """
-        feature: torch.Tensor = self.text_proj(self.text_encoder.summarise(hidden, mask))
+        feature: Tensor = self.text_proj(self.text_encoder.summarise(hidden, mask))
         return F.normalize(feature, dim=-1) if unit else feature
 
-    def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
+    def project_images(self, image_tokens: Tensor) -> list[ImageKeys]:
         """The keys and values that every text reading these images shares, layer by layer."""
         return self.text_encoder.project_images(image_tokens)
 
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *,
         compute: Callable[[ImageTextModel], ResultT] | None = None,
     ) -> ImageTextOutput | ResultT:
@@ -273,7 +273,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         images = None
         if pixel_values is not None:
             images = self.project_images(self.encode_image(pixel_values))
-        hidden: torch.Tensor = self.text_encoder(input_ids, attention_mask, images)
+        hidden: Tensor = self.text_encoder(input_ids, attention_mask, images)
         logits = self.text_encoder.mlm_logits(hidden)
         return ImageTextOutput(last_hidden_state=hidden, logits=logits)
 

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import (
     BertIntermediate,
     BertOutput,
@@ -40,21 +40,21 @@ class PackedRows:
 
     count: int  # R
     length: int  # L
-    places: torch.Tensor  # (T,) int64, ascending indices into R * L
+    places: Tensor  # (T,) int64, ascending indices into R * L
 
     @classmethod
-    def of(cls, attention_mask: torch.Tensor) -> PackedRows:
+    def of(cls, attention_mask: Tensor) -> PackedRows:
         """Read them off (R, L), 0 at padding."""
         count, length = attention_mask.shape
         places = attention_mask.bool().flatten().nonzero().squeeze(-1)
         return cls(count=count, length=length, places=places)
 
-    def gather(self, padded: torch.Tensor) -> torch.Tensor:
+    def gather(self, padded: Tensor) -> Tensor:
         """(R, L, D) to (T, D)."""
-        packed: torch.Tensor = _Gather.apply(padded.flatten(0, 1), self.places)  # type: ignore[no-untyped-call]
+        packed: Tensor = _Gather.apply(padded.flatten(0, 1), self.places)  # type: ignore[no-untyped-call]
         return packed
 
-    def spread(self, hidden: torch.Tensor) -> torch.Tensor:
+    def spread(self, hidden: Tensor) -> Tensor:
         """(T, D) to (R, L, D), with zeros at padding."""
         flat = hidden.new_zeros(self.count * self.length, *hidden.shape[1:])
         return flat.index_copy_(0, self.places, hidden).view(self.count, self.length, -1)
@@ -64,13 +64,13 @@ class _Gather(torch.autograd.Function):
     """Take rows of a matrix, each at most once, so the backward pass copies and adds nothing."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
         ctx.size = len(values)
         return values.index_select(0, places)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, places, grad), None
 
@@ -79,10 +79,10 @@ class _Gather(torch.autograd.Function):
 class ImageKeys:
     """The keys and values of I images in one fusion layer."""
 
-    keys: torch.Tensor  # (I, H, N, d)
-    values: torch.Tensor  # (I, H, N, d)
+    keys: Tensor  # (I, H, N, d)
+    values: Tensor  # (I, H, N, d)
 
-    def select(self, rows: torch.Tensor) -> ImageKeys:
+    def select(self, rows: Tensor) -> ImageKeys:
         """Take the images `rows` (S,), in that order."""
         return ImageKeys(keys=self.keys[rows], values=self.values[rows])
 
@@ -99,23 +99,19 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(key_width or width, width)
         self.value = nn.Linear(key_width or width, width)
 
-    def split_heads(
-        self, projected: torch.Tensor, packed: PackedRows | None = None
-    ) -> torch.Tensor:
+    def split_heads(self, projected: Tensor, packed: PackedRows | None = None) -> Tensor:
         """(R, L, D), or (T, D) that are packed, to (R, H, L, d)."""
         spread = projected if packed is None else packed.spread(projected)
         return spread.view(*spread.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-    def project(self, tokens: torch.Tensor, packed: PackedRows | None = None) -> ImageKeys:
+    def project(self, tokens: Tensor, packed: PackedRows | None = None) -> ImageKeys:
         """Project (I, N, W) tokens, or packed ones, to keys and values."""
         return ImageKeys(
             keys=self.split_heads(self.key(tokens), packed),
             values=self.split_heads(self.value(tokens), packed),
         )
 
-    def attend(
-        self, query: torch.Tensor, to: ImageKeys, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def attend(self, query: Tensor, to: ImageKeys, mask: Tensor | None = None) -> Tensor:
         """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
         dropout = self.dropout if self.training else 0.0
         with in_float32(query, to.keys, to.values) as (q, k, v):
@@ -136,12 +132,12 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        hidden: Tensor,
+        mask: Tensor | None = None,
         rows: PackedRows | None = None,
         images: ImageKeys | None = None,
         others: ImageKeys | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """(R, L, D), or (T, D) with `rows`, to such; mask (R, 1, 1, L) bool or None.
 
         Row r looks at image r modulo I, but the last S rows at the S images `others`, if given.
@@ -157,17 +153,13 @@ class Attention(nn.Module):
                 context = torch.cat((context, apart))
         return self.finish(context, hidden, rows)
 
-    def finish(
-        self, context: torch.Tensor, hidden: torch.Tensor, rows: PackedRows | None
-    ) -> torch.Tensor:
+    def finish(self, context: Tensor, hidden: Tensor, rows: PackedRows | None) -> Tensor:
         """Join the heads (R, H, L, d) and add what was there before."""
         merged = context.transpose(1, 2).flatten(2)
-        attended: torch.Tensor = self.output(
-            merged if rows is None else rows.gather(merged), hidden
-        )
+        attended: Tensor = self.output(merged if rows is None else rows.gather(merged), hidden)
         return attended
 
-    def _in_blocks(self, query: torch.Tensor, images: ImageKeys) -> torch.Tensor:
+    def _in_blocks(self, query: Tensor, images: ImageKeys) -> Tensor:
         """Attend from whole blocks of I rows: rows of one image become one long row of queries."""
         # So no key or value is copied, however many texts look at an image.
         num_images = len(images.keys)
@@ -180,7 +172,7 @@ class Attention(nn.Module):
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)
 
 
-OtherImages: TypeAlias = torch.Tensor | Sequence[ImageKeys]
+OtherImages: TypeAlias = Tensor | Sequence[ImageKeys]
 
 
 class Embeddings(nn.Module):
@@ -188,17 +180,15 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        width = config.hidden_size
+        words, width = config.vocab_size, config.hidden_size
         # The padding's embedding takes no gradient from being read, as in BERT.
-        self.word_embeddings = nn.Embedding(
-            config.vocab_size, width, padding_idx=config.pad_token_id
-        )
+        self.word_embeddings = nn.Embedding(words, width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor, rows: PackedRows | None = None) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, rows: PackedRows | None = None) -> Tensor:
         """(R, L) int64 to (R, L, D), or to the (T, D) of the real tokens."""
         positions = self.position_embeddings.weight[: input_ids.shape[1]]
         if rows is not None:
@@ -206,7 +196,7 @@ class Embeddings(nn.Module):
             positions = F.embedding(rows.places % rows.length, positions)
         segment = self.token_type_embeddings.weight[0]
         embedded = self.word_embeddings(input_ids) + positions + segment
-        result: torch.Tensor = self.dropout(self.LayerNorm(embedded))
+        result: Tensor = self.dropout(self.LayerNorm(embedded))
         return result
 
 
@@ -224,23 +214,23 @@ class Layer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
 
-    def project_image(self, image_tokens: torch.Tensor) -> ImageKeys:
+    def project_image(self, image_tokens: Tensor) -> ImageKeys:
         """Project (I, N, W) image tokens to the cross-attention's keys and values."""
         return self.crossattention.self.project(image_tokens)
 
     def forward(
         self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None,
+        hidden: Tensor,
+        mask: Tensor | None,
         images: ImageKeys | None = None,
         others: ImageKeys | None = None,
         rows: PackedRows | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """(R, L, D) to such, or (T, D); without images the cross-attention is skipped."""
         hidden = self.attention(hidden, mask, rows)
         if images is not None:
             hidden = self.crossattention(hidden, None, rows, images, others)
-        result: torch.Tensor = self.output(self.intermediate(hidden), hidden)
+        result: Tensor = self.output(self.intermediate(hidden), hidden)
         return result
 
 
@@ -252,7 +242,7 @@ class Predictions(nn.Module):
         self.transform = BertPredictionHeadTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         """(M, D) to (M, V)."""
         return F.linear(self.transform(hidden), word_embeddings, self.bias)
 
@@ -272,9 +262,8 @@ class TextFusionEncoder(nn.Module):
             Layer(config, image_width if i >= fusion_layer else None)
             for i in range(config.num_hidden_layers)
         )
-        self.bert: Any = nn.ModuleDict(
-            {"embeddings": embeddings, "encoder": nn.ModuleDict({"layer": layers})}
-        )
+        encoder = nn.ModuleDict({"layer": layers})
+        self.bert: Any = nn.ModuleDict({"embeddings": embeddings, "encoder": encoder})
         self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
     @property
@@ -282,40 +271,36 @@ class TextFusionEncoder(nn.Module):
         """The layers that look at the image."""
         return list(self.bert.encoder.layer[self.fusion_layer :])
 
-    def summarise(self, hidden: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
+    def summarise(self, hidden: Tensor, _: Tensor | None = None) -> Tensor:
         """(R, L, D) of `encode_text` to (R, D), the class token's state."""
         return hidden[:, 0]
 
-    def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Run the text layers (ALBEF's mode "text"): (R, L) int64 to (R, L, D)."""
         mask, rows = self._laid_out(attention_mask)
-        hidden: torch.Tensor = self.bert.embeddings(input_ids, rows)
+        hidden: Tensor = self.bert.embeddings(input_ids, rows)
         for layer in self.bert.encoder.layer[: self.fusion_layer]:
             hidden = layer(hidden, mask, rows=rows)
         return hidden if rows is None else rows.spread(hidden)
 
-    def _laid_out(
-        self, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, PackedRows | None]:
+    def _laid_out(self, attention_mask: Tensor | None) -> tuple[Tensor | None, PackedRows | None]:
         """Return the mask (R, 1, 1, L) bool, as attention wants it, and where real tokens lie."""
         if attention_mask is None:
             return None, None
         rows = None if self.computes_padding else PackedRows.of(attention_mask)
         return attention_mask.bool()[:, None, None, :], rows
 
-    def project_images(self, image_tokens: torch.Tensor) -> list[ImageKeys]:
+    def project_images(self, image_tokens: Tensor) -> list[ImageKeys]:
         """Project (I, N, W) image tokens to keys and values, one entry for each fusion layer."""
         return [layer.project_image(image_tokens) for layer in self.fusion_layers]
 
     def fuse(
         self,
-        hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
         images: Sequence[ImageKeys] | None,
         other_images: OtherImages | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Run the fusion layers on (R, L, D) of `encode_text` (ALBEF's mode "fusion").
 
         Row r looks at image r modulo I of `images` (from `project_images`; None to read text
@@ -337,21 +322,14 @@ class TextFusionEncoder(nn.Module):
         return hidden if rows is None else rows.spread(hidden)
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        images: Sequence[ImageKeys] | None,
-        other_images: OtherImages | None = None,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None, images: Sequence[ImageKeys] | None
+    ) -> Tensor:
         """`encode_text`, then `fuse` (ALBEF's mode "multi_modal")."""
-        hidden = self.encode_text(input_ids, attention_mask)
-        return self.fuse(hidden, attention_mask, images, other_images)
+        return self.fuse(self.encode_text(input_ids, attention_mask), attention_mask, images)
 
-    def mlm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
-        logits: torch.Tensor = self.cls.predictions(
-            hidden, self.bert.embeddings.word_embeddings.weight
-        )
+        logits: Tensor = self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight)
         return logits
 
 
@@ -359,7 +337,7 @@ def _others(
     images: Sequence[ImageKeys] | None, other_images: OtherImages | None
 ) -> tuple[int, Iterable[ImageKeys | None]]:
     """Return S, and by fusion layer the keys that the last S rows attend to."""
-    if isinstance(other_images, torch.Tensor):
+    if isinstance(other_images, Tensor):
         if images is None:
             return len(other_images), repeat(None)
         # Selected when a layer needs them: without gradients, one layer's are held at a time.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, SiglipTextModel
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
@@ -38,9 +38,9 @@ class CrossAttention(Attention):
         self.self = SelfAttention(config, image_width)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def finish(self, context: torch.Tensor, *_: Any) -> torch.Tensor:
+    def finish(self, context: Tensor, *_: Any) -> Tensor:
         """Join the heads (R, H, L, d)."""
-        joined: torch.Tensor = self.output(context.transpose(1, 2).flatten(2))
+        joined: Tensor = self.output(context.transpose(1, 2).flatten(2))
         return joined
 
 
@@ -57,24 +57,24 @@ class InteractionEncoder(nn.Module):
         self.encoder = CLIPEncoder(config)
         self.ln_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def project_image(self, image_tokens: torch.Tensor) -> ImageKeys:
+    def project_image(self, image_tokens: Tensor) -> ImageKeys:
         """Project (I, N, W) image tokens to the cross-attention's keys and values."""
         return self.crossattention.self.project(self.ln_pre_i(image_tokens))
 
     def forward(
         self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None,
+        hidden: Tensor,
+        mask: Tensor | None,
         images: ImageKeys | None = None,
         others: ImageKeys | None = None,
         rows: PackedRows | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """(R, L, D) to such; mask (R, 1, 1, L) bool. Without images nothing is looked at."""
         seen = self.ln_pre_t(hidden)
         if images is not None:
             seen = self.crossattention(seen, None, rows, images, others)
         read = self.encoder(inputs_embeds=seen, attention_mask=mask).last_hidden_state
-        fused: torch.Tensor = self.ln_post(read)
+        fused: Tensor = self.ln_post(read)
         return fused
 
     @torch.no_grad()
@@ -123,15 +123,13 @@ class TextTower(TextFusionEncoder):
         """The fusion encoder, which looks at the image once; empty for a dual encoder."""
         return [self.fusion] if hasattr(self, "fusion") else []
 
-    def encode_text(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Run the tower: (R, L) int64 to (R, L, D).
 
         SigLIP's feature is that of its last place, so the end-of-text token is given its state.
         """
         if not self.fills_up:  # causal: what follows a text does not change it
-            states: torch.Tensor = self.tower(input_ids).last_hidden_state
+            states: Tensor = self.tower(input_ids).last_hidden_state
             return states
         length, config = input_ids.shape[1], self.tower.config
         if attention_mask is not None:
@@ -140,29 +138,25 @@ class TextTower(TextFusionEncoder):
         states = self.tower(F.pad(input_ids, (0, missing), value=config.pad_token_id))[0]
         return states[:, :length].index_put(ends(input_ids, attention_mask), states[:, -1])
 
-    def summarise(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def summarise(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """(R, L, D) of `encode_text` to (R, D): the state of the end-of-text token."""
         return hidden[ends(hidden, mask)]
 
-    def _laid_out(
-        self, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, PackedRows | None]:
+    def _laid_out(self, attention_mask: Tensor | None) -> tuple[Tensor | None, PackedRows | None]:
         """See `TextFusionEncoder`; rows stay as they are, padding included."""
         return None if attention_mask is None else attention_mask.bool()[:, None, None, :], None
 
-    def mlm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
         if not self.fusion_layers:
             raise ModelError(
                 "a dual encoder fills no words: use a model with a fusion encoder (--fusion-layers)"
             )
-        logits: torch.Tensor = self.cls["predictions"](hidden, self.cls["decoder"].weight)
+        logits: Tensor = self.cls["predictions"](hidden, self.cls["decoder"].weight)
         return logits
 
 
-def ends(
-    rows: torch.Tensor, attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ends(rows: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the indices of the last real token of each row of (R, L, ...)."""
     numbers = torch.arange(len(rows), device=rows.device)
     if attention_mask is None:
