@@ -23,7 +23,6 @@ from maskery.data.pairs.records import (
     Record,
     brief,
     find_columns,
-    image_refs,
     stored_bytes,
 )
 from maskery.data.pairs.tables import table_folder
@@ -69,7 +68,7 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     return replace(reader, records=_named(reader.records, splits, source))
 
 
-def _named(records: Iterator[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
+def _named(records: Iterable[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
     """Give each record the split in its file's name, unless it names its own."""
     empty = set(splits)
     for record in records:
@@ -246,7 +245,7 @@ class GivenRecords:
 
     def reader(self, records: Iterator[Record]) -> Reader:
         """Return the opened source of records that were read here."""
-        return Reader(records, image_refs(self.root, self.config.max_pixels, self.read_bytes))
+        return Reader(records, self.root, self.config.max_pixels, self.read_bytes)
 
 
 def _open_object(source: Any, config: PairsConfig) -> Reader:
@@ -281,4 +280,4 @@ def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:
         columns.read(row, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
         for n, row in rows
     )
-    return Reader(records, image_refs(Path(), config.max_pixels, content))
+    return Reader(records, Path(), config.max_pixels, content)

@@ -4,14 +4,14 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
 from pathlib import Path, PureWindowsPath
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.examples import example_id
+from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.pairs.config import PairsConfig
 
@@ -49,25 +49,17 @@ class Record:
 class Reader:
     """An opened source."""
 
-    records: Iterator[Record]  # every record, in order; may raise `DataError` on the way
-    ref: Callable[[str, Place], ImageRef]  # from an image's name and place to the image
+    records: Iterable[Record]  # every record, in order; may raise `DataError` on the way
+    root: Path  # of the images that are files
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    read: Callable[[Place], bytes] | None = None  # the bytes of the others, by their place
 
-
-def image_refs(
-    root: Path, max_pixels: int, read: Callable[[Place], bytes] | None = None
-) -> Callable[[str, Place], ImageRef]:
-    """Return the function from name and place to image: a file of the root, or read bytes."""
-
-    def stored(place: Place) -> BinaryIO:
-        assert read is not None
-        return io.BytesIO(read(place))
-
-    def ref(name: str, place: Place) -> ImageRef:
-        if place[1] == IN_FILE:
-            return ImageRef.file(name, root, max_pixels)
-        return ImageRef(name, partial(stored, place), max_pixels)
-
-    return ref
+    def ref(self, name: str, place: Place) -> ImageRef:
+        """Return the image of a name and a place."""
+        read = self.read
+        if place[1] == IN_FILE or read is None:
+            return ImageRef.file(name, self.root, self.max_pixels)
+        return ImageRef(name, lambda: io.BytesIO(read(place)), self.max_pixels)
 
 
 def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
@@ -86,10 +78,10 @@ def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> byt
 class Columns:
     """Names of the columns that are read, by the fields of `Record`; None for missing ones."""
 
-    image: str | None
-    caption: str | None
-    person: str | None
-    split: str | None
+    image: str | None = None
+    caption: str | None = None
+    person: str | None = None
+    split: str | None = None
     group: str | None = None
 
     def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
@@ -282,5 +274,4 @@ def checked_person(value: object, where: str, what: str = "person") -> str | Non
 
 def pair_id(image: str, captions: tuple[str, ...]) -> int:
     """Return a 64-bit id that depends on the image's name and the captions alone."""
-    content = json.dumps([image, *captions]).encode()
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+    return example_id(json.dumps([image, *captions]))

@@ -30,7 +30,6 @@ from maskery.data.pairs.records import (
     Record,
     brief,
     find_columns,
-    image_refs,
     person_column,
     picture_name,
     printable,
@@ -65,7 +64,7 @@ def _open_text(
             for record in read(path, config):
                 yield replace(record, place=(number, IN_FILE, 0), **found)
 
-    return Reader(records=records(), ref=image_refs(config.images or root, config.max_pixels))
+    return Reader(records(), config.images or root, config.max_pixels)
 
 
 def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
@@ -187,7 +186,7 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
         return stored_bytes(value, where, file)
 
     records = (record for table in tables for record in table.records())
-    return Reader(records, image_refs(images, config.max_pixels, read))
+    return Reader(records, images, config.max_pixels, read)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from maskery.data.pairs.records import (
     Reader,
     Record,
     find_column,
-    image_refs,
     person_column,
     printable,
     require_named,
@@ -72,7 +71,7 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
             raise DataError(f"{path} has been cut short since it was indexed; restore it")
         return content
 
-    return Reader(records(), image_refs(root, config.max_pixels, read))
+    return Reader(records(), root, config.max_pixels, read)
 
 
 class _Member(tarfile.TarInfo):
@@ -172,14 +171,8 @@ class Shard:
         caption, row = self._annotation(members, where)
         if row:
             require_named(row, self.config, where, "person", "group")
-        columns = Columns(
-            image=None,
-            caption=None,
-            person=person_column(row, self.config),
-            split=SPLIT_COLUMN,
-            group=self.config.group_column or GROUP_COLUMN,
-        )
-        return columns.read(
+        person, group = person_column(row, self.config), self.config.group_column or GROUP_COLUMN
+        return Columns(person=person, split=SPLIT_COLUMN, group=group).read(
             row,
             where,
             image=printable(f"{self.name}/{posixpath.normpath(image.name)}"),

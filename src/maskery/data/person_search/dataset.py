@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from maskery.core.errors import DataError, counted
-from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
 from maskery.data.pairs.records import (
+    Reader,
     Record,
     brief,
     checked_captions,
     checked_person,
-    image_refs,
     picture_name,
 )
 from maskery.data.person_search.config import (
@@ -74,10 +73,9 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     notes += [*drop_copies(by_split, images), shared_captions(by_split)]
     notes = [note for note in (*notes, str(skipped)) if note]
-    ref = image_refs(images, DEFAULT_MAX_PIXELS)
     reading = PairsConfig(on_bad_caption=config.on_bad_caption)
     splits = {
-        name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'")
+        name: Pairs.of(Reader(found, images), reading, f"the {name} split of '{root}'")
         for name, found in by_split.items()
         if found
     }
