@@ -152,14 +152,8 @@ class NamedStream(io.RawIOBase):
 
     def readinto(self, target: Any, /) -> int:
         """Fill the target with what comes next; returns how many bytes that are."""
-        data = self.read(len(target))
-        target[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
         try:
-            return self.stream.read(size)
+            data = self.stream.read(len(target))
         except EOFError as error:
             raise self._damaged("it ends too early") from error
         except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
@@ -169,6 +163,8 @@ class NamedStream(io.RawIOBase):
             if error.errno is None and self.path.suffix.lower() in COMPRESSIONS:
                 raise self._damaged(str(error)) from error
             raise cannot_read(self.path, error) from error
+        target[: len(data)] = data
+        return len(data)
 
     def _damaged(self, why: str) -> DataError:
         suffix = self.path.suffix.lower()
