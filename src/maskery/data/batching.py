@@ -10,7 +10,7 @@ Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T t
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import chain, pairwise
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -53,15 +53,10 @@ class Plan:
         """Return the example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
-    def in_order(self, steps: Ints) -> Self:
+    def in_order(self, steps: Ints) -> "Plan":
         """Return the plan with its steps in another order, a permutation (S,) int64."""
-        pieces = [self.step(int(step)) for step in steps]
-        sizes = np.diff(self.boundaries)[steps]
-        return replace(
-            self,
-            order=np.concatenate(pieces) if pieces else self.order,
-            boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
-        )
+        order = np.concatenate([self.order[:0], *map(self.step, steps.tolist())])
+        return Plan(order=order, boundaries=np.cumsum([0, *np.diff(self.boundaries)[steps]]))
 
 
 def plan_epoch(
@@ -106,10 +101,7 @@ def over_budget(longest: int, batch_tokens: int) -> ConfigError:
 
 
 def cut_by_sum(lengths: Ints, budget: int) -> Ints:
-    """Cut where the next example would exceed the budget: (S + 1,) boundaries.
-
-    One that exceeds it alone is a part by itself.
-    """
+    """Cut before what exceeds the budget, or exceeds it by itself: (S + 1,) boundaries."""
     ends = np.cumsum(lengths)
     cuts = [0]
     while cuts[-1] < len(lengths):
@@ -172,8 +164,7 @@ class Windows:
     """Stretches of documents: each (W,), in tokens, special ones not counted."""
 
     documents: Ints
-    starts: Ints
-    """First tokens within their documents."""
+    starts: Ints  # first tokens within their documents
     lengths: Ints
 
     def __len__(self) -> int:
@@ -248,15 +239,14 @@ def assemble(
     source = inside + np.repeat(firsts, lengths)
     target = inside + np.repeat(boundaries[:-1] + before, lengths)
     ids = np.empty(int(boundaries[-1]), np.int64)
-    words = np.ones(len(ids), np.bool_)
+    words = np.ones(len(ids), np.bool_)  # special tokens are words of their own
     ids[target] = tokens[source]
     words[target] = word_starts[source]
     words[(boundaries[:-1] + before)[lengths > 0]] = True
     for offset, token in enumerate(template.prefix):
         ids[boundaries[:-1] + offset] = token
-    for offset, token in enumerate(template.suffix):
-        ids[boundaries[1:] - after + offset] = token
-        words[boundaries[1:] - after + offset] = True
+    for offset, token in enumerate(template.suffix, -after):
+        ids[boundaries[1:] + offset] = token
     return TokenBatch(
         input_ids=ids,
         boundaries=boundaries,
@@ -312,11 +302,8 @@ class PlannedSource(ABC, Generic[BatchT]):
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:
-            named = {"seed": self.seed, "epoch": epoch}
-            plan = plan_epoch(
-                self.lengths, **named, batch_tokens=self.step_size, layout=self.layout
-            )
-            self.kept_plan = epoch, plan
+            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": self.step_size}
+            self.kept_plan = epoch, plan_epoch(self.lengths, **named, layout=self.layout)
         return self.kept_plan[1]
 
     def num_tokens(self, epoch: int = 0) -> int:
@@ -346,10 +333,7 @@ class PlannedSource(ABC, Generic[BatchT]):
 
 
 class TextSource(PlannedSource[TokenBatch]):
-    """The batches of a run over some `documents` of a store, by their indices.
-
-    They are cut into windows, which are put in special tokens.
-    """
+    """The batches of a run over some `documents` of a store, cut into windows in special tokens."""
 
     def __init__(self, store: Documents, documents: Ints, batching: Batching) -> None:
         self.store, self.batching = store, batching

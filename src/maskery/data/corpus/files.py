@@ -5,7 +5,6 @@ import glob
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,11 +75,6 @@ class RemoteFile:
     def suffix(self) -> str:
         """The last suffix of the name."""
         return PurePosixPath(self.name).suffix
-
-    @property
-    def in_memory(self) -> bool:
-        """True for a file that this process alone can see."""
-        return "memory" in protocols(self.filesystem)
 
     def stat(self) -> SimpleNamespace:
         """Return the size as `st_size`."""
@@ -230,11 +224,7 @@ def conversion(path: Any) -> str:
 
 
 class Finder:
-    """Finds the files of sources.
-
-    Of what lies in folders, `passed_over` lists what is no file, and `documents` those that another
-    program can turn into text.
-    """
+    """Finds the files of sources."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self.any_suffix = config.reader is not None
@@ -242,6 +232,7 @@ class Finder:
         if self.any_suffix:
             # A reader may say which files of a folder are its own; else all are.
             self.folder_suffixes = frozenset(getattr(READERS.find(config.reader), "suffixes", ()))
+        # Of what lies in folders: what is no file, and what another program can turn into text.
         self.passed_over: list[Path] = []
         self.documents: list[Any] = []
 
@@ -275,12 +266,12 @@ class Finder:
         raise DataError(f"{path} has {what}; Maskery reads {supported_suffixes()}: {fix}")
 
     def _usable(self, path: Any) -> bool:
-        every = self.any_suffix and not self.folder_suffixes
         suffix, _ = split_suffix(path)
-        usable = every or suffix in self.folder_suffixes
-        if not usable and suffix in CONVERTERS:
+        if suffix in self.folder_suffixes or (self.any_suffix and not self.folder_suffixes):
+            return True
+        if suffix in CONVERTERS:
             self.documents.append(path)
-        return usable
+        return False
 
     def _folder_files(self, folder: Path) -> list[Path]:
         return [path for path in self._walk(folder) if self._usable(path)]
@@ -306,16 +297,10 @@ class Finder:
                     kept.append(name)
             folders[:] = kept
             for path in (Path(root, name) for name in files if not name.startswith(".")):
-                if self._is_file(path):
+                if os.path.isfile(path):  # noqa: PTH113 - False also for a link to itself
                     yield path
                 elif self._usable(path):
                     self.passed_over.append(path)
-
-    def _is_file(self, path: Path) -> bool:
-        try:  # opening a pipe would wait for ever
-            return stat.S_ISREG(path.stat().st_mode)
-        except OSError:  # a link to nothing, or to itself
-            return False
 
     def _glob_files(self, pattern: Path) -> list[Path]:
         files = []
@@ -323,7 +308,7 @@ class Finder:
         for path in map(Path, glob.glob(str(pattern), recursive=True)):  # noqa: PTH207
             if path.is_dir():
                 files += self._folder_files(path)
-            elif self._is_file(path):
+            elif os.path.isfile(path):  # noqa: PTH113
                 files.append(self._supported(path))
             else:
                 self.passed_over.append(path)

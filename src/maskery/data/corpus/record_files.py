@@ -45,7 +45,7 @@ def read_json_lines(reading: Reading) -> Iterator[str]:
     with open_blocks(reading) as blocks:
         for number, line in enumerate(whole_lines(blocks, reading), start=1):
             reading.number = number
-            if not line or line.isspace():
+            if not line.strip():
                 continue
             try:
                 record = decoder.decode(line)
@@ -76,8 +76,7 @@ def _texts(records: Iterable[object], reading: Reading) -> Iterator[str]:
 
 
 def new_decoder(reading: Reading) -> json.JSONDecoder:
-    """Return a decoder that lets the marks of bad text pass, where there may be some."""
-    # They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
+    """Return a decoder that lets the marks of bad text, NUL characters, pass to `Reading.mend`."""
     return json.JSONDecoder(strict=reading.config.on_bad_text == "fail")
 
 
@@ -88,10 +87,7 @@ def _why(error: Exception) -> str:
 
 
 class Scanner:
-    """Takes JSON values off a stream of text blocks.
-
-    When a value is given out, `reading.place` is the line that it starts at.
-    """
+    """Takes JSON values off a stream of text blocks; `reading.place` is the line of each."""
 
     def __init__(self, blocks: Iterator[str], reading: Reading) -> None:
         self.blocks, self.reading = blocks, reading
@@ -101,17 +97,14 @@ class Scanner:
     def elements(self) -> Iterator[object]:
         """Yield the elements of the list that starts here."""
         self._advance(self.position + 1)
-        if self.peek() == "]":
-            self._advance(self.position + 1)
-        else:
-            while True:
-                yield self._value()
-                separator = self.peek()
-                if separator not in (",", "]"):
-                    raise self._invalid("Expecting ',' or ']'")
+        if self.peek() != "]":
+            yield self._value()
+            while self.peek() == ",":
                 self._advance(self.position + 1)
-                if separator == "]":
-                    break
+                yield self._value()
+        if self.peek() != "]":
+            raise self._invalid("Expecting ',' or ']'")
+        self._advance(self.position + 1)
         if self.peek():
             raise self._invalid("Extra data after the list")
 
@@ -165,10 +158,7 @@ class Scanner:
             self.reading.number = self.line
             raise too_long(self.reading)
         size = 0
-        while size < wanted:
-            block = next(self.blocks, None)
-            if block is None:
-                break
+        while size < wanted and (block := next(self.blocks, None)) is not None:
             parts.append(block)
             size += len(block)
         if size == 0:

@@ -65,12 +65,9 @@ class Readable(Protocol):
 
 
 class CountedFile:
-    """A raw file, or the first bytes of one, that tells how much of it is read.
+    """A raw file, or the first bytes of one, that tells how much of it is read."""
 
-    Has as much of the file interface as gzip and pyarrow ask for.
-    """
-
-    closed = False
+    closed = False  # gzip and pyarrow ask for it, as for `close`
 
     def __init__(
         self, file: BinaryIO, on_read: Callable[[int], object], limit: int | None = None
@@ -86,7 +83,7 @@ class CountedFile:
         return data
 
     def close(self) -> None:
-        """Do nothing: who opened the file closes it. pyarrow calls this."""
+        """Do nothing: who opened the file closes it."""
 
 
 class MultiStream:
@@ -108,8 +105,7 @@ class MultiStream:
             if self.decompressor is None:
                 self.waiting = self.waiting.lstrip(b"\0")
                 while not self.waiting:
-                    data = self.file.read(CHUNK_BYTES)
-                    if not data:
+                    if not (data := self.file.read(CHUNK_BYTES)):
                         return b""
                     self.waiting = data.lstrip(b"\0")
                 self.decompressor = self.new_decompressor()
@@ -124,12 +120,11 @@ class MultiStream:
         return output
 
 
-def open_zstd(file: CountedFile) -> Readable:
+def open_zstd(file: CountedFile) -> Any:
     """Open a Zstandard file of any number of frames."""
     import pyarrow as pa
 
-    stream: Readable = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    return stream
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
 
 COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
@@ -317,8 +312,7 @@ def _bad_text(
 ) -> DataError:
     """Return the error for the first bad text of a block that is known to have some."""
     place, bad = _first_bad(name, state, data)
-    looks = next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), None)
-    if looks is not None:
+    if looks := next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), ""):
         fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
     elif bad is None:
         fix = "the file is binary, or in UTF-16 (pass --encoding utf-16-le or utf-16-be); "

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -218,7 +218,7 @@ def write_bytes(path: Path, data: bytes) -> FileEntry:
     return FileEntry(file=path.name, bytes=len(data), sha256=sha256)
 
 
-def read_shards(paths: Sequence[Path], *, vocab_size: int) -> Documents:
+def read_shards(paths: Iterable[Path], *, vocab_size: int) -> Documents:
     """Read at least one shard into memory, several as one, and check that their arrays fit."""
     return Documents.gather(_read(path, vocab_size) for path in paths)
 
