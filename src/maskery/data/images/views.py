@@ -13,10 +13,9 @@ Shapes: N examples, B pictures of a batch, H height, W width.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ import torch
 from maskery.core.batch import Ids
 from maskery.core.random import Float32Array, Stream, random_rows, to_uniforms
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
-from maskery.data.images.loading import MAX_WORKERS, ImageRef, Skipped, decode_many, pillow
+from maskery.data.images.loading import ImageRef, Skipped, decode_many, decoders, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -219,12 +218,10 @@ def view_batches(
 
     Batches in which no picture can be read are left out; `skipped` decides if one is an error.
     """
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers, "decode") as pool:
+    with decoders() as pool:
         for first in range(0, len(refs), batch_images):
             part = refs[first : first + batch_images]
             images = decode_many(part, skipped, near=config.size, pool=pool)
-            read = [(first + i, image) for i, image in enumerate(images) if image is not None]
+            read = {first + i: image for i, image in enumerate(images) if image is not None}
             if read:
-                pixels = view_stack([image for _, image in read], config, pool=pool)
-                yield [i for i, _ in read], pixels
+                yield list(read), view_stack(list(read.values()), config, pool=pool)

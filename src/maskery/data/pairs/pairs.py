@@ -125,7 +125,7 @@ class Pairs:
     def _read(cls, source: Source, config: PairsConfig, *, several: bool) -> Pairs:
         name = source if isinstance(source, str | Path) else "the source"
         reader = open_source(source, config)
-        records = _of_split(reader, config, name, several=several)
+        records = _of_split(reader.records, config, name, several=several)
         return cls.of(replace(reader, records=records), config, name)
 
     @classmethod
@@ -160,7 +160,7 @@ class Pairs:
     @cached_property
     def contents(self) -> Ids:
         """A hash of each picture's bytes, (N,): copies and links have one. Reads every picture."""
-        return content_hashes(self[index].image for index in range(len(self)))
+        return content_hashes(pair.image for pair in self)
 
     def prepared(self, prepare: Callable[[str], str]) -> Pairs:
         """Return the same pairs with something done to each caption, such as cleaning."""
@@ -180,11 +180,11 @@ def halves(splits: Iterable[str | None]) -> list[str | None]:
 
 
 def _of_split(
-    reader: Reader, config: PairsConfig, source: str | Path, *, several: bool
+    records: Iterable[Record], config: PairsConfig, source: str | Path, *, several: bool
 ) -> Iterator[Record]:
     """Yield the records of the split that is asked for; several are not mixed unasked."""
     found: dict[str | None, None] = {}  # in their order
-    for record in reader.records:
+    for record in records:
         split = None if record.split is None else str(record.split)
         found[split] = None
         if config.split is not None and split is None:
@@ -243,19 +243,14 @@ def group_ids(pairs: Pairs) -> Ids:
     Where they share a picture, by its name or by its bytes, they are one.
     """
     columns = pairs.persons.tolist(), pairs.groups.to_pylist(), pairs.names.to_pylist()
-    own = group_ids_of(
-        [
-            f"person\0{pairs.person_names[person]}"
-            if person != NOBODY
-            else f"image\0{name}"
-            if group is None
-            else f"group\0{group}"
-            for person, group, name in zip(*columns, strict=True)
-        ]
-    )
-    unique, of_group = np.unique(own, return_inverse=True)
+    named = []
+    for person, group, name in zip(*columns, strict=True):
+        of_group = f"image\0{name}" if group is None else f"group\0{group}"
+        named.append(of_group if person == NOBODY else f"person\0{pairs.person_names[person]}")
+    own = group_ids_of(named)
+    unique, numbers = np.unique(own, return_inverse=True)
     of_picture = np.unique(pairs.contents, return_inverse=True)[1]
-    joined = connected(of_group, of_picture + len(unique))[of_group]
+    joined = connected(numbers, of_picture + len(unique))[numbers]
     # Known by the least name, which is its own where nothing is shared.
     return least_ids(own, joined)[joined]
 

@@ -86,9 +86,8 @@ class Columns:
 
     def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
         """Return the record in a row; a missing key reads as None, and `found` goes first."""
-        named = {field: name for field, name in vars(self).items() if name is not None}
-        fields: dict[str, Any] = {field: row.get(name) for field, name in named.items()}
-        return Record(where=where, **(fields | found))
+        read: dict[str, Any] = {field: row.get(name) for field, name in vars(self).items() if name}
+        return Record(where=where, **(read | found))
 
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
@@ -224,10 +223,9 @@ def checked_captions(
 ) -> tuple[str, ...]:
     """Return the usable captions of a record, stripped; `skipped` is told of each other one."""
     values = value if isinstance(value, list | tuple) else [value]
-    captions: list[str] = []
     if not values:
-        empty = f"{where}: the list of captions is empty; give at least one caption"
-        skipped.report(DataError(empty))
+        values = [DataError(f"{where}: the list of captions is empty; give at least one caption")]
+    captions: list[str] = []
     for caption in values:
         try:
             captions.append(_checked_caption(caption, where, max_chars))
@@ -237,7 +235,7 @@ def checked_captions(
 
 
 def _checked_caption(caption: object, where: str, max_chars: int) -> str:
-    if isinstance(caption, DataError):  # the reader found none
+    if isinstance(caption, DataError):  # there is none, or the reader found none
         raise caption
     if not isinstance(caption, str):
         raise DataError(

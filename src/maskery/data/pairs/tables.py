@@ -60,9 +60,9 @@ def _open_text(
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
-            found: Any = {"folder": table_folder(path, config, root), "images": config.images}
+            place, folder = (number, IN_FILE, 0), table_folder(path, config, root)
             for record in read(path, config):
-                yield replace(record, place=(number, IN_FILE, 0), **found)
+                yield replace(record, place=place, folder=folder, images=config.images)
 
     return Reader(records(), config.images or root, config.max_pixels)
 
