@@ -164,8 +164,7 @@ class PieceWords:
     WordPiece marks pieces that go on (`##ing`), Metaspace and byte-level tokenizers pieces that
     begin (`▁the`, `Ġthe`), others the end (`the</w>`). Byte-level tokenizers also cut between
     letters, digits and other characters, as GPT-2 does. Where nothing is marked, each token is a
-    word.
-    Special tokens are words of their own.
+    word, and special tokens always are.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: Sequence[int]) -> None:

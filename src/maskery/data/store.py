@@ -152,16 +152,13 @@ def token_type(vocab_size: int) -> type[np.uint16 | np.uint32]:
 
 
 class TokenStore(Documents):
-    """A tokenised corpus in a `folder`, read through memory maps.
-
-    `about` is what the writer was told of the corpus and the tokenizer.
-    """
+    """A tokenised corpus in a `folder`, read through memory maps."""
 
     def __init__(
         self, folder: Path, files: dict[str, npt.NDArray[Any]], about: dict[str, Any]
     ) -> None:
         super().__init__(**files)
-        self.folder, self.about = folder, about
+        self.folder, self.about = folder, about  # about: what the writer was told
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None) -> Self:
@@ -189,11 +186,10 @@ class TokenStore(Documents):
 
     def _is_sound(self, vocab_size: int | None) -> bool:
         """Return True if the documents lie end to end in the tokens, all ids below `vocab_size`."""
-        columns = (self.tokens, self.word_starts, self.boundaries, self.ids)
-        kinds = ("u", "b", "i", "u")
-        if any(c.dtype.kind != kind for c, kind in zip(columns, kinds, strict=True)):
-            return False
         tokens, ends = self.tokens, self.boundaries
+        columns = (tokens, self.word_starts, ends, self.ids)
+        if "".join(column.dtype.kind for column in columns) != "ubiu":
+            return False
         if (len(self.word_starts), len(ends)) != (len(tokens), len(self.ids) + 1):
             return False
         ascend = bool((ends[1:] >= ends[:-1]).all())

@@ -87,13 +87,11 @@ def learnt_tokenizer(
     # Learnt again, it might weigh its pieces differently, and the run could not be resumed.
     if kept is not None and kept.is_dir():
         try:
-            found: PreTrainedTokenizerBase
-            found = AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
             ) from error
-        return found
     tokenizer = train_tokenizer(corpus, config, progress=progress)
     # The folder of a finished run may be one that is only read.
     if kept is not None and os.access(kept.parent, os.W_OK):
@@ -119,9 +117,8 @@ def train_tokenizer(
         backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return BertTokenizer(
-            vocab=_train_pieces(backend, config, texts).get_vocab(), model_max_length=512
-        )
+        vocabulary = _train_pieces(backend, config, texts).get_vocab()
+        return BertTokenizer(vocab=vocabulary, model_max_length=512)
     # NFC, after the folding that was asked for.
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
     if config.strip_accents:
@@ -133,12 +130,9 @@ def train_tokenizer(
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    roles = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **dict(zip(roles, SPECIAL, strict=True)),
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=backend, **roles, model_max_length=512, clean_up_tokenization_spaces=False
     )
 
 
