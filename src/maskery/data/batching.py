@@ -36,13 +36,10 @@ EXAMPLE_ORDER, STEP_ORDER = 0, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`.
+    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`."""
 
-    `order` is (W,) int64, example indices; `boundaries` (S + 1,) int64.
-    """
-
-    order: Ints
-    boundaries: Ints
+    order: Ints  # (W,), example indices
+    boundaries: Ints  # (S + 1,)
 
     @property
     def num_steps(self) -> int:
@@ -62,10 +59,7 @@ class Plan:
 def plan_epoch(
     lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
 ) -> Plan:
-    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps.
-
-    In the padded layout, padding counts as tokens of a step, and examples of like length share one.
-    """
+    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps."""
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
         raise over_budget(longest, batch_tokens)
@@ -73,7 +67,7 @@ def plan_epoch(
     order = random_order(names, position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
     if layout == "packed":
         return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
-    # Ties keep their shuffled order.
+    # Examples of like length share a step, of which padding counts as tokens; ties stay shuffled.
     pool = (np.cumsum(lengths[order]) - 1) // (POOL_BUDGETS * batch_tokens)
     order = order[np.lexsort((lengths[order], pool))]
     plan = Plan(order=order, boundaries=cut_by_padded_size(lengths[order], batch_tokens))
@@ -88,8 +82,7 @@ def random_order(names: Ids, *, position: int, seed: int, epoch: int) -> Ints:
     `position`, a multiple of four, tells the uses of this apart.
     """
     positions = np.full(len(names), position, np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, names, positions)
-    return np.argsort(keys, kind="stable")
+    return np.argsort(random_words(seed, Stream.ORDER, epoch, names, positions), kind="stable")
 
 
 def over_budget(longest: int, batch_tokens: int) -> ConfigError:
@@ -279,15 +272,12 @@ class Batching:
 
 
 class PlannedSource(ABC, Generic[BatchT]):
-    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`.
-
-    `lengths` (W,) are the tokens of the examples, of which a step has `step_size` at most and a
-    micro-batch `micro_size`.
-    """
+    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`."""
 
     def __init__(
         self, lengths: Ints, step_size: int, micro_size: int | None, layout: Layout, seed: int
     ) -> None:
+        # In tokens: of each example (W,), and the most of a step and of a micro-batch.
         self.lengths, self.layout, self.seed = lengths, layout, seed
         self.step_size, self.micro_size = step_size, micro_size or step_size
         self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
@@ -317,16 +307,13 @@ class PlannedSource(ABC, Generic[BatchT]):
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[BatchT | StandIn[BatchT]]:
-        """Return one process's share of a step.
-
-        A process that is left without an example computes one once more, and counts it for nothing.
-        """
+        """Return one process's share of a step."""
         chosen = self.plan(epoch).step(step)
         parts = split_step(self.lengths[chosen], micro_tokens=self.micro_size, parts=world_size)
         batches: list[BatchT | StandIn[BatchT]] = []
         for turn in range(0, len(parts), world_size):
             mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
-            # Where none is left for this process, it computes the first one of the step.
+            # Where none is left for this process, it computes one, and counts it for nothing.
             batch = self.batch(chosen[mine if len(mine) else [0]], epoch, chosen[crowd])
             batches.append(batch if len(mine) else StandIn(batch))
         return batches

@@ -80,8 +80,7 @@ class Place:
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
         """Return the path of a local file whose checksum is right: a shard, or one beside it."""
         path = self.folder / file
-        damage = find_damage(path, num_bytes, sha256)
-        if damage is not None:
+        if damage := find_damage(path, num_bytes, sha256):
             raise DataError(
                 f"'{path}' is damaged ({damage}); make it anew by repeating the maskery tokenize "
                 f"command that made it"
@@ -152,8 +151,7 @@ class RemotePlace(Place):
                     out.write(block)
                     left -= len(block)
                 out.flush()
-                damage = find_damage(partial, num_bytes, sha256)
-                if damage is not None:
+                if damage := find_damage(partial, num_bytes, sha256):
                     raise DataError(
                         f"'{self.name}/{path.relative_to(self.folder)}' is damaged ({damage}); "
                         "upload it again, or make it anew with maskery tokenize"
@@ -194,9 +192,7 @@ def open_place(source: str, cache_dir: Path) -> Place:
 class RemoteFolder(RemoteFile):
     """A folder at an address, or a name in one, with as much of `Path` as writing shards asks for.
 
-    Raises:
-        FileNotFoundError: Nothing of that name is there.
-        DataError: The address cannot be used, for any other reason.
+    What is not there is a FileNotFoundError, and any other failure a DataError.
     """
 
     __slots__ = ()
@@ -215,9 +211,8 @@ class RemoteFolder(RemoteFile):
             for name in self._asked("ls", detail=False):
                 yield self / name.rstrip("/").rpartition("/")[2]
 
-    def glob(self, pattern: str) -> tuple[()]:
+    def glob(self, _pattern: str) -> tuple[()]:
         """Return nothing: what was being written when a process was killed is not there."""
-        del pattern
         return ()
 
     def is_file(self) -> bool:
@@ -261,11 +256,10 @@ def output_folder(name: str) -> Path:
 
 def holds_shards(source: str) -> bool:
     """Return True for a folder or address of shards that `maskery tokenize` has made or begun."""
-    if is_address(source):
-        path = urlsplit(source).path
-        # A file or a glob is no folder; the rest is asked for.
-        if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
-            return False
+    path = urlsplit(source).path if is_address(source) else ""
+    # At an address, a file or a glob is no folder; the rest is asked for.
+    if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
+        return False
     with suppress(OSError):  # such as a name that is too long
         return any((output_folder(source) / name).is_file() for name in (MANIFEST, PLAN))
     return False

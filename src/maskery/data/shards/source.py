@@ -63,8 +63,7 @@ class TokenShards:
 
     def open(self, entries: Sequence[ShardEntry]) -> Documents:
         """Fetch, check and read some shards."""
-        paths = map(self.fetch, entries)
-        documents = read_shards(paths, vocab_size=self.manifest.vocab_size)
+        documents = read_shards(map(self.fetch, entries), vocab_size=self.manifest.vocab_size)
         if documents.num_documents != sum(entry.documents for entry in entries):
             raise DataError(
                 f"the shards of '{self.place.name}' have not as many documents as {MANIFEST} says; "
@@ -157,8 +156,7 @@ class ShardSource:
                 histogram = window_histogram(*columns, room=settings.room, special=special)
                 budget, layout = settings.batch_tokens, settings.layout
                 counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
-            firsts = np.cumsum(counts, dtype=np.int64)
-            self._epoch = number, Epoch(blocks=blocks, firsts=firsts)
+            self._epoch = number, Epoch(blocks=blocks, firsts=np.cumsum(counts, dtype=np.int64))
         return self._epoch[1]
 
     def num_steps(self, epoch: int) -> int:
