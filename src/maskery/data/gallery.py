@@ -167,10 +167,9 @@ class GalleryStore:
         if readable:
             query += " AND feature IS NOT NULL"
 
-        def read(database: sqlite3.Connection) -> set[bytes]:
-            return {digest for digest in digests if database.execute(query, (digest,)).fetchone()}
-
-        return self._run(read)
+        return self._run(
+            lambda database: {d for d in digests if database.execute(query, (d,)).fetchone()}
+        )
 
     def save(
         self,
@@ -199,8 +198,7 @@ class GalleryStore:
         """Drop files, and contents that no file has any more."""
 
         def write(database: sqlite3.Connection) -> None:
-            gone = [(path,) for path in paths]
-            database.executemany("DELETE FROM files WHERE path = ?", gone)
+            database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
             database.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM files)")
             _changed(database)
 

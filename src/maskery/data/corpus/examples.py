@@ -158,7 +158,7 @@ class Reading:
 
     @property
     def place(self) -> str:
-        """Return the position, for messages."""
+        """The position, for messages."""
         return f"{self.source}, {self.unit} {self.number}" if self.number else self.source
 
     def refuse(self, problem: str) -> None:
@@ -169,9 +169,10 @@ class Reading:
             )
         self.report.skipped += 1
 
-    def missing_column(self, columns: list[str], group: str | None = None) -> DataError:
+    def missing_column(self, found: Iterable[object], group: str | None = None) -> DataError:
         """Return the error for a table without the text column, or without the group's."""
-        names = ", ".join(repr(name) for name in columns[:20]) + ", ..." * (len(columns) > 20)
+        columns = [repr(str(name)) for name in found]
+        names = ", ".join(columns[:20]) + ", ..." * (len(columns) > 20)
         flag = "--text-column" if group is None else "--group-column"
         return DataError(
             f"{self.place} has no column {group or self.config.text_column!r}; there "
@@ -184,7 +185,7 @@ class Reading:
             return
         value = _inside(record, self.group_column)
         if value is MISSING and self.first_record:
-            raise self.missing_column([str(name) for name in record], self.group_column)
+            raise self.missing_column(record, self.group_column)
         # NaN, which tables have where nothing is, is not equal to itself.
         none = value is MISSING or value is None or value != value
         self.group = "" if none else str(value).strip()
@@ -203,21 +204,20 @@ class Reading:
             return self.value(self.config.joined(texts))
         # A column that the first record lacks is most likely a wrong name: skipping would skip all.
         if self.first_record or self.config.on_bad_text != "skip":
-            raise self.missing_column([str(name) for name in record])
+            raise self.missing_column(record)
         self.report.skipped += 1
         return None
 
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
-        roots = []
+        roots: dict[str, None] = {}
         groups = [] if self.group_column is None else [self.group_column]
         for column in [*self.config.columns_of(names), *groups]:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
-                group = column if column == self.group_column else None
-                raise self.missing_column(list(names), group)
-            roots.append(root)
-        return list(dict.fromkeys(roots))
+                raise self.missing_column(names, column if column == self.group_column else None)
+            roots[root] = None
+        return list(roots)
 
     def texts(self, items: Iterable[Any]) -> Iterator[str]:
         """Yield the texts of items: texts themselves, or records with the text column."""
@@ -254,10 +254,7 @@ class Reading:
         return None
 
     def mend(self, text: str) -> str | None:
-        """Deal with a text of NUL or surrogate characters as the config says; None skips it.
-
-        Decoding marks bad bytes by NUL characters, so both kinds of bad text arrive here.
-        """
+        """Deal with a text of NUL (bad bytes, too) or surrogate characters; None skips it."""
         policy = self.config.on_bad_text
         if policy == "fail":
             what = "a NUL character" if "\0" in text else "half a surrogate pair"

@@ -85,8 +85,7 @@ def split_suffix(path: Path) -> tuple[str, str]:
 
 def supported_suffixes() -> str:
     """Return the suffixes that are read, for messages."""
-    packed = ", ".join(COMPRESSIONS)
-    return f"{', '.join(SUFFIXES)} (each may be packed: {packed})"
+    return f"{', '.join(SUFFIXES)} (each may be packed: {', '.join(COMPRESSIONS)})"
 
 
 def _choice(path: Path, config: CorpusConfig) -> Any:
@@ -100,10 +99,7 @@ def format_of(path: Path, config: CorpusConfig) -> str:
 
 
 def is_portable(path: Path, config: CorpusConfig) -> bool:
-    """Return True if another process finds the reader of a file by itself.
-
-    What was registered or passed in Python is known to this process alone.
-    """
+    """Return True if another process finds the reader of a file: it was not given in Python."""
     return bool(format_of(path, config)) or is_plugin(config.reader)
 
 
@@ -196,10 +192,7 @@ class CorpusFile(io.TextIOBase):
         """Return the next `size` characters, or all that follow."""
         parts: list[str] = []
         left = -1 if size is None else size
-        while left:
-            part = self._block.read(left) or self._next_block().read(left)
-            if not part:
-                break
+        while left and (part := self._block.read(left) or self._next_block().read(left)):
             parts.append(part)
             left -= len(part) if left > 0 else 0
         return "".join(parts)

@@ -72,8 +72,7 @@ def view_pixels(
     if draws is None:
         return np.array(image.resize(config.size, bicubic))
     uniforms: list[float] = np.asarray(draws, np.float64).tolist()
-    box = _crop_box(image.size, config, uniforms)
-    resized = image.resize(config.size, bicubic, box=box)
+    resized = image.resize(config.size, bicubic, box=_crop_box(image.size, config, uniforms))
     if uniforms[Draw.FLIP] < config.flip_probability:
         resized = resized.transpose(module.Transpose.FLIP_LEFT_RIGHT)
     if config.augment_operations:
@@ -101,8 +100,7 @@ def view_stack(
     """Return the views of some pictures, each with its draws: (B, 3, H, W) float32."""
     width, height = config.size
     # Page-locked where there is a GPU, which copies from there while it computes.
-    pinned = torch.cuda.is_available()
-    stack = torch.empty(len(images), 3, height, width, pin_memory=pinned)
+    stack = torch.empty(len(images), 3, height, width, pin_memory=torch.cuda.is_available())
     rows: Iterable[Float32Array | None] = [None] * len(images) if draws is None else draws
 
     def fill(image: Image, row: Float32Array | None, out: torch.Tensor) -> None:
@@ -222,6 +220,5 @@ def view_batches(
         for first in range(0, len(refs), batch_images):
             part = refs[first : first + batch_images]
             images = decode_many(part, skipped, near=config.size, pool=pool)
-            read = {first + i: image for i, image in enumerate(images) if image is not None}
-            if read:
+            if read := {first + i: image for i, image in enumerate(images) if image is not None}:
                 yield list(read), view_stack(list(read.values()), config, pool=pool)

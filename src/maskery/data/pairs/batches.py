@@ -211,9 +211,8 @@ class PicturedExamples(PlannedSource[ViewedT]):
         following = ([int(example)] for example in np.roll(order, -at - 1))
         for chosen in chain([members.tolist()], following):
             images = self.pictures.load(self.pairs[chosen].tolist())
-            found = [(e, image) for e, image in zip(chosen, images, strict=True) if image]
-            if found:
-                return np.array([e for e, _ in found], np.int64), [image for _, image in found]
+            if found := {e: image for e, image in zip(chosen, images, strict=True) if image}:
+                return np.array(list(found), np.int64), list(found.values())
         raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
 
     def views(self, images: list[Image], ids: Ids, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from maskery.core.errors import DataError, counted, explained, reason_of
+from maskery.core.errors import DataError, counted, explained
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
@@ -40,6 +40,8 @@ HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
+# What `tarfile` raises on damaged files.
+UNSOUND = (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError)
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
 # The members of one stem, by suffix.
@@ -94,26 +96,23 @@ class Shard:
 
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Yield the regular files; an unsound shard is refused, not read in part."""
-        end = 0
-        try:
-            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive:
-                for member in archive:
-                    blocks = -(-member.size // BLOCK) if member.isreg() else 0
-                    end = member.offset_data + blocks * BLOCK
-                    if not (member.isreg() or member.isdir()) or member.issparse():
-                        raise DataError(
-                            f"{self.path}: member {member.name!r} is a link, a device or sparse; "
-                            f"pack the file itself"
-                        )
-                    if member.isreg():
-                        yield member
-                    # The archive would remember every member.
-                    archive.members = []  # type: ignore[attr-defined]
-        except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
-            raise DataError(
-                f"{self.path} is not a sound, uncompressed tar file ({reason_of(error)}); "
-                f"restore or decompress it"
-            ) from error
+        end, problem = 0, f"{self.path} is not a sound, uncompressed tar file"
+        with (
+            explained(problem, "restore or decompress it", *UNSOUND),
+            tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive,
+        ):
+            for member in archive:
+                blocks = -(-member.size // BLOCK) if member.isreg() else 0
+                end = member.offset_data + blocks * BLOCK
+                if not (member.isreg() or member.isdir()) or member.issparse():
+                    raise DataError(
+                        f"{self.path}: member {member.name!r} is a link, a device or sparse; pack "
+                        f"the file itself"
+                    )
+                if member.isreg():
+                    yield member
+                # The archive would remember every member.
+                archive.members = []  # type: ignore[attr-defined]
         # `tarfile` ends quietly at a damaged header, where shards were joined or cut short: only
         # zeros may follow the last member, and at least one block of them.
         size = self.file.seek(0, os.SEEK_END)
@@ -185,10 +184,10 @@ class Shard:
         row: Any = {}
         try:
             if "json" in members:
-                row = read_json(self._text(members["json"]), f"{where}, .json")
-                if not isinstance(row, dict):
-                    row = {}
+                found = read_json(self._text(members["json"]), f"{where}, .json")
+                if not isinstance(found, dict):
                     raise DataError(f"{where}: its .json member is not an object; write one")
+                row = found
             if "txt" in members and self.config.caption_column is None:
                 return self._text(members["txt"]).decode("utf-8-sig"), row
             if not row:
