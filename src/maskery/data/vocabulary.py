@@ -26,12 +26,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import (
-    AutoTokenizer,
-    BertTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from maskery.core.bars import byte_bar
 from maskery.core.errors import ModelError
@@ -114,6 +109,8 @@ def train_tokenizer(
                 bar.update(corpus.bytes_read - bar.n)
 
     if config.tokenizer == "bert-uncased":
+        from transformers import BertTokenizer
+
         backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -15,13 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.formats import (
-    NAMED_ONLY,
-    READERS,
-    SUFFIXES,
-    split_suffix,
-    supported_suffixes,
-)
+from maskery.data.corpus.formats import NAMED_ONLY, READERS, SUFFIXES, split_suffix
 from maskery.data.corpus.streams import COMPRESSIONS
 
 log = logging.getLogger(__name__)
@@ -262,8 +256,9 @@ class Finder:
         if self.any_suffix or suffix in SUFFIXES:
             return path
         what = f"the suffix {suffix!r}, which is not read" if suffix else "no suffix"
+        known = f"{', '.join(SUFFIXES)} (each may be packed: {', '.join(COMPRESSIONS)})"
         fix = conversion(path) or "rename it to end in .txt if it is plain text, or name a --reader"
-        raise DataError(f"{path} has {what}; Maskery reads {supported_suffixes()}: {fix}")
+        raise DataError(f"{path} has {what}; Maskery reads {known}: {fix}")
 
     def _usable(self, path: Any) -> bool:
         suffix, _ = split_suffix(path)
@@ -272,9 +267,6 @@ class Finder:
         if suffix in CONVERTERS:
             self.documents.append(path)
         return False
-
-    def _folder_files(self, folder: Path) -> list[Path]:
-        return [path for path in self._walk(folder) if self._usable(path)]
 
     def _fail_empty(self, folder: str) -> NoReturn:
         suffixes = ", ".join(s for s in SUFFIXES if s in self.folder_suffixes)
@@ -285,10 +277,10 @@ class Finder:
             + (conversion(next(iter(self.documents), Path())) or "name other files by themselves")
         )
 
-    def _walk(self, folder: Path) -> Iterator[Path]:
-        """Yield all files under a folder that are not hidden; linked folders are followed once."""
-        seen = {os.path.realpath(folder)}
-        for root, folders, files in os.walk(folder, followlinks=True):
+    def _folder_files(self, folder: Path) -> list[Path]:
+        """Return the usable files under a folder, but hidden ones; linked folders count once."""
+        files, seen = list[Path](), {os.path.realpath(folder)}
+        for root, folders, names in os.walk(folder, followlinks=True):
             kept = []
             for name in sorted(folders):
                 real = os.path.realpath(Path(root, name))
@@ -296,11 +288,12 @@ class Finder:
                     seen.add(real)
                     kept.append(name)
             folders[:] = kept
-            for path in (Path(root, name) for name in files if not name.startswith(".")):
-                if os.path.isfile(path):  # noqa: PTH113 - False also for a link to itself
-                    yield path
-                elif self._usable(path):
-                    self.passed_over.append(path)
+            for path in (Path(root, name) for name in names if not name.startswith(".")):
+                if self._usable(path):
+                    # False also where nobody may look, on which `Path.is_file` fails.
+                    is_file = os.path.isfile(path)  # noqa: PTH113
+                    (files if is_file else self.passed_over).append(path)
+        return files
 
     def _glob_files(self, pattern: Path) -> list[Path]:
         files = []

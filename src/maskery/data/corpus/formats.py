@@ -24,7 +24,6 @@ from maskery.data.corpus.examples import Cutter, Reading
 from maskery.data.corpus.streams import COMPRESSIONS, open_blocks, open_stream
 
 UserReader: TypeAlias = "Callable[[CorpusFile], Iterable[str | Mapping[str, object]]]"
-TextReader: TypeAlias = Callable[[Reading], Iterator[str]]
 
 CONTRACT = (
     "a callable that takes an open file (`for line in file`, or `file.read()`) and yields strings, "
@@ -58,10 +57,6 @@ BREAK = re.compile(r"\n\s*\n")
 def register(suffix: str, reader: UserReader) -> None:
     """Read files of a suffix, also packed ones, with a reader of one's own from now on.
 
-    Args:
-        suffix: Such as ".conllu".
-        reader: A callable from a `CorpusFile` to strings, or dicts with the text.
-
     Raises:
         PluginError: The suffix is read already or is none, or the reader cannot be called.
     """
@@ -81,11 +76,6 @@ def split_suffix(path: Path) -> tuple[str, str]:
     if suffix in COMPRESSIONS:
         return Path(path.name[: -len(suffix)].lower()).suffix, suffix
     return suffix, ""
-
-
-def supported_suffixes() -> str:
-    """Return the suffixes that are read, for messages."""
-    return f"{', '.join(SUFFIXES)} (each may be packed: {', '.join(COMPRESSIONS)})"
 
 
 def _choice(path: Path, config: CorpusConfig) -> Any:
@@ -138,9 +128,7 @@ def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[st
                 if not isinstance(item, str | Mapping):
                     kind = type(item).__name__
                     raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
-                text = reading.value(item) if isinstance(item, str) else reading.text_of(item)
-                if text is not None:
-                    yield text
+                yield from reading.value(item) if isinstance(item, str) else reading.text_of(item)
         except MaskeryError:
             raise
         except Exception as error:  # a user's code raises anything

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,7 @@ def _texts(records: Iterable[object], reading: Reading) -> Iterator[str]:
     names = {str: "string", list: "list", bool: "boolean", int: "number", float: "number"}
     for record in records:
         if isinstance(record, dict):
-            text = reading.text_of(record)
-            if text is not None:
-                yield text
+            yield from reading.text_of(record)
         else:
             kind, column = names.get(type(record), "null"), reading.config.text_column
             reading.refuse(f"is a JSON {kind}, not an object with a column {column!r}")
@@ -206,9 +204,7 @@ def read_table(reading: Reading) -> Iterator[str]:
                     f"{delimiter!r} or a line end {fix}"
                 )
                 continue
-            text = reading.text_of(dict(zip(header, row, strict=True)))
-            if text is not None:
-                yield text
+            yield from reading.text_of(dict(zip(header, row, strict=True)))
 
 
 def _plain_rows(
@@ -289,20 +285,18 @@ def parquet_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def _seekable(reading: Reading) -> Iterator[Any]:
     """Open a file to seek in, since Parquet begins at its end; a packed one as a temporary copy."""
-    if reading.path.suffix.lower() not in COMPRESSIONS:
-        if isinstance(reading.path, Path):
-            yield reading.path
-        else:
-            with reading.path.open("rb") as file:
-                yield file
+    path = reading.path
+    if path.suffix.lower() not in COMPRESSIONS:
+        with nullcontext(path) if isinstance(path, Path) else path.open("rb") as file:
+            yield file
         return
-    most = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * (reading.path.stat().st_size or 0))
-    with tempfile.TemporaryFile() as copy, open_stream(reading.path, reading.on_read) as stream:
+    most = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * (path.stat().st_size or 0))
+    with tempfile.TemporaryFile() as copy, open_stream(path, reading.on_read) as stream:
         while block := stream.read(reading.block_bytes):
             if copy.tell() + len(block) > most:
                 raise DataError(
-                    f"{reading.path} unpacks to more than {UNPACKED_RATIO} times its size; unpack "
-                    "it yourself if it is sound"
+                    f"{path} unpacks to more than {UNPACKED_RATIO} times its size; unpack it "
+                    "yourself if it is sound"
                 )
             copy.write(block)
         copy.seek(0)
