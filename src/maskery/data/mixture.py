@@ -43,9 +43,8 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
             share = 0.0
         if not 0 < share <= 1 or named[0] in found:
             rule = "its share must be a number above 0 and at most 1"
-            raise ConfigError(
-                f"--mix {entry}: {'it is there twice' if named[0] in found else rule}"
-            )
+            what = "it is there twice" if named[0] in found else rule
+            raise ConfigError(f"--mix {entry}: {what}")
         found[named[0]] = share
     missing = [one for one in corpora if one not in found]
     if missing or abs(sum(found.values()) - 1) > ROUNDED:

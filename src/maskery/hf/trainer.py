@@ -41,7 +41,6 @@ def masked_lm_trainer(
     Args:
         model: Any `AutoModelForMaskedLM`; its attention implementation and its dropout modules are
             replaced by Maskery's, which compute the same.
-        tokenizer: Of the model; saved beside it.
         rows: A dataset with `input_ids`; `maskery.data.rows.tokenise_rows` makes one from texts.
         args: The Trainer's settings; `args.seed` decides the masks.
         masking: Policy, rate and shares; BERT's if None.

@@ -134,12 +134,11 @@ def _check_selection(selection: object, maskable: Bools, choice: object) -> None
         array = getattr(selection, name)
         if array is None and name != "selected":
             continue
-        if not isinstance(array, np.ndarray):
-            found = f"a {type(array).__name__}"
-        elif array.shape != maskable.shape or array.dtype != kind:
+        found = f"a {type(array).__name__}"
+        if isinstance(array, np.ndarray):
+            if (array.shape, array.dtype) == (maskable.shape, kind):
+                continue
             found = f"{array.dtype} of shape {array.shape}"
-        else:
-            continue
         raise POLICIES.misfit(
             choice,
             f"select returned {found} as {name}, for {len(maskable)} tokens (it takes an array "

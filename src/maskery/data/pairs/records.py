@@ -5,9 +5,9 @@ import json
 import logging
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import example_id
@@ -92,14 +92,19 @@ class Columns:
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose the columns, by the settings or by their usual names."""
-    require_named(available, config, where, "person", "group")
-    person, group = person_column(available, config), config.group_column or GROUP_COLUMN
-    if person is None and "id" in available:
+    columns = other_columns(available, config, where)
+    if columns.person is None and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
+    image, caption = (find_column(available, config, kind, where) for kind in ("image", "caption"))
+    return replace(columns, image=image, caption=caption)
+
+
+def other_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
+    """Choose those besides image and caption, which data may lack."""
+    require_named(available, config, where, "person", "group")
+    group = config.group_column or GROUP_COLUMN
     return Columns(
-        image=find_column(available, config, "image", where),
-        caption=find_column(available, config, "caption", where),
-        person=person,
+        person=person_column(available, config),
         split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
         group=group if group in available else None,
     )
@@ -134,9 +139,7 @@ def require_named(available: Collection[str], config: PairsConfig, where: str, *
             )
 
 
-def find_column(
-    available: Collection[str], config: PairsConfig, kind: Literal["image", "caption"], where: str
-) -> str:
+def find_column(available: Collection[str], config: PairsConfig, kind: str, where: str) -> str:
     """Choose one column: the one that the settings name, or the only one with a usual name."""
     require_named(available, config, where, kind)
     usual = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}[kind]

@@ -16,16 +16,13 @@ from maskery.core.errors import DataError, counted, explained
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
-    GROUP_COLUMN,
-    SPLIT_COLUMN,
     Columns,
     Place,
     Reader,
     Record,
     find_column,
-    person_column,
+    other_columns,
     printable,
-    require_named,
 )
 from maskery.data.pairs.tables import read_json
 
@@ -161,23 +158,17 @@ class Shard:
         where, asked = f"{self.path}, sample {stem!r}", self.config.image_column
         images = [s for s in members if (s in SUFFIXES if asked is None else s == asked)]
         if len(images) != 1:
+            found = ", ".join(f".{suffix}" for suffix in members)
             raise DataError(
-                f"{where} has {len(images)} images among its members "
-                f"({', '.join('.' + suffix for suffix in members)}); one is expected, or name "
-                f"the suffix as image_column"
+                f"{where} has {len(images)} images among its members ({found}); one is expected, "
+                f"or name the suffix as image_column"
             )
         image = members[images[0]]
         caption, row = self._annotation(members, where)
-        if row:
-            require_named(row, self.config, where, "person", "group")
-        person, group = person_column(row, self.config), self.config.group_column or GROUP_COLUMN
-        return Columns(person=person, split=SPLIT_COLUMN, group=group).read(
-            row,
-            where,
-            image=printable(f"{self.name}/{posixpath.normpath(image.name)}"),
-            caption=caption,
-            place=(self.number, image.offset_data, image.size),
-        )
+        columns = other_columns(row, self.config, where) if row else Columns()
+        name = printable(f"{self.name}/{posixpath.normpath(image.name)}")
+        place = (self.number, image.offset_data, image.size)
+        return columns.read(row, where, image=name, caption=caption, place=place)
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
         """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
