@@ -22,6 +22,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Self
@@ -99,21 +100,15 @@ def _machine() -> str:
     return blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
+@dataclass(eq=False, repr=False)
 class Documents:
-    """Tokenised documents end to end: a token store, shards, or texts in memory.
+    """Tokenised documents end to end: a token store, shards, or texts in memory."""
 
-    Attributes:
-        tokens: (T,) integers, without special tokens; read by slices or index arrays.
-        word_starts: (T,) bool: True at the first token of each word.
-        boundaries: (N + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
-        ids: (N,) uint64: stable document ids.
-    """
-
-    def __init__(
-        self, tokens: npt.NDArray[np.integer[Any]], word_starts: Bools, boundaries: Ints, ids: Ids
-    ) -> None:
-        self.tokens, self.word_starts = tokens, word_starts
-        self.boundaries, self.ids = boundaries, ids
+    # (T,), without special tokens; read by slices or index arrays.
+    tokens: npt.NDArray[np.integer[Any]]
+    word_starts: Bools  # (T,), True at the first token of each word
+    boundaries: Ints  # (N + 1,); document n is `tokens[boundaries[n]:boundaries[n + 1]]`
+    ids: Ids  # (N,), stable
 
     @classmethod
     def gather(cls, parts: Iterable[Part]) -> "Documents":

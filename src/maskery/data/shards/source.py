@@ -34,7 +34,6 @@ from maskery.data.corpus.files import MANIFEST
 from maskery.data.shards.manifest import (
     TOKENIZER,
     DocumentLengths,
-    FileEntry,
     Manifest,
     ShardEntry,
     read_shards,
@@ -54,16 +53,12 @@ class TokenShards:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
-        path = self.fetch(self.manifest.lengths)
+        path = place.fetch(self.manifest.lengths)
         self.document_lengths = DocumentLengths.open(path, self.manifest)
-
-    def fetch(self, entry: FileEntry, folder: str = "") -> Path:
-        """Return a local copy of a file, its checksum checked."""
-        return self.place.fetch(f"{folder}{entry.file}", entry.bytes, entry.sha256)
 
     def open(self, entries: Sequence[ShardEntry]) -> Documents:
         """Fetch, check and read some shards."""
-        documents = read_shards(map(self.fetch, entries), vocab_size=self.manifest.vocab_size)
+        documents = read_shards(map(self.place.fetch, entries), vocab_size=self.manifest.vocab_size)
         if documents.num_documents != sum(entry.documents for entry in entries):
             raise DataError(
                 f"the shards of '{self.place.name}' have not as many documents as {MANIFEST} says; "
@@ -90,7 +85,7 @@ class TokenShards:
 
     def tokenizer_folder(self) -> Path:
         """Return a local folder with the tokenizer that the shards were made with."""
-        paths = [self.fetch(e, f"{TOKENIZER}/") for e in self.manifest.tokenizer_files]
+        paths = [self.place.fetch(e, f"{TOKENIZER}/") for e in self.manifest.tokenizer_files]
         if not paths:
             raise DataError(f"'{self.place.name}' holds no tokenizer; name a --model with its own")
         return paths[0].parent
