@@ -310,10 +310,8 @@ def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
         if found and found[0][0] == splits[0]:  # there is always one to train on
             return found
     named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
-    message = (
-        f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of "
-        f"{LAYOUTS[dataset].title}"
-    )
+    title = LAYOUTS[dataset].title
+    message = f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of {title}"
     for other, names in named.items():
         for name in names:
             if other != dataset and (root / name).is_file():
