@@ -246,7 +246,6 @@ class GalleryStore:
     def _write_snapshot(self, version: str, snapshot: Snapshot) -> None:
         named = torch.frombuffer(bytearray(json.dumps(snapshot.paths), "utf-8"), dtype=torch.uint8)
         tensors = {"features": torch.from_numpy(snapshot.features), "paths": named}
-        # Who reads the last one keeps it: the new one is another file, which takes its place.
         made = self.folder / f"features-{uuid.uuid4().hex}"
         try:
             save_file(tensors, made, {"version": version})

@@ -57,8 +57,7 @@ def own_folder(cache_dir: Path, name: str) -> Path:
         for path in (cache_dir, folder):
             path.mkdir(mode=0o700, exist_ok=True)
             found = path.stat()
-            # Another user could put anything there; in a folder as /tmp nobody replaces what is
-            # another's.
+            # Another user could put anything there; in a folder as /tmp nobody replaces another's.
             shared = path == cache_dir and found.st_mode & stat.S_ISVTX
             if found.st_uid != os.geteuid() and not shared:
                 raise DataError(

@@ -36,8 +36,7 @@ log = logging.getLogger(__name__)
 # Enough to keep the tokenizer's threads busy, and little beside the memory of a run.
 BATCH_CHARS = 1_000_000
 BATCH_TEXTS = 2_000
-# A long German word has 15 pieces; of what has more than this, such as a line of DNA, each piece is
-# masked alone.
+# A long German word has 15 pieces; of what has more, as a line of DNA, each piece is masked alone.
 MOST_PIECES = 48
 # Where a text is a single word, fewer: it may be a word like others, or a sequence.
 MOST_OF_A_TEXT = 8

@@ -41,8 +41,7 @@ MAX_ALPHABET = 1000
 # WordPiece looks for every piece among all ends of its word: at 100 characters that takes 0.2 ms,
 # at 4000 seconds. A longer run of characters is cut here, into words of their own.
 MAX_WORD_CHARS = 100
-# Unigram's scores are sums in the order of a hash table, which differs from run to run, in the 14th
-# digit.
+# Unigram's scores are sums in the order of a hash table: from run to run the 14th digit differs.
 SCORE_DIGITS = 6
 NUM_BYTES = 256
 # GPT-2's cuts between letters, digits and other characters, where a mark belongs to its letter and

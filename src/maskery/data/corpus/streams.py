@@ -1,8 +1,7 @@
 """From the bytes of a file to blocks of characters: decompression, then decoding.
 
-gzip, xz and bzip2 come from the standard library, Zstandard from pyarrow. Archives of several
-streams or frames (as `cat a.gz b.gz`, pigz, pbzip2 and pzstd write them) are read whole, and one
-that is cut short or damaged fails: nothing is dropped at a damaged seam.
+Archives of several streams or frames (as `cat a.gz b.gz`, pigz, pbzip2 and pzstd write them) are
+read whole, and one that is cut short or damaged fails: nothing is dropped at a damaged seam.
 
 Bad text is a byte sequence that the encoding does not have, or a NUL character. Under `fail` the
 first one is an error that names its offset in the decompressed stream. Under `skip` and `replace`

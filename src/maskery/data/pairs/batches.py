@@ -35,8 +35,7 @@ from maskery.data.tokenise import encoder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Tokenizers work on lists in parallel; larger ones gain nothing, and each text in them takes
-# kilobytes until it is read.
+# Tokenizers work on lists in parallel; in longer ones, each text takes kilobytes until it is read.
 CAPTIONS_AT_ONCE = 4096
 # Pillow's number of the filter that views resize with.
 BICUBIC = 3

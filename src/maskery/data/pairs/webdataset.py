@@ -131,8 +131,7 @@ class Shard:
             folder, _, base = posixpath.normpath(member.name).rpartition("/")
             base, _, suffix = base.partition(".")
             stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
-            # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as
-            # `__meta__`.
+            # macOS packs attributes as `._NAME` and `__MACOSX/`, webdataset notes as `__meta__`.
             hidden = not base or any(part.startswith((".", "__")) for part in stem.split("/"))
             if hidden or suffix == "md" or base.upper() in NOTES:
                 passed_over += 1

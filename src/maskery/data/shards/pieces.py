@@ -48,8 +48,7 @@ BLOCK_BYTES = 1 << 20
 LINE_ENCODINGS = re.compile(
     r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*"
 )
-# A cut never stands before a byte that a byte-order mark begins with: at the start of a span it
-# would be taken for one.
+# Never before a byte that begins a byte-order mark: at the start of a span it would be one.
 LINE_END = re.compile(rb"\n(?![\xef\xfe\xff])")
 PARAGRAPH_END = re.compile(rb"\n\r?\n(?![\xef\xfe\xff])")
 LONGEST_END = 3  # bytes of a paragraph end
