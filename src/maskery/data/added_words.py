@@ -82,8 +82,7 @@ def require_growing(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: str | Path) -> None:
     """Refuse a list with lines that cannot be one token, and name them all."""
-    faults = [fault for line in lines if (fault := _fault(line, backend))]
-    if faults:
+    if faults := [*filter(None, (_fault(line, backend) for line in lines))]:
         raise DataError(f"{source}: {'; '.join(faults)}")
 
 
@@ -153,7 +152,6 @@ def _copy(tokenizer: PreTrainedTokenizerBase, described: dict[str, Any]) -> PreT
         (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
         # Where a list of the vocabulary lies beside it, it may be read instead.
         (folder / "vocab.txt").unlink(missing_ok=True)
-        grown: PreTrainedTokenizerBase
         grown = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     grown.name_or_path = tokenizer.name_or_path
     return grown

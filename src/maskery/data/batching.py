@@ -10,7 +10,7 @@ Shapes: N documents, W windows (sequences), S steps, B sequences of a batch, T t
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import chain, pairwise
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -36,13 +36,10 @@ EXAMPLE_ORDER, STEP_ORDER = 0, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`.
+    """The steps of an epoch: step s takes `order[boundaries[s]:boundaries[s + 1]]`."""
 
-    `order` is (W,) int64, example indices; `boundaries` (S + 1,) int64.
-    """
-
-    order: Ints
-    boundaries: Ints
+    order: Ints  # (W,), example indices
+    boundaries: Ints  # (S + 1,)
 
     @property
     def num_steps(self) -> int:
@@ -53,24 +50,16 @@ class Plan:
         """Return the example indices of one step."""
         return self.order[self.boundaries[index] : self.boundaries[index + 1]]
 
-    def in_order(self, steps: Ints) -> Self:
+    def in_order(self, steps: Ints) -> "Plan":
         """Return the plan with its steps in another order, a permutation (S,) int64."""
-        pieces = [self.step(int(step)) for step in steps]
-        sizes = np.diff(self.boundaries)[steps]
-        return replace(
-            self,
-            order=np.concatenate(pieces) if pieces else self.order,
-            boundaries=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
-        )
+        order = np.concatenate([self.order[:0], *map(self.step, steps.tolist())])
+        return Plan(order=order, boundaries=np.cumsum([0, *np.diff(self.boundaries)[steps]]))
 
 
 def plan_epoch(
     lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
 ) -> Plan:
-    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps.
-
-    In the padded layout, padding counts as tokens of a step, and examples of like length share one.
-    """
+    """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps."""
     longest = int(lengths.max(initial=0))
     if longest > batch_tokens:
         raise over_budget(longest, batch_tokens)
@@ -78,7 +67,7 @@ def plan_epoch(
     order = random_order(names, position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
     if layout == "packed":
         return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
-    # Ties keep their shuffled order.
+    # Examples of like length share a step, of which padding counts as tokens; ties stay shuffled.
     pool = (np.cumsum(lengths[order]) - 1) // (POOL_BUDGETS * batch_tokens)
     order = order[np.lexsort((lengths[order], pool))]
     plan = Plan(order=order, boundaries=cut_by_padded_size(lengths[order], batch_tokens))
@@ -93,8 +82,7 @@ def random_order(names: Ids, *, position: int, seed: int, epoch: int) -> Ints:
     `position`, a multiple of four, tells the uses of this apart.
     """
     positions = np.full(len(names), position, np.int64)
-    keys = random_words(seed, Stream.ORDER, epoch, names, positions)
-    return np.argsort(keys, kind="stable")
+    return np.argsort(random_words(seed, Stream.ORDER, epoch, names, positions), kind="stable")
 
 
 def over_budget(longest: int, batch_tokens: int) -> ConfigError:
@@ -106,10 +94,7 @@ def over_budget(longest: int, batch_tokens: int) -> ConfigError:
 
 
 def cut_by_sum(lengths: Ints, budget: int) -> Ints:
-    """Cut where the next example would exceed the budget: (S + 1,) boundaries.
-
-    One that exceeds it alone is a part by itself.
-    """
+    """Cut before what exceeds the budget, or exceeds it by itself: (S + 1,) boundaries."""
     ends = np.cumsum(lengths)
     cuts = [0]
     while cuts[-1] < len(lengths):
@@ -172,8 +157,7 @@ class Windows:
     """Stretches of documents: each (W,), in tokens, special ones not counted."""
 
     documents: Ints
-    starts: Ints
-    """First tokens within their documents."""
+    starts: Ints  # first tokens within their documents
     lengths: Ints
 
     def __len__(self) -> int:
@@ -248,15 +232,14 @@ def assemble(
     source = inside + np.repeat(firsts, lengths)
     target = inside + np.repeat(boundaries[:-1] + before, lengths)
     ids = np.empty(int(boundaries[-1]), np.int64)
-    words = np.ones(len(ids), np.bool_)
+    words = np.ones(len(ids), np.bool_)  # special tokens are words of their own
     ids[target] = tokens[source]
     words[target] = word_starts[source]
     words[(boundaries[:-1] + before)[lengths > 0]] = True
     for offset, token in enumerate(template.prefix):
         ids[boundaries[:-1] + offset] = token
-    for offset, token in enumerate(template.suffix):
-        ids[boundaries[1:] - after + offset] = token
-        words[boundaries[1:] - after + offset] = True
+    for offset, token in enumerate(template.suffix, -after):
+        ids[boundaries[1:] + offset] = token
     return TokenBatch(
         input_ids=ids,
         boundaries=boundaries,
@@ -289,15 +272,12 @@ class Batching:
 
 
 class PlannedSource(ABC, Generic[BatchT]):
-    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`.
-
-    `lengths` (W,) are the tokens of the examples, of which a step has `step_size` at most and a
-    micro-batch `micro_size`.
-    """
+    """Examples in the order of a plan for each epoch; implements `core.task.BatchSource`."""
 
     def __init__(
         self, lengths: Ints, step_size: int, micro_size: int | None, layout: Layout, seed: int
     ) -> None:
+        # In tokens: of each example (W,), and the most of a step and of a micro-batch.
         self.lengths, self.layout, self.seed = lengths, layout, seed
         self.step_size, self.micro_size = step_size, micro_size or step_size
         self.kept_plan: tuple[int, Plan] | None = None  # the latest, and its epoch
@@ -312,11 +292,8 @@ class PlannedSource(ABC, Generic[BatchT]):
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:
-            named = {"seed": self.seed, "epoch": epoch}
-            plan = plan_epoch(
-                self.lengths, **named, batch_tokens=self.step_size, layout=self.layout
-            )
-            self.kept_plan = epoch, plan
+            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": self.step_size}
+            self.kept_plan = epoch, plan_epoch(self.lengths, **named, layout=self.layout)
         return self.kept_plan[1]
 
     def num_tokens(self, epoch: int = 0) -> int:
@@ -330,26 +307,20 @@ class PlannedSource(ABC, Generic[BatchT]):
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
     ) -> Sequence[BatchT | StandIn[BatchT]]:
-        """Return one process's share of a step.
-
-        A process that is left without an example computes one once more, and counts it for nothing.
-        """
+        """Return one process's share of a step."""
         chosen = self.plan(epoch).step(step)
         parts = split_step(self.lengths[chosen], micro_tokens=self.micro_size, parts=world_size)
         batches: list[BatchT | StandIn[BatchT]] = []
         for turn in range(0, len(parts), world_size):
             mine, crowd = parts[turn + rank], np.concatenate(parts[turn : turn + world_size])
-            # Where none is left for this process, it computes the first one of the step.
+            # Where none is left for this process, it computes one, and counts it for nothing.
             batch = self.batch(chosen[mine if len(mine) else [0]], epoch, chosen[crowd])
             batches.append(batch if len(mine) else StandIn(batch))
         return batches
 
 
 class TextSource(PlannedSource[TokenBatch]):
-    """The batches of a run over some `documents` of a store, by their indices.
-
-    They are cut into windows, which are put in special tokens.
-    """
+    """The batches of a run over some `documents` of a store, cut into windows in special tokens."""
 
     def __init__(self, store: Documents, documents: Ints, batching: Batching) -> None:
         self.store, self.batching = store, batching

@@ -167,10 +167,9 @@ class GalleryStore:
         if readable:
             query += " AND feature IS NOT NULL"
 
-        def read(database: sqlite3.Connection) -> set[bytes]:
-            return {digest for digest in digests if database.execute(query, (digest,)).fetchone()}
-
-        return self._run(read)
+        return self._run(
+            lambda database: {d for d in digests if database.execute(query, (d,)).fetchone()}
+        )
 
     def save(
         self,
@@ -199,8 +198,7 @@ class GalleryStore:
         """Drop files, and contents that no file has any more."""
 
         def write(database: sqlite3.Connection) -> None:
-            gone = [(path,) for path in paths]
-            database.executemany("DELETE FROM files WHERE path = ?", gone)
+            database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
             database.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM files)")
             _changed(database)
 
@@ -248,7 +246,6 @@ class GalleryStore:
     def _write_snapshot(self, version: str, snapshot: Snapshot) -> None:
         named = torch.frombuffer(bytearray(json.dumps(snapshot.paths), "utf-8"), dtype=torch.uint8)
         tensors = {"features": torch.from_numpy(snapshot.features), "paths": named}
-        # Who reads the last one keeps it: the new one is another file, which takes its place.
         made = self.folder / f"features-{uuid.uuid4().hex}"
         try:
             save_file(tensors, made, {"version": version})

@@ -47,9 +47,8 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
             share = 0.0
         if not 0 < share <= 1 or named[0] in found:
             rule = "its share must be a number above 0 and at most 1"
-            raise ConfigError(
-                f"--mix {entry}: {'it is there twice' if named[0] in found else rule}"
-            )
+            what = "it is there twice" if named[0] in found else rule
+            raise ConfigError(f"--mix {entry}: {what}")
         found[named[0]] = share
     missing = [one for one in corpora if one not in found]
     if missing or abs(sum(found.values()) - 1) > ROUNDED:
@@ -59,25 +58,15 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
 
 
 class MixedSource(TextSource):
-    """The batches of a run over the documents of several corpora, in shares of tokens.
-
-    Args:
-        store: All documents, (N,).
-        documents: (n,) int64, those that are trained on.
-        batching: How they become batches.
-        owners: (N,) int64, the corpus of each document, from 0.
-        shares: Of each corpus; they sum to 1.
-
-    A ConfigError says that a corpus has nothing to train on.
-    """
+    """The batches of a run over the documents of several corpora, in shares of tokens."""
 
     def __init__(
         self,
-        store: Documents,
-        documents: Ints,
+        store: Documents,  # all documents, (N,)
+        documents: Ints,  # (n,), those that are trained on; of each corpus at least one
         batching: Batching,
-        owners: Ints,
-        shares: Sequence[float],
+        owners: Ints,  # (N,), the corpus of each document, from 0
+        shares: Sequence[float],  # of each corpus; they sum to 1
     ) -> None:
         super().__init__(store, documents, batching)
         of_window = owners[self.windows.documents]

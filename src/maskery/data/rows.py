@@ -56,8 +56,8 @@ def tokenise_rows(
         )
     ids, starts, lengths = encode_texts(texts, tokenizer)
     firsts = np.concatenate(([0], np.cumsum(lengths)))
-    cuts = [np.arange(a, b, room) for a, b in pairwise(firsts)]
-    begins = np.concatenate(cuts or [np.zeros(0, np.int64)]).astype(np.int64)
+    cuts = (np.arange(a, b, room) for a, b in pairwise(firsts))
+    begins = np.concatenate([np.zeros(0, np.int64), *cuts])
     ends = np.minimum(begins + room, firsts[np.searchsorted(firsts, begins, side="right")])
     none = np.zeros(len(begins), np.int64)
     batch = assemble(ids, starts, begins, ends - begins, none.astype(np.uint64), none, template)
@@ -81,8 +81,7 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
     if any("input_ids" not in row for row in rows):
         raise DataError("a row has no 'input_ids': tokenise the texts first")
     columns = [row["input_ids"] for row in rows]
-    lengths = np.fromiter(map(len, columns), np.int64, len(columns))
-    boundaries = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+    boundaries = np.cumsum([0, *map(len, columns)], dtype=np.int64)
     ids = flat_column(columns, np.int64)
     if "word_starts" in rows[0]:
         word_starts = flat_column([row["word_starts"] for row in rows], np.bool_)
@@ -164,8 +163,7 @@ class PieceWords:
     WordPiece marks pieces that go on (`##ing`), Metaspace and byte-level tokenizers pieces that
     begin (`▁the`, `Ġthe`), others the end (`the</w>`). Byte-level tokenizers also cut between
     letters, digits and other characters, as GPT-2 does. Where nothing is marked, each token is a
-    word.
-    Special tokens are words of their own.
+    word, and special tokens always are.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: Sequence[int]) -> None:
@@ -196,9 +194,7 @@ class PieceWords:
         marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
         if prefix and any(token.startswith(prefix) for token in vocabulary):
             self._begins = table(
-                lambda token: (
-                    not token.startswith(prefix) or begins_unspaced(token.removeprefix(prefix))
-                )
+                lambda token: not token.startswith(prefix) or begins_unspaced(token[len(prefix) :])
             )
         elif goes_on:
             self._ends = table(lambda token: not token.endswith(goes_on))
@@ -206,8 +202,7 @@ class PieceWords:
             self._ends = table(lambda token: token.endswith(suffix))
         elif any(token.startswith(marker) for token in vocabulary):
             self.space = marker if backend is None else ""
-            always = starts_word_table(vocabulary, byte_level)
-            self._begins[: len(always)] = always[:size]
+            self._begins = starts_word_table(vocabulary, byte_level)
             if byte_level:
                 # A lone marker is the start of a word that whatever follows goes on with.
                 self._last = table(lambda token: _kind(token.removeprefix(marker)[-1:]), np.int8)
@@ -238,13 +233,10 @@ def _kind(character: str) -> int:
 
 
 class PythonReader:
-    """Cut texts with a tokenizer in Python, which marks its pieces and tells no places.
-
-    `keep` is the one control token that is recognised where a text has it.
-    """
+    """Cut texts with a tokenizer in Python, which marks its pieces and tells no places."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: str = "") -> None:
-        self.tokenizer, self.keep = tokenizer, keep
+        self.tokenizer, self.keep = tokenizer, keep  # keep: as in `plain_backend`
         self.words = PieceWords(tokenizer, tokenizer.all_special_ids)
 
     def __call__(self, text: str) -> tuple[Ints, Bools, list[tuple[int, int]]]:
@@ -252,10 +244,8 @@ class PythonReader:
         parts = re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]
         ids: list[int] = []
         for part in parts:
-            plain = part != self.keep or not part
-            ids += self.tokenizer(part, add_special_tokens=False, split_special_tokens=plain)[
-                "input_ids"
-            ]
+            plain = {"split_special_tokens": part != self.keep or not part}
+            ids += self.tokenizer(part, add_special_tokens=False, **plain)["input_ids"]
         row = np.array(ids, np.int64)
         offsets = places_of(self.tokenizer.convert_ids_to_tokens(ids), text)
         return row, unspaced_starts(self.words(row), offsets, text), offsets

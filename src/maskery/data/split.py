@@ -78,8 +78,7 @@ def split_by_value(
             "--group-column: texts of one side all have copies on the other; name another column, "
             "or remove the copies"
         )
-    left_out = len(ids) - len(train) - len(measured)
-    if left_out:
+    if left_out := len(ids) - len(train) - len(measured):
         log.warning("%s examples have copies in held-out groups and are left out", f"{left_out:,}")
     return train, measured
 
@@ -119,10 +118,7 @@ def without_held_out(
 
 
 def sample(store: Documents, documents: Ints, most_tokens: int) -> Ints:
-    """Return documents of at most so many tokens, ascending; at least one.
-
-    Which they are follows from their texts, so it is the same in every run.
-    """
+    """Return documents of at most so many tokens, ascending, at least one: the same in each run."""
     # The split has chosen by the ids mixed once: what it held out has the lowest of those.
     order = np.argsort(mix(mix(np.asarray(store.ids)[documents])), kind="stable")
     fits = np.cumsum(store.lengths()[documents][order]) <= most_tokens

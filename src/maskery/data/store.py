@@ -22,6 +22,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Self
@@ -56,8 +57,7 @@ def own_folder(cache_dir: Path, name: str) -> Path:
         for path in (cache_dir, folder):
             path.mkdir(mode=0o700, exist_ok=True)
             found = path.stat()
-            # Another user could put anything there; in a folder as /tmp nobody replaces what is
-            # another's.
+            # Another user could put anything there; in a folder as /tmp nobody replaces another's.
             shared = path == cache_dir and found.st_mode & stat.S_ISVTX
             if found.st_uid != os.geteuid() and not shared:
                 raise DataError(
@@ -99,21 +99,15 @@ def _machine() -> str:
     return blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
+@dataclass(eq=False, repr=False)
 class Documents:
-    """Tokenised documents end to end: a token store, shards, or texts in memory.
+    """Tokenised documents end to end: a token store, shards, or texts in memory."""
 
-    Attributes:
-        tokens: (T,) integers, without special tokens; read by slices or index arrays.
-        word_starts: (T,) bool: True at the first token of each word.
-        boundaries: (N + 1,) int64: document n is `tokens[boundaries[n]:boundaries[n + 1]]`.
-        ids: (N,) uint64: stable document ids.
-    """
-
-    def __init__(
-        self, tokens: npt.NDArray[np.integer[Any]], word_starts: Bools, boundaries: Ints, ids: Ids
-    ) -> None:
-        self.tokens, self.word_starts = tokens, word_starts
-        self.boundaries, self.ids = boundaries, ids
+    # (T,), without special tokens; read by slices or index arrays.
+    tokens: npt.NDArray[np.integer[Any]]
+    word_starts: Bools  # (T,), True at the first token of each word
+    boundaries: Ints  # (N + 1,); document n is `tokens[boundaries[n]:boundaries[n + 1]]`
+    ids: Ids  # (N,), stable
 
     @classmethod
     def gather(cls, parts: Iterable[Part]) -> "Documents":
@@ -152,16 +146,13 @@ def token_type(vocab_size: int) -> type[np.uint16 | np.uint32]:
 
 
 class TokenStore(Documents):
-    """A tokenised corpus in a `folder`, read through memory maps.
-
-    `about` is what the writer was told of the corpus and the tokenizer.
-    """
+    """A tokenised corpus in a `folder`, read through memory maps."""
 
     def __init__(
         self, folder: Path, files: dict[str, npt.NDArray[Any]], about: dict[str, Any]
     ) -> None:
         super().__init__(**files)
-        self.folder, self.about = folder, about
+        self.folder, self.about = folder, about  # about: what the writer was told
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None) -> Self:
@@ -189,11 +180,10 @@ class TokenStore(Documents):
 
     def _is_sound(self, vocab_size: int | None) -> bool:
         """Return True if the documents lie end to end in the tokens, all ids below `vocab_size`."""
-        columns = (self.tokens, self.word_starts, self.boundaries, self.ids)
-        kinds = ("u", "b", "i", "u")
-        if any(c.dtype.kind != kind for c, kind in zip(columns, kinds, strict=True)):
-            return False
         tokens, ends = self.tokens, self.boundaries
+        columns = (tokens, self.word_starts, ends, self.ids)
+        if "".join(column.dtype.kind for column in columns) != "ubiu":
+            return False
         if (len(self.word_starts), len(ends)) != (len(tokens), len(self.ids) + 1):
             return False
         ascend = bool((ends[1:] >= ends[:-1]).all())

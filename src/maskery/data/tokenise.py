@@ -36,8 +36,7 @@ log = logging.getLogger(__name__)
 # Enough to keep the tokenizer's threads busy, and little beside the memory of a run.
 BATCH_CHARS = 1_000_000
 BATCH_TEXTS = 2_000
-# A long German word has 15 pieces; of what has more than this, such as a line of DNA, each piece is
-# masked alone.
+# A long German word has 15 pieces; of what has more, as a line of DNA, each piece is masked alone.
 MOST_PIECES = 48
 # Where a text is a single word, fewer: it may be a word like others, or a sequence.
 MOST_OF_A_TEXT = 8
@@ -72,8 +71,7 @@ Batch = tuple[list[str], list[int]]
 
 def default_cache_dir() -> Path:
     """Return `$MASKERY_CACHE`, or `maskery` in the user's cache folder."""
-    chosen = os.environ.get("MASKERY_CACHE")
-    if chosen:
+    if chosen := os.environ.get("MASKERY_CACHE"):
         return local_path(chosen, "MASKERY_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskery"
 
@@ -82,9 +80,8 @@ def tokenise(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool = True
 ) -> TokenStore:
     """Return the token store of a corpus, made now or found from an earlier run."""
-    key = hashlib.blake2b(digest_size=16)
-    key.update(f"{FORMAT}\0{corpus.fingerprint()}\0{tokenizer_fingerprint(tokenizer)}".encode())
-    key.update(f"\0{word_rules()}".encode())
+    decisive = (corpus.fingerprint(), tokenizer_fingerprint(tokenizer), word_rules())
+    key = hashlib.blake2b("\0".join((str(FORMAT), *decisive)).encode(), digest_size=16)
     folder = own_folder(cache_dir, "tokens") / key.hexdigest()
     vocab_size = vocabulary_size(tokenizer)
     if folder.exists():
@@ -138,11 +135,10 @@ def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -
         return TYPED + token if token in control else token
 
     model = described["model"]
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {renamed(token): index for token, index in vocabulary.items()}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed(token): index for token, index in model["vocab"].items()}
     else:
-        model["vocab"] = [[renamed(token), score] for token, score in vocabulary]
+        model["vocab"] = [[renamed(token), score] for token, score in model["vocab"]]
     if model.get("unk_token"):
         model["unk_token"] = renamed(model["unk_token"])
     for token in described["added_tokens"]:
@@ -159,14 +155,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         backend.no_padding()
         described = backend.to_str()
     else:
-        settings = {k: v for k, v in tokenizer.init_kwargs.items() if k != "name_or_path"}
-        described = repr(
-            (
-                type(tokenizer).__name__,
-                sorted(tokenizer.get_vocab().items()),
-                sorted((name, repr(value)) for name, value in settings.items()),
-            )
-        )
+        settings = {k: repr(v) for k, v in tokenizer.init_kwargs.items() if k != "name_or_path"}
+        tables = sorted(tokenizer.get_vocab().items()), sorted(settings.items())
+        described = repr((type(tokenizer).__name__, *tables))
     return hashlib.blake2b(described.encode("utf-8"), digest_size=16).hexdigest()
 
 

@@ -26,12 +26,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import (
-    AutoTokenizer,
-    BertTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from maskery.core.bars import byte_bar
 from maskery.core.errors import ModelError
@@ -46,8 +41,7 @@ MAX_ALPHABET = 1000
 # WordPiece looks for every piece among all ends of its word: at 100 characters that takes 0.2 ms,
 # at 4000 seconds. A longer run of characters is cut here, into words of their own.
 MAX_WORD_CHARS = 100
-# Unigram's scores are sums in the order of a hash table, which differs from run to run, in the 14th
-# digit.
+# Unigram's scores are sums in the order of a hash table: from run to run the 14th digit differs.
 SCORE_DIGITS = 6
 NUM_BYTES = 256
 # GPT-2's cuts between letters, digits and other characters, where a mark belongs to its letter and
@@ -87,13 +81,11 @@ def learnt_tokenizer(
     # Learnt again, it might weigh its pieces differently, and the run could not be resumed.
     if kept is not None and kept.is_dir():
         try:
-            found: PreTrainedTokenizerBase
-            found = AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
             ) from error
-        return found
     tokenizer = train_tokenizer(corpus, config, progress=progress)
     # The folder of a finished run may be one that is only read.
     if kept is not None and os.access(kept.parent, os.W_OK):
@@ -116,12 +108,13 @@ def train_tokenizer(
                 bar.update(corpus.bytes_read - bar.n)
 
     if config.tokenizer == "bert-uncased":
+        from transformers import BertTokenizer
+
         backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return BertTokenizer(
-            vocab=_train_pieces(backend, config, texts).get_vocab(), model_max_length=512
-        )
+        vocabulary = _train_pieces(backend, config, texts).get_vocab()
+        return BertTokenizer(vocab=vocabulary, model_max_length=512)
     # NFC, after the folding that was asked for.
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if config.lowercase else []
     if config.strip_accents:
@@ -133,12 +126,9 @@ def train_tokenizer(
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    roles = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **dict(zip(roles, SPECIAL, strict=True)),
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=backend, **roles, model_max_length=512, clean_up_tokenization_spaces=False
     )
 
 

@@ -153,17 +153,16 @@ class MaskCollator:
             filling = IGNORE_INDEX if name.endswith("labels") else 0
             if name == "token_type_ids":
                 filling = int(self.tokenizer.pad_token_type_id)
-            padded[name] = (
-                _stacked([_value(row, name) for row in rows])
-                if given is None
-                else _padded(given, inside, filling)
-            )
+            if given is not None:
+                padded[name] = _padded(given, inside, filling)
+            else:
+                padded[name] = _stacked([row[name] for row in rows])
         return padded
 
     def _inside(self, lengths: Ints) -> Bools:
         """Return where the padded rows hold tokens: (B, L) bool."""
-        longest = int(lengths.max(initial=0))
-        length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        multiple = self.pad_to_multiple_of
+        length = -(-int(lengths.max(initial=0)) // multiple) * multiple
         inside: Bools = np.arange(length) < lengths[:, None]
         return inside[:, ::-1] if self.tokenizer.padding_side == "left" else inside
 
@@ -232,15 +231,11 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]  # Transformers is 
             )
 
 
-def _value(row: Row, name: str) -> Any:
-    if name not in row:
-        raise DataError(f"a row has no '{name}', and the first row has: give it to all or to none")
-    return row[name]
-
-
 def _tokenwise(rows: Sequence[Row], name: str, batch: TokenBatch) -> npt.NDArray[Any] | None:
     """Return a column that has one number for each token, end to end; None for another."""
-    values = [_value(row, name) for row in rows]
+    if any(name not in row for row in rows):
+        raise DataError(f"a row has no '{name}', and the first row has: give it to all or to none")
+    values = [row[name] for row in rows]
     if any(isinstance(value, str) or not hasattr(value, "__len__") for value in values):
         return None
     one_dimension = all(getattr(value, "ndim", 1) == 1 for value in values)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from maskery.core.batch import IGNORE_INDEX, MaskedTokens
+from maskery.core.batch import MaskedTokens
 from maskery.core.errors import ConfigError
 from maskery.data.rows import Row
 from maskery.hf.collator import MaskCollator
@@ -41,7 +41,6 @@ def masked_lm_trainer(
     Args:
         model: Any `AutoModelForMaskedLM`; its attention implementation and its dropout modules are
             replaced by Maskery's, which compute the same.
-        tokenizer: Of the model; saved beside it.
         rows: A dataset with `input_ids`; `maskery.data.rows.tokenise_rows` makes one from texts.
         args: The Trainer's settings; `args.seed` decides the masks.
         masking: Policy, rate and shares; BERT's if None.
@@ -85,15 +84,8 @@ def masked_lm_trainer(
 class PackedCollator(MaskCollator):
     """Masks rows and lays them end to end, for a model with Maskery's attention."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        masking: MaskingConfig | None = None,
-        *,
-        seed: int = 0,
-        first_position: int = 0,
-    ) -> None:
-        super().__init__(tokenizer, masking, seed=seed)
+    def __init__(self, *given: Any, first_position: int = 0, **settings: Any) -> None:
+        super().__init__(*given, **settings)
         self.first_position = first_position
 
     def arrange(self, masked: MaskedTokens, rows: Sequence[Row]) -> dict[str, Any]:
@@ -101,7 +93,7 @@ class PackedCollator(MaskCollator):
         del rows
         ids, boundaries, start = masked.input_ids, masked.batch.boundaries, self.first_position
         inputs = pack(ids, boundaries, masked.positions, first_position=start)
-        labels = torch.from_numpy(masked.labels(IGNORE_INDEX)).unsqueeze(0)
+        labels = torch.from_numpy(masked.labels()).unsqueeze(0)
         return {"input_ids": inputs.input_ids, "labels": labels, **inputs.arguments}
 
 

@@ -97,14 +97,8 @@ class Masker:
 
         It has a constant rate, all `[MASK]` (RaSa, section 3.2), and draws of its own.
         """
-        config = replace(
-            self.config,
-            mask_rate=mask_rate,
-            mask_rate_end=None,
-            mask_schedule="constant",
-            mask_share=1.0,
-            random_share=0.0,
-        )
+        rate: Any = {"mask_rate": mask_rate, "mask_rate_end": None, "mask_schedule": "constant"}
+        config = replace(self.config, **rate, mask_share=1.0, random_share=0.0)
         return replace(self, config=config, seed=(self.seed + 1) % (1 << 64))
 
     def _draws(self, epoch: int) -> Draws:
@@ -140,12 +134,11 @@ def _check_selection(selection: object, maskable: Bools, choice: object) -> None
         array = getattr(selection, name)
         if array is None and name != "selected":
             continue
-        if not isinstance(array, np.ndarray):
-            found = f"a {type(array).__name__}"
-        elif array.shape != maskable.shape or array.dtype != kind:
+        found = f"a {type(array).__name__}"
+        if isinstance(array, np.ndarray):
+            if (array.shape, array.dtype) == (maskable.shape, kind):
+                continue
             found = f"{array.dtype} of shape {array.shape}"
-        else:
-            continue
         raise POLICIES.misfit(
             choice,
             f"select returned {found} as {name}, for {len(maskable)} tokens (it takes an array "
@@ -171,9 +164,8 @@ def at_least_one(
     has_none = ~np.logical_or.reduceat(selection.selected, batch.boundaries[:-1][full])
     if not has_none.any():
         return selection
-    values = selection.values
-    if values is None:
-        values = draws.uniforms(Stream.SELECT, batch)
+    given = selection.values
+    values = draws.uniforms(Stream.SELECT, batch) if given is None else given
     # Only the bare sequences are looked at again: one in a thousand at 50 tokens.
     bare = full[has_none]
     lengths = batch.lengths[bare]
@@ -191,15 +183,12 @@ def at_least_one(
 def corrupt(
     batch: TokenBatch,
     positions: Ints,  # (M,), ascending
-    anchors: Ints | None,  # (M,)
+    anchors: Ints | None,  # (M,); tokens with the same one are corrupted alike
     vocabulary: Vocabulary,
     draws: Draws,
     config: MaskingConfig,
 ) -> Ints:
-    """Return (T,) int64: the ids with each masked token as `[MASK]`, random, or as it is.
-
-    BERT, section 3.1. Tokens with the same anchor are corrupted alike.
-    """
+    """Return (T,) int64: the ids with masked tokens as in BERT, 3.1: `[MASK]`, random or as is."""
     corrupted = batch.input_ids.copy()
     if config.mask_share >= 1.0:
         corrupted[positions] = vocabulary.mask_token_id

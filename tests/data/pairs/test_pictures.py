@@ -11,7 +11,7 @@ from maskery.core.errors import DataError
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.batches import BYTES_PER_PIXEL, Pictures
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.pairs.records import image_refs
+from maskery.data.pairs.records import Reader
 
 
 def test_what_fits_stays_in_memory_and_the_rest_is_read_again(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_stored_images_are_read_at_their_place(pictures: list[bytes]) -> None:
         def read(self, place: tuple[int, int, int]) -> bytes:
             return pictures[place[1]]
 
-    image = image_refs(Path(), 10_000, Store().read)("shard/1.png", (0, 1, 0))
+    image = Reader((), Path(), 10_000, Store().read).ref("shard/1.png", (0, 1, 0))
     assert image.load().getpixel((0, 0)) == (0, 250, 0)
     with pytest.raises(DataError, match=r"shard/1\.png has 4 x 3 pixels"):
-        image_refs(Path(), 1, Store().read)("shard/1.png", (0, 1, 0)).load()
+        Reader((), Path(), 1, Store().read).ref("shard/1.png", (0, 1, 0)).load()

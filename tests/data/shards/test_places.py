@@ -16,6 +16,7 @@ from tiny_text import lines
 from maskery.core.errors import DataError, MissingExtraError
 from maskery.data.batching import Batching, Template
 from maskery.data.shards import places
+from maskery.data.shards.manifest import FileEntry
 from maskery.data.shards.places import Place, RemotePlace, holds_shards, open_place
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import create_owned, partial_of
@@ -46,8 +47,8 @@ def open_remote(cache: Path, waits: list[float] | None = None) -> RemotePlace:
     return RemotePlace(ADDRESS, cache, sleep=(waits if waits is not None else []).append)
 
 
-def entry(data: bytes) -> tuple[int, str]:
-    return len(data), hashlib.sha256(data).hexdigest()
+def entry(file: str, data: bytes) -> FileEntry:
+    return FileEntry(file=file, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def test_an_address_gives_the_batches_of_the_folder(
@@ -74,9 +75,9 @@ def test_the_oldest_copies_go_first(remote: Any, tmp_path: Path) -> None:
     place = open_remote(tmp_path)
     for number in range(4):
         remote.pipe(f"/bucket/shards/{number}.safetensors", b"x")
-        path = place.fetch(f"{number}.safetensors", *entry(b"x"))
+        path = place.fetch(entry(f"{number}.safetensors", b"x"))
         os.utime(path, (number, number))
-    place.fetch("0.safetensors", *entry(b"x"))  # used again
+    place.fetch(entry("0.safetensors", b"x"))  # used again
     place.trim(2)
     assert sorted(path.name for path in place.folder.iterdir()) == [
         "0.safetensors",
@@ -90,12 +91,12 @@ def test_the_oldest_copies_go_first(remote: Any, tmp_path: Path) -> None:
 def test_a_sound_copy_is_not_fetched_again(remote: Any, tmp_path: Path) -> None:
     remote.pipe("/bucket/shards/a", b"12345")
     place = open_remote(tmp_path)
-    path = place.fetch("a", *entry(b"12345"))
+    path = place.fetch(entry("a", b"12345"))
     remote.rm("/bucket/shards/a")
-    assert place.fetch("a", *entry(b"12345")) == path
+    assert place.fetch(entry("a", b"12345")) == path
     path.write_bytes(b"12x45")
     with pytest.raises(DataError, match=r"memory://bucket/shards/a' cannot be read .*; check the"):
-        place.fetch("a", *entry(b"12345"))
+        place.fetch(entry("a", b"12345"))
 
 
 def test_a_copy_that_another_run_lets_go_of_is_fetched_again(
@@ -103,7 +104,7 @@ def test_a_copy_that_another_run_lets_go_of_is_fetched_again(
 ) -> None:
     remote.pipe("/bucket/shards/a", b"12345")
     place = open_remote(tmp_path)
-    path = place.fetch("a", *entry(b"12345"))
+    path = place.fetch(entry("a", b"12345"))
     real, gone = places.find_damage, [path]
 
     def checked(*arguments: Any) -> str | None:
@@ -113,7 +114,7 @@ def test_a_copy_that_another_run_lets_go_of_is_fetched_again(
         return damage
 
     monkeypatch.setattr(places, "find_damage", checked)
-    assert place.fetch("a", *entry(b"12345")) == path
+    assert place.fetch(entry("a", b"12345")) == path
     assert path.read_bytes() == b"12345"
 
 
@@ -130,11 +131,11 @@ def test_half_a_copy_goes_if_nobody_is_at_it(
     def while_it_is_checked(path: Path, *arguments: Any) -> str | None:
         if ".partial-" in path.name and not seen:
             seen.append(path.name.partition("-")[0])
-            other.fetch("b", *entry(b"12345"))
+            other.fetch(entry("b", b"12345"))
         return real(path, *arguments)
 
     monkeypatch.setattr(places, "find_damage", while_it_is_checked)
-    assert place.fetch("a", *entry(b"12345")).read_bytes() == b"12345"
+    assert place.fetch(entry("a", b"12345")).read_bytes() == b"12345"
     assert seen == ["a.partial"]
     assert sorted(path.name for path in place.folder.iterdir()) == ["a", "b"]
 
@@ -144,7 +145,7 @@ def test_a_copy_that_differs_is_tried_again_and_then_refused(remote: Any, tmp_pa
     place = open_remote(tmp_path, waits)
     remote.pipe("/bucket/shards/a", b"12x45" * 1000)
     with pytest.raises(DataError, match=r"shards/a' is damaged \(it has 6 of 5 bytes\)"):
-        place.fetch("a", *entry(b"12345"))
+        place.fetch(entry("a", b"12345"))
     assert waits == [1.0, 5.0, 25.0]
     assert list(place.folder.iterdir()) == []
 
@@ -163,7 +164,7 @@ def test_a_network_that_comes_back_is_waited_for(
         return real(self, *arguments, **others)
 
     monkeypatch.setattr(type(remote), "open", flaky)
-    assert place.fetch("a", *entry(b"12345")).read_bytes() == b"12345"
+    assert place.fetch(entry("a", b"12345")).read_bytes() == b"12345"
     assert waits == [1.0, 5.0]
 
 

@@ -102,9 +102,9 @@ def test_any_step_is_reached_directly_and_reads_its_block_alone(
     fetched: list[str] = []
     fetch = Place.fetch
 
-    def counted(self: Place, file: str, *rest: Any) -> Path:
-        fetched.append(file)
-        return fetch(self, file, *rest)
+    def counted(self: Place, entry: Any, *rest: Any) -> Path:
+        fetched.append(entry.file)
+        return fetch(self, entry, *rest)
 
     monkeypatch.setattr(Place, "fetch", counted)
     source = open_source(folder, layout=layout)

@@ -16,10 +16,7 @@ BATCH_ROWS = 1000
 
 
 class GivenTexts:
-    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library.
-
-    `label` is the source of its examples, and `name` what messages call all of it.
-    """
+    """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library."""
 
     def __init__(self, data: Any, label: str, name: str | None = None) -> None:
         if isinstance(data, str | bytes) or not isinstance(data, Iterable):
@@ -27,6 +24,7 @@ class GivenTexts:
                 f"{label} cannot be a {type(data).__name__}; pass an iterable of strings, or a "
                 "dataset of the datasets library"
             )
+        # The source of its examples, and what messages call all of it.
         self.label, self.name = label, name or label
         # An iterator, which can be read once only, is read now.
         self.data: Any = list(data) if iter(data) is data else data

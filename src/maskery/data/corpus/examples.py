@@ -158,7 +158,7 @@ class Reading:
 
     @property
     def place(self) -> str:
-        """Return the position, for messages."""
+        """The position, for messages."""
         return f"{self.source}, {self.unit} {self.number}" if self.number else self.source
 
     def refuse(self, problem: str) -> None:
@@ -169,9 +169,10 @@ class Reading:
             )
         self.report.skipped += 1
 
-    def missing_column(self, columns: list[str], group: str | None = None) -> DataError:
+    def missing_column(self, found: Iterable[object], group: str | None = None) -> DataError:
         """Return the error for a table without the text column, or without the group's."""
-        names = ", ".join(repr(name) for name in columns[:20]) + ", ..." * (len(columns) > 20)
+        columns = [repr(str(name)) for name in found]
+        names = ", ".join(columns[:20]) + ", ..." * (len(columns) > 20)
         flag = "--text-column" if group is None else "--group-column"
         return DataError(
             f"{self.place} has no column {group or self.config.text_column!r}; there "
@@ -184,51 +185,48 @@ class Reading:
             return
         value = _inside(record, self.group_column)
         if value is MISSING and self.first_record:
-            raise self.missing_column([str(name) for name in record], self.group_column)
+            raise self.missing_column(record, self.group_column)
         # NaN, which tables have where nothing is, is not equal to itself.
         none = value is MISSING or value is None or value != value
         self.group = "" if none else str(value).strip()
 
-    def text_of(self, record: Mapping[str, object]) -> str | None:
-        """Return the text of a record, or None if it is skipped."""
+    def text_of(self, record: Mapping[str, object]) -> Iterator[str]:
+        """Yield the text of a record, unless it is skipped."""
         self.read_group(record)
         values = [_inside(record, name) for name in self.config.columns_of(record)]
-        if not any(value is MISSING for value in values):
-            others = [value for value in values if value is not None and not isinstance(value, str)]
-            texts = [value for value in values if isinstance(value, str)]
-            if len(values) == 1:
-                return self.value(values[0])
-            if others or not texts:
-                return self._refuse_type(others[0] if others else None)
-            return self.value(self.config.joined(texts))
-        # A column that the first record lacks is most likely a wrong name: skipping would skip all.
-        if self.first_record or self.config.on_bad_text != "skip":
-            raise self.missing_column([str(name) for name in record])
-        self.report.skipped += 1
-        return None
+        others = [value for value in values if value is not None and not isinstance(value, str)]
+        texts = [value for value in values if isinstance(value, str)]
+        if any(value is MISSING for value in values):
+            # If the first record lacks a column, its name is most likely wrong: all would be.
+            if self.first_record or self.config.on_bad_text != "skip":
+                raise self.missing_column(record)
+            self.report.skipped += 1
+        elif len(values) == 1:
+            yield from self.value(values[0])
+        elif others or not texts:
+            self._refuse_type(others[0] if others else None)
+        else:
+            yield from self.value(self.config.joined(texts))
 
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
-        roots = []
+        roots: dict[str, None] = {}
         groups = [] if self.group_column is None else [self.group_column]
         for column in [*self.config.columns_of(names), *groups]:
             root = column if column in names else column.partition(".")[0]
             if root not in names:
-                group = column if column == self.group_column else None
-                raise self.missing_column(list(names), group)
-            roots.append(root)
-        return list(dict.fromkeys(roots))
+                raise self.missing_column(names, column if column == self.group_column else None)
+            roots[root] = None
+        return list(roots)
 
     def texts(self, items: Iterable[Any]) -> Iterator[str]:
         """Yield the texts of items: texts themselves, or records with the text column."""
         for item in items:
             self.number += 1
-            text = self.text_of(item) if hasattr(item, "keys") else self.value(item)
-            if text is not None:
-                yield text
+            yield from self.text_of(item) if hasattr(item, "keys") else self.value(item)
 
-    def value(self, value: object) -> str | None:
-        """Return the text of a table's cell, or None if it is skipped."""
+    def value(self, value: object) -> Iterator[str]:
+        """Yield the text of a table's cell, unless it is skipped."""
         self.first_record = False
         if isinstance(value, bytes):
             try:
@@ -239,25 +237,22 @@ class Reading:
                         f"holds 0x{error.object[error.start]:02x} at byte {error.start} of its "
                         "value, which is not valid utf-8"
                     )
-                    return None
+                    return
                 self.report.replaced += 1
                 value = error.object.decode("utf-8", "replace")
         if not isinstance(value, str):
-            return self._refuse_type(value)
-        # The same text has the same id whatever the line ends of the system it comes from.
-        return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+            self._refuse_type(value)
+        else:
+            # The same text has the same id whatever the line ends of the system it comes from.
+            yield value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
 
-    def _refuse_type(self, value: object) -> str | None:
+    def _refuse_type(self, value: object) -> None:
         self.first_record = False
         kind = "null" if value is None else type(value).__name__
         self.refuse(f"has a value of type {kind} in {self.config.text_column!r}, not a string")
-        return None
 
     def mend(self, text: str) -> str | None:
-        """Deal with a text of NUL or surrogate characters as the config says; None skips it.
-
-        Decoding marks bad bytes by NUL characters, so both kinds of bad text arrive here.
-        """
+        """Deal with a text of NUL (bad bytes, too) or surrogate characters; None skips it."""
         policy = self.config.on_bad_text
         if policy == "fail":
             what = "a NUL character" if "\0" in text else "half a surrogate pair"

@@ -5,7 +5,6 @@ import glob
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from maskery.core.errors import DataError, MaskeryError, MissingExtraError, reason_of
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.corpus.formats import (
-    NAMED_ONLY,
-    READERS,
-    SUFFIXES,
-    split_suffix,
-    supported_suffixes,
-)
+from maskery.data.corpus.formats import NAMED_ONLY, READERS, SUFFIXES, split_suffix
 from maskery.data.corpus.streams import COMPRESSIONS
 
 log = logging.getLogger(__name__)
@@ -76,11 +69,6 @@ class RemoteFile:
     def suffix(self) -> str:
         """The last suffix of the name."""
         return PurePosixPath(self.name).suffix
-
-    @property
-    def in_memory(self) -> bool:
-        """True for a file that this process alone can see."""
-        return "memory" in protocols(self.filesystem)
 
     def stat(self) -> SimpleNamespace:
         """Return the size as `st_size`."""
@@ -230,11 +218,7 @@ def conversion(path: Any) -> str:
 
 
 class Finder:
-    """Finds the files of sources.
-
-    Of what lies in folders, `passed_over` lists what is no file, and `documents` those that another
-    program can turn into text.
-    """
+    """Finds the files of sources."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self.any_suffix = config.reader is not None
@@ -242,6 +226,7 @@ class Finder:
         if self.any_suffix:
             # A reader may say which files of a folder are its own; else all are.
             self.folder_suffixes = frozenset(getattr(READERS.find(config.reader), "suffixes", ()))
+        # Of what lies in folders: what is no file, and what another program can turn into text.
         self.passed_over: list[Path] = []
         self.documents: list[Any] = []
 
@@ -271,19 +256,17 @@ class Finder:
         if self.any_suffix or suffix in SUFFIXES:
             return path
         what = f"the suffix {suffix!r}, which is not read" if suffix else "no suffix"
+        known = f"{', '.join(SUFFIXES)} (each may be packed: {', '.join(COMPRESSIONS)})"
         fix = conversion(path) or "rename it to end in .txt if it is plain text, or name a --reader"
-        raise DataError(f"{path} has {what}; Maskery reads {supported_suffixes()}: {fix}")
+        raise DataError(f"{path} has {what}; Maskery reads {known}: {fix}")
 
     def _usable(self, path: Any) -> bool:
-        every = self.any_suffix and not self.folder_suffixes
         suffix, _ = split_suffix(path)
-        usable = every or suffix in self.folder_suffixes
-        if not usable and suffix in CONVERTERS:
+        if suffix in self.folder_suffixes or (self.any_suffix and not self.folder_suffixes):
+            return True
+        if suffix in CONVERTERS:
             self.documents.append(path)
-        return usable
-
-    def _folder_files(self, folder: Path) -> list[Path]:
-        return [path for path in self._walk(folder) if self._usable(path)]
+        return False
 
     def _fail_empty(self, folder: str) -> NoReturn:
         suffixes = ", ".join(s for s in SUFFIXES if s in self.folder_suffixes)
@@ -294,10 +277,10 @@ class Finder:
             + (conversion(next(iter(self.documents), Path())) or "name other files by themselves")
         )
 
-    def _walk(self, folder: Path) -> Iterator[Path]:
-        """Yield all files under a folder that are not hidden; linked folders are followed once."""
-        seen = {os.path.realpath(folder)}
-        for root, folders, files in os.walk(folder, followlinks=True):
+    def _folder_files(self, folder: Path) -> list[Path]:
+        """Return the usable files under a folder, but hidden ones; linked folders count once."""
+        files, seen = list[Path](), {os.path.realpath(folder)}
+        for root, folders, names in os.walk(folder, followlinks=True):
             kept = []
             for name in sorted(folders):
                 real = os.path.realpath(Path(root, name))
@@ -305,17 +288,12 @@ class Finder:
                     seen.add(real)
                     kept.append(name)
             folders[:] = kept
-            for path in (Path(root, name) for name in files if not name.startswith(".")):
-                if self._is_file(path):
-                    yield path
-                elif self._usable(path):
-                    self.passed_over.append(path)
-
-    def _is_file(self, path: Path) -> bool:
-        try:  # opening a pipe would wait for ever
-            return stat.S_ISREG(path.stat().st_mode)
-        except OSError:  # a link to nothing, or to itself
-            return False
+            for path in (Path(root, name) for name in names if not name.startswith(".")):
+                if self._usable(path):
+                    # False also where nobody may look, on which `Path.is_file` fails.
+                    is_file = os.path.isfile(path)  # noqa: PTH113
+                    (files if is_file else self.passed_over).append(path)
+        return files
 
     def _glob_files(self, pattern: Path) -> list[Path]:
         files = []
@@ -323,7 +301,7 @@ class Finder:
         for path in map(Path, glob.glob(str(pattern), recursive=True)):  # noqa: PTH207
             if path.is_dir():
                 files += self._folder_files(path)
-            elif self._is_file(path):
+            elif os.path.isfile(path):  # noqa: PTH113
                 files.append(self._supported(path))
             else:
                 self.passed_over.append(path)

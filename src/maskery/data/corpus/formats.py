@@ -24,7 +24,6 @@ from maskery.data.corpus.examples import Cutter, Reading
 from maskery.data.corpus.streams import COMPRESSIONS, open_blocks, open_stream
 
 UserReader: TypeAlias = "Callable[[CorpusFile], Iterable[str | Mapping[str, object]]]"
-TextReader: TypeAlias = Callable[[Reading], Iterator[str]]
 
 CONTRACT = (
     "a callable that takes an open file (`for line in file`, or `file.read()`) and yields strings, "
@@ -58,10 +57,6 @@ BREAK = re.compile(r"\n\s*\n")
 def register(suffix: str, reader: UserReader) -> None:
     """Read files of a suffix, also packed ones, with a reader of one's own from now on.
 
-    Args:
-        suffix: Such as ".conllu".
-        reader: A callable from a `CorpusFile` to strings, or dicts with the text.
-
     Raises:
         PluginError: The suffix is read already or is none, or the reader cannot be called.
     """
@@ -83,12 +78,6 @@ def split_suffix(path: Path) -> tuple[str, str]:
     return suffix, ""
 
 
-def supported_suffixes() -> str:
-    """Return the suffixes that are read, for messages."""
-    packed = ", ".join(COMPRESSIONS)
-    return f"{', '.join(SUFFIXES)} (each may be packed: {packed})"
-
-
 def _choice(path: Path, config: CorpusConfig) -> Any:
     return SUFFIXES[split_suffix(path)[0]] if config.reader is None else config.reader
 
@@ -100,10 +89,7 @@ def format_of(path: Path, config: CorpusConfig) -> str:
 
 
 def is_portable(path: Path, config: CorpusConfig) -> bool:
-    """Return True if another process finds the reader of a file by itself.
-
-    What was registered or passed in Python is known to this process alone.
-    """
+    """Return True if another process finds the reader of a file: it was not given in Python."""
     return bool(format_of(path, config)) or is_plugin(config.reader)
 
 
@@ -142,9 +128,7 @@ def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[st
                 if not isinstance(item, str | Mapping):
                     kind = type(item).__name__
                     raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
-                text = reading.value(item) if isinstance(item, str) else reading.text_of(item)
-                if text is not None:
-                    yield text
+                yield from reading.value(item) if isinstance(item, str) else reading.text_of(item)
         except MaskeryError:
             raise
         except Exception as error:  # a user's code raises anything
@@ -196,10 +180,7 @@ class CorpusFile(io.TextIOBase):
         """Return the next `size` characters, or all that follow."""
         parts: list[str] = []
         left = -1 if size is None else size
-        while left:
-            part = self._block.read(left) or self._next_block().read(left)
-            if not part:
-                break
+        while left and (part := self._block.read(left) or self._next_block().read(left)):
             parts.append(part)
             left -= len(part) if left > 0 else 0
         return "".join(parts)

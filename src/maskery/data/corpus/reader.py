@@ -24,7 +24,6 @@ class Corpus:
     """Examples of text from files, a dataset or an iterable; every iteration gives the same ones.
 
     Attributes:
-        config: How the text is read.
         files: The files, sorted (those at an address are `RemoteFile`s); none for a dataset.
         num_bytes: The size of the files as stored; None for a dataset, or if it is not known.
         bytes_read: How much of `num_bytes` the current or last iteration has read; of a dataset,
@@ -55,7 +54,6 @@ class Corpus:
         Args:
             sources: Files, folders and globs, here or at an address (`s3://bucket/web/*.jsonl.gz`),
                 or one hub dataset (`name`, `org/name`, either with `:configuration`).
-            config: How the text is read.
 
         Raises:
             DataError: A source is missing or unsupported, all files are empty, or the hub dataset
@@ -65,7 +63,9 @@ class Corpus:
         config = config or CorpusConfig()
         name = hub_name(sources)
         if name is not None:
-            return cls(config=config, source=_datasets().HubDataset(name, config))
+            from maskery.data.corpus.dataset_corpus import HubDataset
+
+            return cls(config=config, source=HubDataset(name, config))
         files = find_files(sources, config)
         try:
             corpus = cls(config=config, files=files)
@@ -84,13 +84,14 @@ class Corpus:
             data: A `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of
                 strings or of mappings with the text under the text column. It is read several
                 times, and must give the same texts each time.
-            config: How the text is read.
             name: How messages call it.
 
         Raises:
             DataError: It is none of these.
         """
-        return cls(config=config or CorpusConfig(), source=_datasets().GivenTexts(data, name))
+        from maskery.data.corpus.dataset_corpus import GivenTexts
+
+        return cls(config=config or CorpusConfig(), source=GivenTexts(data, name))
 
     def begin(self) -> None:
         """Count anew what is read and come upon."""
@@ -151,9 +152,8 @@ class Corpus:
         Names do not count, beyond the suffixes. Reads every file once, unless a file system tells
         of a remote one what it is known by. Returns 32 hexadecimal digits.
         """
-        digest = blake2b(digest_size=16)
         common = (READING_VERSION, self.config.on_bad_text, self.config.max_example_chars)
-        digest.update(repr(common).encode())
+        digest = blake2b(repr(common).encode(), digest_size=16)
         known = self._source.fingerprint() if self._source else None
         if known is not None:
             digest.update(known.encode())
@@ -231,10 +231,3 @@ class Corpus:
                 "cannot be read; check --encoding and --text-column"
             )
         return DataError(f"{what} contains no text, only white space; name a file that has some")
-
-
-def _datasets() -> Any:
-    # By name: a run on files imports nothing of this.
-    import importlib
-
-    return importlib.import_module("maskery.data.corpus.dataset_corpus")

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def read_json_lines(reading: Reading) -> Iterator[str]:
     with open_blocks(reading) as blocks:
         for number, line in enumerate(whole_lines(blocks, reading), start=1):
             reading.number = number
-            if not line or line.isspace():
+            if not line.strip():
                 continue
             try:
                 record = decoder.decode(line)
@@ -67,17 +67,14 @@ def _texts(records: Iterable[object], reading: Reading) -> Iterator[str]:
     names = {str: "string", list: "list", bool: "boolean", int: "number", float: "number"}
     for record in records:
         if isinstance(record, dict):
-            text = reading.text_of(record)
-            if text is not None:
-                yield text
+            yield from reading.text_of(record)
         else:
             kind, column = names.get(type(record), "null"), reading.config.text_column
             reading.refuse(f"is a JSON {kind}, not an object with a column {column!r}")
 
 
 def new_decoder(reading: Reading) -> json.JSONDecoder:
-    """Return a decoder that lets the marks of bad text pass, where there may be some."""
-    # They are NUL characters inside strings; `Reading.mend` deals with those in the text column.
+    """Return a decoder that lets the marks of bad text, NUL characters, pass to `Reading.mend`."""
     return json.JSONDecoder(strict=reading.config.on_bad_text == "fail")
 
 
@@ -88,10 +85,7 @@ def _why(error: Exception) -> str:
 
 
 class Scanner:
-    """Takes JSON values off a stream of text blocks.
-
-    When a value is given out, `reading.place` is the line that it starts at.
-    """
+    """Takes JSON values off a stream of text blocks; `reading.place` is the line of each."""
 
     def __init__(self, blocks: Iterator[str], reading: Reading) -> None:
         self.blocks, self.reading = blocks, reading
@@ -101,17 +95,14 @@ class Scanner:
     def elements(self) -> Iterator[object]:
         """Yield the elements of the list that starts here."""
         self._advance(self.position + 1)
-        if self.peek() == "]":
-            self._advance(self.position + 1)
-        else:
-            while True:
-                yield self._value()
-                separator = self.peek()
-                if separator not in (",", "]"):
-                    raise self._invalid("Expecting ',' or ']'")
+        if self.peek() != "]":
+            yield self._value()
+            while self.peek() == ",":
                 self._advance(self.position + 1)
-                if separator == "]":
-                    break
+                yield self._value()
+        if self.peek() != "]":
+            raise self._invalid("Expecting ',' or ']'")
+        self._advance(self.position + 1)
         if self.peek():
             raise self._invalid("Extra data after the list")
 
@@ -165,10 +156,7 @@ class Scanner:
             self.reading.number = self.line
             raise too_long(self.reading)
         size = 0
-        while size < wanted:
-            block = next(self.blocks, None)
-            if block is None:
-                break
+        while size < wanted and (block := next(self.blocks, None)) is not None:
             parts.append(block)
             size += len(block)
         if size == 0:
@@ -216,9 +204,7 @@ def read_table(reading: Reading) -> Iterator[str]:
                     f"{delimiter!r} or a line end {fix}"
                 )
                 continue
-            text = reading.text_of(dict(zip(header, row, strict=True)))
-            if text is not None:
-                yield text
+            yield from reading.text_of(dict(zip(header, row, strict=True)))
 
 
 def _plain_rows(
@@ -299,20 +285,18 @@ def parquet_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def _seekable(reading: Reading) -> Iterator[Any]:
     """Open a file to seek in, since Parquet begins at its end; a packed one as a temporary copy."""
-    if reading.path.suffix.lower() not in COMPRESSIONS:
-        if isinstance(reading.path, Path):
-            yield reading.path
-        else:
-            with reading.path.open("rb") as file:
-                yield file
+    path = reading.path
+    if path.suffix.lower() not in COMPRESSIONS:
+        with nullcontext(path) if isinstance(path, Path) else path.open("rb") as file:
+            yield file
         return
-    most = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * (reading.path.stat().st_size or 0))
-    with tempfile.TemporaryFile() as copy, open_stream(reading.path, reading.on_read) as stream:
+    most = max(MIN_UNPACKED_BYTES, UNPACKED_RATIO * (path.stat().st_size or 0))
+    with tempfile.TemporaryFile() as copy, open_stream(path, reading.on_read) as stream:
         while block := stream.read(reading.block_bytes):
             if copy.tell() + len(block) > most:
                 raise DataError(
-                    f"{reading.path} unpacks to more than {UNPACKED_RATIO} times its size; unpack "
-                    "it yourself if it is sound"
+                    f"{path} unpacks to more than {UNPACKED_RATIO} times its size; unpack it "
+                    "yourself if it is sound"
                 )
             copy.write(block)
         copy.seek(0)

@@ -28,7 +28,6 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
     Raises:
         DataError: It cannot be read, is not in that encoding, or has no text.
     """
-    empty = True
     with ExitStack() as stack:
         if str(path) == STANDARD_INPUT:
             if sys.stdin is None:  # as `<&-` leaves it
@@ -39,12 +38,11 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
             stack.enter_context(asked(path))
             stream = stack.enter_context(open_stream(found, lambda _: None))
         blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text="fail")
-        for number, text in enumerate("".join(blocks).split("\n"), 1):
-            if text.strip():
-                empty = False
-                yield Line(number, text.strip())
-    if empty:
+        numbered = enumerate("".join(blocks).split("\n"), 1)
+    lines = [Line(number, text.strip()) for number, text in numbered if text.strip()]
+    if not lines:
         raise DataError(f"{name_of(path)} has no text; put one sentence on each line")
+    yield from lines
 
 
 def read_sentence_pairs(

@@ -1,8 +1,7 @@
 """From the bytes of a file to blocks of characters: decompression, then decoding.
 
-gzip, xz and bzip2 come from the standard library, Zstandard from pyarrow. Archives of several
-streams or frames (as `cat a.gz b.gz`, pigz, pbzip2 and pzstd write them) are read whole, and one
-that is cut short or damaged fails: nothing is dropped at a damaged seam.
+Archives of several streams or frames (as `cat a.gz b.gz`, pigz, pbzip2 and pzstd write them) are
+read whole, and one that is cut short or damaged fails: nothing is dropped at a damaged seam.
 
 Bad text is a byte sequence that the encoding does not have, or a NUL character. Under `fail` the
 first one is an error that names its offset in the decompressed stream. Under `skip` and `replace`
@@ -65,12 +64,9 @@ class Readable(Protocol):
 
 
 class CountedFile:
-    """A raw file, or the first bytes of one, that tells how much of it is read.
+    """A raw file, or the first bytes of one, that tells how much of it is read."""
 
-    Has as much of the file interface as gzip and pyarrow ask for.
-    """
-
-    closed = False
+    closed = False  # gzip and pyarrow ask for it, as for `close`
 
     def __init__(
         self, file: BinaryIO, on_read: Callable[[int], object], limit: int | None = None
@@ -86,7 +82,7 @@ class CountedFile:
         return data
 
     def close(self) -> None:
-        """Do nothing: who opened the file closes it. pyarrow calls this."""
+        """Do nothing: who opened the file closes it."""
 
 
 class MultiStream:
@@ -108,8 +104,7 @@ class MultiStream:
             if self.decompressor is None:
                 self.waiting = self.waiting.lstrip(b"\0")
                 while not self.waiting:
-                    data = self.file.read(CHUNK_BYTES)
-                    if not data:
+                    if not (data := self.file.read(CHUNK_BYTES)):
                         return b""
                     self.waiting = data.lstrip(b"\0")
                 self.decompressor = self.new_decompressor()
@@ -124,12 +119,11 @@ class MultiStream:
         return output
 
 
-def open_zstd(file: CountedFile) -> Readable:
+def open_zstd(file: CountedFile) -> Any:
     """Open a Zstandard file of any number of frames."""
     import pyarrow as pa
 
-    stream: Readable = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    return stream
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
 
 COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
@@ -152,14 +146,8 @@ class NamedStream(io.RawIOBase):
 
     def readinto(self, target: Any, /) -> int:
         """Fill the target with what comes next; returns how many bytes that are."""
-        data = self.read(len(target))
-        target[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
         try:
-            return self.stream.read(size)
+            data = self.stream.read(len(target))
         except EOFError as error:
             raise self._damaged("it ends too early") from error
         except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
@@ -169,6 +157,8 @@ class NamedStream(io.RawIOBase):
             if error.errno is None and self.path.suffix.lower() in COMPRESSIONS:
                 raise self._damaged(str(error)) from error
             raise cannot_read(self.path, error) from error
+        target[: len(data)] = data
+        return len(data)
 
     def _damaged(self, why: str) -> DataError:
         suffix = self.path.suffix.lower()
@@ -321,8 +311,7 @@ def _bad_text(
 ) -> DataError:
     """Return the error for the first bad text of a block that is known to have some."""
     place, bad = _first_bad(name, state, data)
-    looks = next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), None)
-    if looks is not None:
+    if looks := next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), ""):
         fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
     elif bad is None:
         fix = "the file is binary, or in UTF-16 (pass --encoding utf-16-le or utf-16-be); "

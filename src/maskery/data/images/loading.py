@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -37,7 +37,7 @@ SUFFIXES = frozenset(
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
 PAPER = (255, 255, 255)
-# Threads that decode and draw views; more wait for each other, or for the disk.
+# More threads wait for each other, or for the disk.
 MAX_WORKERS = 16
 
 
@@ -217,14 +217,10 @@ class ImageRef:
 
 
 def content_hashes(refs: Iterable[ImageRef]) -> Ids:
-    """Return (N,) uint64: a hash of each picture's bytes, so that copies and links are known.
-
-    A picture that cannot be read is known by its name.
-    """
+    """Return (N,) uint64: a hash of each picture's bytes; of its name if it cannot be read."""
     known: dict[str, bytes] = {}
-    names = []
+    digests = []
     for ref in refs:
-        names.append(ref.name)
         if ref.name not in known:
             try:
                 with ref.open() as file:
@@ -232,17 +228,15 @@ def content_hashes(refs: Iterable[ImageRef]) -> Ids:
             except (DataError, OSError):
                 content = ref.name.encode()
             known[ref.name] = blake2b(content, digest_size=8).digest()
-    return np.frombuffer(b"".join(known[name] for name in names), "<u8").astype(np.uint64)
+        digests.append(known[ref.name])
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 class Skipped:
-    """Counts examples that cannot be used, or raises at the first: nothing is lost silently.
-
-    `what` is a singular noun for messages.
-    """
+    """Counts examples that cannot be used, or raises at the first: nothing is lost silently."""
 
     def __init__(self, what: str, policy: Literal["skip", "fail"]) -> None:
-        self.what, self.policy = what, policy
+        self.what, self.policy = what, policy  # what: a singular noun for messages
         self.reasons: list[str] = []
 
     @property
@@ -261,6 +255,11 @@ class Skipped:
         if not self.reasons:
             return ""
         return f"{counted(self.count, self.what)} skipped; the first: {self.reasons[0]}"
+
+
+def decoders() -> ThreadPoolExecutor:
+    """Start threads that decode pictures and draw views."""
+    return ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
 
 
 def decode_many(

@@ -13,10 +13,9 @@ Shapes: N examples, B pictures of a batch, H height, W width.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ import torch
 from maskery.core.batch import Ids
 from maskery.core.random import Float32Array, Stream, random_rows, to_uniforms
 from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
-from maskery.data.images.loading import MAX_WORKERS, ImageRef, Skipped, decode_many, pillow
+from maskery.data.images.loading import ImageRef, Skipped, decode_many, decoders, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,8 +72,7 @@ def view_pixels(
     if draws is None:
         return np.array(image.resize(config.size, bicubic))
     uniforms: list[float] = np.asarray(draws, np.float64).tolist()
-    box = _crop_box(image.size, config, uniforms)
-    resized = image.resize(config.size, bicubic, box=box)
+    resized = image.resize(config.size, bicubic, box=_crop_box(image.size, config, uniforms))
     if uniforms[Draw.FLIP] < config.flip_probability:
         resized = resized.transpose(module.Transpose.FLIP_LEFT_RIGHT)
     if config.augment_operations:
@@ -102,8 +100,7 @@ def view_stack(
     """Return the views of some pictures, each with its draws: (B, 3, H, W) float32."""
     width, height = config.size
     # Page-locked where there is a GPU, which copies from there while it computes.
-    pinned = torch.cuda.is_available()
-    stack = torch.empty(len(images), 3, height, width, pin_memory=pinned)
+    stack = torch.empty(len(images), 3, height, width, pin_memory=torch.cuda.is_available())
     rows: Iterable[Float32Array | None] = [None] * len(images) if draws is None else draws
 
     def fill(image: Image, row: Float32Array | None, out: torch.Tensor) -> None:
@@ -219,12 +216,9 @@ def view_batches(
 
     Batches in which no picture can be read are left out; `skipped` decides if one is an error.
     """
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers, "decode") as pool:
+    with decoders() as pool:
         for first in range(0, len(refs), batch_images):
             part = refs[first : first + batch_images]
             images = decode_many(part, skipped, near=config.size, pool=pool)
-            read = [(first + i, image) for i, image in enumerate(images) if image is not None]
-            if read:
-                pixels = view_stack([image for _, image in read], config, pool=pool)
-                yield [i for i, _ in read], pixels
+            if read := {first + i: image for i, image in enumerate(images) if image is not None}:
+                yield list(read), view_stack(list(read.values()), config, pool=pool)

@@ -10,9 +10,7 @@ pictures, H height, W width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
@@ -28,7 +26,7 @@ from maskery.core.errors import DataError
 from maskery.core.random import Stream, uniforms
 from maskery.data.batching import PlannedSource, Template, assemble
 from maskery.data.images.config import ViewConfig
-from maskery.data.images.loading import MAX_WORKERS, Skipped, decode_many
+from maskery.data.images.loading import Skipped, decode_many, decoders
 from maskery.data.images.views import view_draws, view_stack
 from maskery.data.pairs.pairs import Pairs, wrong_pairs
 from maskery.data.pairs.records import brief
@@ -37,8 +35,7 @@ from maskery.data.tokenise import encoder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Tokenizers work on lists in parallel; larger ones gain nothing, and each text in them takes
-# kilobytes until it is read.
+# Tokenizers work on lists in parallel; in longer ones, each text takes kilobytes until it is read.
 CAPTIONS_AT_ONCE = 4096
 # Pillow's number of the filter that views resize with.
 BICUBIC = 3
@@ -80,8 +77,8 @@ def tokenise_captions(
     """Tokenise all captions, cut to `max_length` tokens; `skipped` is told of unusable ones."""
     template = Template.of(tokenizer)
     longest = max_length - template.num_special
-    captions = ((n, place) for n, pair in enumerate(pairs) for place in range(len(pair.captions)))
-    owners, places = np.array(list(captions), np.int64).T
+    captions = [(n, place) for n, pair in enumerate(pairs) for place in range(len(pair.captions))]
+    owners, places = np.array(captions, np.int64).T
     texts = (caption for pair in pairs for caption in pair.captions)
     encode, parts = encoder(tokenizer), []
     while chunk := list(islice(texts, CAPTIONS_AT_ONCE)):
@@ -95,12 +92,9 @@ def tokenise_captions(
     maskable = np.bincount(rows, kept & ~protected[tokens], len(lengths)) > 0
     for owner, place in zip(owners[~maskable].tolist(), places[~maskable].tolist(), strict=True):
         pair = pairs[owner]
-        skipped.report(
-            DataError(
-                f"the caption {brief(pair.captions[place])} of image {pair.image.name} holds no "
-                f"token that could be masked; correct it or choose another tokenizer"
-            )
-        )
+        caption = f"the caption {brief(pair.captions[place])} of image {pair.image.name}"
+        fix = "correct it or choose another tokenizer"
+        skipped.report(DataError(f"{caption} holds no token that could be masked; {fix}"))
     if not maskable.any():
         raise DataError(f"no caption is left to learn from ({skipped}); bring others")
     kept &= maskable[rows]
@@ -126,10 +120,7 @@ def fingerprint(pairs: Pairs) -> str:
 
 
 class Pictures:
-    """Decodes the pictures of pairs by index, in threads, and keeps them while there is room.
-
-    A picture that cannot be read is None from then on; `skipped` is told of it once.
-    """
+    """Decodes the pictures of pairs by index, in threads, and keeps them while there is room."""
 
     def __init__(
         self,
@@ -142,10 +133,10 @@ class Pictures:
         self.skipped = Skipped("image", on_bad_image)
         self._pairs, self._near, self._room = pairs, near, cache_bytes
         self._kept: dict[int, Image | None] = {}
-        self.pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1), "decode")
+        self.pool = decoders()
 
     def load(self, indices: Sequence[int]) -> list[Image | None]:
-        """Return the RGB pictures of some pairs, None for those that were skipped."""
+        """Return the RGB pictures of some pairs; None for what `skipped` was told of, once."""
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
         images = decode_many(refs, self.skipped, near=self._near, pool=self.pool)
@@ -219,9 +210,8 @@ class PicturedExamples(PlannedSource[ViewedT]):
         following = ([int(example)] for example in np.roll(order, -at - 1))
         for chosen in chain([members.tolist()], following):
             images = self.pictures.load(self.pairs[chosen].tolist())
-            found = [(e, image) for e, image in zip(chosen, images, strict=True) if image]
-            if found:
-                return np.array([e for e, _ in found], np.int64), [image for _, image in found]
+            if found := {e: image for e, image in zip(chosen, images, strict=True) if image}:
+                return np.array(list(found), np.int64), list(found.values())
         raise DataError(f"no picture of the pairs can be read ({self.pictures.skipped})")
 
     def views(self, images: list[Image], ids: Ids, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,8 +267,7 @@ class HeldOutPairs:
         """Yield batches in the order of the pairs."""
         found = False
         for first in range(0, len(self.chosen), self.batch_pairs):
-            batch = self._batch(self.chosen[first : first + self.batch_pairs].tolist())
-            if batch is not None:
+            if batch := self._batch(self.chosen[first : first + self.batch_pairs].tolist()):
                 found = True
                 yield batch
         if not found:

@@ -34,12 +34,7 @@ ENDINGS = {
 
 
 def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[str] = ()) -> None:
-    """Add a format of pairs.
-
-    Args:
-        name: Chosen by `--reader NAME`.
-        reader: Takes a path and yields records, as `CONTRACT` says.
-        endings: File endings that are read so without being asked, such as `.xml`.
+    """Add a format of pairs (see `CONTRACT`), for `--reader NAME` and for endings such as `.xml`.
 
     Raises:
         PluginError: The name is taken.

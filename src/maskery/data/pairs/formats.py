@@ -23,7 +23,6 @@ from maskery.data.pairs.records import (
     Record,
     brief,
     find_columns,
-    image_refs,
     stored_bytes,
 )
 from maskery.data.pairs.tables import table_folder
@@ -63,13 +62,12 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
         given = GivenRecords(config, root, choice)
         return given.reader(chain.from_iterable(given.of_file(path, opener) for path in paths))
     reader: Reader = opener(paths, config, root)
-    splits = file_splits(paths, root)
-    if splits is None or len(paths) < 2:
-        return reader
-    return replace(reader, records=_named(reader.records, splits, source))
+    if len(paths) > 1 and (splits := file_splits(paths, root)):
+        return replace(reader, records=_named(reader.records, splits, source))
+    return reader
 
 
-def _named(records: Iterator[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
+def _named(records: Iterable[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
     """Give each record the split in its file's name, unless it names its own."""
     empty = set(splits)
     for record in records:
@@ -135,8 +133,7 @@ def expand(source: str | Path) -> list[Path]:
         return [path]
     if RANGE.search(text):
         paths = [Path(name) for name in _ranged(text)]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
+        if missing := [path for path in paths if not path.is_file()]:
             raise DataError(
                 f"{len(missing)} of the {len(paths)} files that {text} names are missing, first "
                 f"{missing[0]}; restore them or correct the range"
@@ -163,8 +160,7 @@ def _ranged(text: str) -> list[str]:
             f"the range {match[0]} has {len(numbers)} numbers; give a rising one of at most "
             f"{MAX_RANGE}"
         )
-    width = len(first)
-    names = (f"{text[: match.start()]}{n:0{width}d}{text[match.end() :]}" for n in numbers)
+    names = (f"{text[: match.start()]}{n:0{len(first)}d}{text[match.end() :]}" for n in numbers)
     return list(chain.from_iterable(_ranged(name) for name in names))
 
 
@@ -191,8 +187,6 @@ class GivenRecords:
 
     def of_file(self, path: Path, read: Callable[[Path], Any]) -> Iterator[Record]:
         """Yield the records that a user's reader finds in a file, or in a folder."""
-        if not callable(read):
-            raise FORMATS.misfit(str(self.choice), f"it is of type {type(read).__name__}")
         # A folder is the root itself.
         folder = "" if path.is_dir() else table_folder(path, self.config, self.folder)
         yield from self.read(partial(read, path), str(path), folder)
@@ -229,24 +223,21 @@ class GivenRecords:
         if isinstance(image, Mapping):  # as `datasets` has undecoded images
             image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, bytes | bytearray | memoryview):
-            offset = self._spool.seek(0, os.SEEK_END)
-            self._spool.write(image)
+            offset, size = self._spool.seek(0, os.SEEK_END), self._spool.write(image)
             self._spool.flush()
-            return columns.read(
-                row, where, image=where, place=(0, offset, memoryview(image).nbytes)
-            )
+            return columns.read(row, where, image=where, place=(0, offset, size))
         if isinstance(image, Path | str):
             return columns.read(row, where, image=str(image), folder=folder, images=self.root)
         raise self._misfit(f"{where} has the image {brief(image)}")
 
-    def read_bytes(self, place: Place) -> bytes:
-        """Return the bytes at a place of the temporary file."""
-        # `pread` has no position that threads or forked workers would share.
-        return os.pread(self._spool.fileno(), place[2], place[1])
-
     def reader(self, records: Iterator[Record]) -> Reader:
         """Return the opened source of records that were read here."""
-        return Reader(records, image_refs(self.root, self.config.max_pixels, self.read_bytes))
+
+        def read(place: Place) -> bytes:
+            # `pread` has no position that threads or forked workers would share.
+            return os.pread(self._spool.fileno(), place[2], place[1])
+
+        return Reader(records, self.root, self.config.max_pixels, read)
 
 
 def _open_object(source: Any, config: PairsConfig) -> Reader:
@@ -272,13 +263,10 @@ def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:
 
     def content(place: Place) -> bytes:
         value, where = dataset[place[1]][columns.image], f"the dataset, row {place[1]}"
-        return stored_bytes(
-            value, where, lambda path: ImageRef.file(Path(path).name, Path(path).parent)
-        )
+        return stored_bytes(value, where, lambda p: ImageRef.file(Path(p).name, Path(p).parent))
 
-    rows = enumerate(dataset.remove_columns(columns.image))
     records = (
         columns.read(row, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
-        for n, row in rows
+        for n, row in enumerate(dataset.remove_columns(columns.image))
     )
-    return Reader(records, image_refs(Path(), config.max_pixels, content))
+    return Reader(records, Path(), config.max_pixels, content)

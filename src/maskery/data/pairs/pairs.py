@@ -9,11 +9,10 @@ Shapes: N pairs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ import pyarrow.compute as pc
 
 from maskery.core.batch import Ids, Ints
 from maskery.core.errors import DataError, counted
-from maskery.data.corpus.examples import is_held_out, mix
+from maskery.data.corpus.examples import example_id, is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.formats import HELD_SPLITS, TRAIN_SPLITS, Source, open_source
 from maskery.data.pairs.records import (
     SPLIT_COLUMN,
-    Place,
     Reader,
     Record,
     brief,
@@ -73,13 +71,10 @@ class Pair:
 class Pairs:
     """A sequence of pairs; made by `Pairs.open`."""
 
-    def __init__(
-        self, table: pa.Table, ref: Callable[[str, Place], ImageRef], skipped: Skipped
-    ) -> None:
-        self._table = table
+    def __init__(self, table: pa.Table, reader: Reader, skipped: Skipped) -> None:
+        self._table, self._reader = table, reader
         self.names, self._captions = (table[c].combine_chunks() for c in ("name", "captions"))
         self._places = np.array(table["place"].to_pylist(), np.int64)
-        self._ref = ref
         self._prepare: Callable[[str], str] = str
         # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
         self.ids: Ids = table["id"].to_numpy()
@@ -123,34 +118,28 @@ class Pairs:
             log.warning("neither trained on nor measured: split %s", ", ".join(map(brief, left)))
         log.info("split %r is trained on and split %r measured", *wanted)
         parts = [pairs._table.filter(pc.field("split") == split) for split in wanted]
-        train, held = (cls(part, pairs._ref, pairs.skipped_captions) for part in parts)
+        train, held = (cls(part, pairs._reader, pairs.skipped_captions) for part in parts)
         return train, held
 
     @classmethod
     def _read(cls, source: Source, config: PairsConfig, *, several: bool) -> Pairs:
         name = source if isinstance(source, str | Path) else "the source"
         reader = open_source(source, config)
-        records = _of_split(reader, config, name, several=several)
-        return cls.of(records, reader.ref, config, name)
+        records = _of_split(reader.records, config, name, several=several)
+        return cls.of(replace(reader, records=records), config, name)
 
     @classmethod
-    def of(
-        cls,
-        records: Iterable[Record],
-        ref: Callable[[str, Place], ImageRef],
-        config: PairsConfig,
-        source: str | Path,
-    ) -> Pairs:
-        """Check records and make pairs of them; `ref` makes an image of its name and place."""
+    def of(cls, reader: Reader, config: PairsConfig, source: str | Path) -> Pairs:
+        """Check the records of an opened source and make pairs of them."""
         skipped = Skipped("caption", config.on_bad_caption)
-        rows = _checked(records, config, skipped)
+        rows = _checked(reader.records, config, skipped)
         tables = []
         while chunk := list(islice(rows, CHUNK)):
             tables.append(pa.Table.from_pylist(chunk, SCHEMA))
         if not tables:
             left_out = f" ({skipped})" if skipped.count else ""
             raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
-        return cls(pa.concat_tables(tables).combine_chunks(), ref, skipped)
+        return cls(pa.concat_tables(tables).combine_chunks(), reader, skipped)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -162,7 +151,7 @@ class Pairs:
         shard, offset, size = self._places[index].tolist()
         person = int(self.persons[index])
         return Pair(
-            image=self._ref(self.names[index].as_py(), (shard, offset, size)),
+            image=self._reader.ref(self.names[index].as_py(), (shard, offset, size)),
             captions=tuple(map(self._prepare, self._captions[index].as_py())),
             id=int(self.ids[index]),
             person=None if person == NOBODY else person,
@@ -171,7 +160,7 @@ class Pairs:
     @cached_property
     def contents(self) -> Ids:
         """A hash of each picture's bytes, (N,): copies and links have one. Reads every picture."""
-        return content_hashes(self[index].image for index in range(len(self)))
+        return content_hashes(pair.image for pair in self)
 
     def prepared(self, prepare: Callable[[str], str]) -> Pairs:
         """Return the same pairs with something done to each caption, such as cleaning."""
@@ -191,11 +180,11 @@ def halves(splits: Iterable[str | None]) -> list[str | None]:
 
 
 def _of_split(
-    reader: Reader, config: PairsConfig, source: str | Path, *, several: bool
+    records: Iterable[Record], config: PairsConfig, source: str | Path, *, several: bool
 ) -> Iterator[Record]:
     """Yield the records of the split that is asked for; several are not mixed unasked."""
     found: dict[str | None, None] = {}  # in their order
-    for record in reader.records:
+    for record in records:
         split = None if record.split is None else str(record.split)
         found[split] = None
         if config.split is not None and split is None:
@@ -254,27 +243,21 @@ def group_ids(pairs: Pairs) -> Ids:
     Where they share a picture, by its name or by its bytes, they are one.
     """
     columns = pairs.persons.tolist(), pairs.groups.to_pylist(), pairs.names.to_pylist()
-    own = group_ids_of(
-        [
-            f"person\0{pairs.person_names[person]}"
-            if person != NOBODY
-            else f"image\0{name}"
-            if group is None
-            else f"group\0{group}"
-            for person, group, name in zip(*columns, strict=True)
-        ]
-    )
-    unique, of_group = np.unique(own, return_inverse=True)
+    named = []
+    for person, group, name in zip(*columns, strict=True):
+        of_group = f"image\0{name}" if group is None else f"group\0{group}"
+        named.append(of_group if person == NOBODY else f"person\0{pairs.person_names[person]}")
+    own = group_ids_of(named)
+    unique, numbers = np.unique(own, return_inverse=True)
     of_picture = np.unique(pairs.contents, return_inverse=True)[1]
-    joined = connected(of_group, of_picture + len(unique))[of_group]
+    joined = connected(numbers, of_picture + len(unique))[numbers]
     # Known by the least name, which is its own where nothing is shared.
     return least_ids(own, joined)[joined]
 
 
-def group_ids_of(names: Sequence[str]) -> Ids:
+def group_ids_of(names: Iterable[str]) -> Ids:
     """Return (N,) uint64: a hash of each name."""
-    digests = b"".join(blake2b(name.encode(), digest_size=8).digest() for name in names)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
+    return np.array([*map(example_id, names)], np.uint64)
 
 
 def split_pairs(groups: Ids, share: float) -> tuple[Ints, Ints]:

@@ -4,14 +4,14 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.examples import example_id
+from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.pairs.config import PairsConfig
 
@@ -49,25 +49,17 @@ class Record:
 class Reader:
     """An opened source."""
 
-    records: Iterator[Record]  # every record, in order; may raise `DataError` on the way
-    ref: Callable[[str, Place], ImageRef]  # from an image's name and place to the image
+    records: Iterable[Record]  # every record, in order; may raise `DataError` on the way
+    root: Path  # of the images that are files
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    read: Callable[[Place], bytes] | None = None  # the bytes of the others, by their place
 
-
-def image_refs(
-    root: Path, max_pixels: int, read: Callable[[Place], bytes] | None = None
-) -> Callable[[str, Place], ImageRef]:
-    """Return the function from name and place to image: a file of the root, or read bytes."""
-
-    def stored(place: Place) -> BinaryIO:
-        assert read is not None
-        return io.BytesIO(read(place))
-
-    def ref(name: str, place: Place) -> ImageRef:
-        if place[1] == IN_FILE:
-            return ImageRef.file(name, root, max_pixels)
-        return ImageRef(name, partial(stored, place), max_pixels)
-
-    return ref
+    def ref(self, name: str, place: Place) -> ImageRef:
+        """Return the image of a name and a place."""
+        read = self.read
+        if place[1] == IN_FILE or read is None:
+            return ImageRef.file(name, self.root, self.max_pixels)
+        return ImageRef(name, lambda: io.BytesIO(read(place)), self.max_pixels)
 
 
 def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
@@ -86,29 +78,33 @@ def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> byt
 class Columns:
     """Names of the columns that are read, by the fields of `Record`; None for missing ones."""
 
-    image: str | None
-    caption: str | None
-    person: str | None
-    split: str | None
+    image: str | None = None
+    caption: str | None = None
+    person: str | None = None
+    split: str | None = None
     group: str | None = None
 
     def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
         """Return the record in a row; a missing key reads as None, and `found` goes first."""
-        named = {field: name for field, name in vars(self).items() if name is not None}
-        fields: dict[str, Any] = {field: row.get(name) for field, name in named.items()}
-        return Record(where=where, **(fields | found))
+        read: dict[str, Any] = {field: row.get(name) for field, name in vars(self).items() if name}
+        return Record(where=where, **(read | found))
 
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose the columns, by the settings or by their usual names."""
-    require_named(available, config, where, "person", "group")
-    person, group = person_column(available, config), config.group_column or GROUP_COLUMN
-    if person is None and "id" in available:
+    columns = other_columns(available, config, where)
+    if columns.person is None and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
+    image, caption = (find_column(available, config, kind, where) for kind in ("image", "caption"))
+    return replace(columns, image=image, caption=caption)
+
+
+def other_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
+    """Choose those besides image and caption, which data may lack."""
+    require_named(available, config, where, "person", "group")
+    group = config.group_column or GROUP_COLUMN
     return Columns(
-        image=find_column(available, config, "image", where),
-        caption=find_column(available, config, "caption", where),
-        person=person,
+        person=person_column(available, config),
         split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
         group=group if group in available else None,
     )
@@ -143,9 +139,7 @@ def require_named(available: Collection[str], config: PairsConfig, where: str, *
             )
 
 
-def find_column(
-    available: Collection[str], config: PairsConfig, kind: Literal["image", "caption"], where: str
-) -> str:
+def find_column(available: Collection[str], config: PairsConfig, kind: str, where: str) -> str:
     """Choose one column: the one that the settings name, or the only one with a usual name."""
     require_named(available, config, where, kind)
     usual = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}[kind]
@@ -232,10 +226,9 @@ def checked_captions(
 ) -> tuple[str, ...]:
     """Return the usable captions of a record, stripped; `skipped` is told of each other one."""
     values = value if isinstance(value, list | tuple) else [value]
-    captions: list[str] = []
     if not values:
-        empty = f"{where}: the list of captions is empty; give at least one caption"
-        skipped.report(DataError(empty))
+        values = [DataError(f"{where}: the list of captions is empty; give at least one caption")]
+    captions: list[str] = []
     for caption in values:
         try:
             captions.append(_checked_caption(caption, where, max_chars))
@@ -245,7 +238,7 @@ def checked_captions(
 
 
 def _checked_caption(caption: object, where: str, max_chars: int) -> str:
-    if isinstance(caption, DataError):  # the reader found none
+    if isinstance(caption, DataError):  # there is none, or the reader found none
         raise caption
     if not isinstance(caption, str):
         raise DataError(
@@ -282,5 +275,4 @@ def checked_person(value: object, where: str, what: str = "person") -> str | Non
 
 def pair_id(image: str, captions: tuple[str, ...]) -> int:
     """Return a 64-bit id that depends on the image's name and the captions alone."""
-    content = json.dumps([image, *captions]).encode()
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+    return example_id(json.dumps([image, *captions]))

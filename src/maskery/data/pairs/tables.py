@@ -24,13 +24,11 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
     IN_FILE,
     SPLIT_COLUMN,
-    Columns,
     Place,
     Reader,
     Record,
     brief,
     find_columns,
-    image_refs,
     person_column,
     picture_name,
     printable,
@@ -61,11 +59,11 @@ def _open_text(
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
-            found: Any = {"folder": table_folder(path, config, root), "images": config.images}
+            place, folder = (number, IN_FILE, 0), table_folder(path, config, root)
             for record in read(path, config):
-                yield replace(record, place=(number, IN_FILE, 0), **found)
+                yield replace(record, place=place, folder=folder, images=config.images)
 
-    return Reader(records=records(), ref=image_refs(config.images or root, config.max_pixels))
+    return Reader(records(), config.images or root, config.max_pixels)
 
 
 def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
@@ -100,7 +98,6 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
 
 def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     """Read a `.json` or `.jsonl` file; its content decides which of the two it is."""
-    columns: Columns | None = None
     # The columns of a file are those of its first record. Were the others not held to them, a file
     # whose first record has no split would be trained on whole, its test split included.
     first: dict[str, str | None] = {}
@@ -109,10 +106,10 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
             raise DataError(
                 f"{where}: found {brief(row)} where an object with image and caption is expected"
             )
-        columns = columns or find_columns(row, config, where)
         split = None if row.get(SPLIT_COLUMN) is None else SPLIT_COLUMN
         named = {"split": split, "person": person_column(row, config)}
-        first = first or named
+        if not first:
+            columns, first = find_columns(row, config, where), named
         for kind in (kind for kind, key in named.items() if key != first[kind]):
             found, expected = (
                 f"no {kind}" if keys[kind] is None else f"a {kind} as {keys[kind]!r}"
@@ -187,7 +184,7 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
         return stored_bytes(value, where, file)
 
     records = (record for table in tables for record in table.records())
-    return Reader(records, image_refs(images, config.max_pixels, read))
+    return Reader(records, images, config.max_pixels, read)
 
 
 @contextmanager
@@ -214,7 +211,7 @@ class Table:
         self.metadata, schema = file.metadata, file.schema_arrow
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self.first_rows = np.cumsum([0, *sizes])
-        self.columns: Columns = find_columns(schema.names, config, str(path))
+        self.columns = find_columns(schema.names, config, str(path))
         self.kind = schema.field(self.columns.image).type
         self.is_path = pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind)
         is_bytes = pa.types.is_binary(self.kind) or pa.types.is_large_binary(self.kind)

@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from maskery.core.errors import DataError, counted, explained, reason_of
+from maskery.core.errors import DataError, counted, explained
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
-    GROUP_COLUMN,
-    SPLIT_COLUMN,
     Columns,
     Place,
     Reader,
     Record,
     find_column,
-    image_refs,
-    person_column,
+    other_columns,
     printable,
-    require_named,
 )
 from maskery.data.pairs.tables import read_json
 
@@ -41,6 +37,8 @@ HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
+# What `tarfile` raises on damaged files.
+UNSOUND = (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError)
 # Text files that people put beside samples.
 NOTES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "DATASHEET"})
 # The members of one stem, by suffix.
@@ -72,7 +70,7 @@ def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> R
             raise DataError(f"{path} has been cut short since it was indexed; restore it")
         return content
 
-    return Reader(records(), image_refs(root, config.max_pixels, read))
+    return Reader(records(), root, config.max_pixels, read)
 
 
 class _Member(tarfile.TarInfo):
@@ -95,26 +93,23 @@ class Shard:
 
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Yield the regular files; an unsound shard is refused, not read in part."""
-        end = 0
-        try:
-            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive:
-                for member in archive:
-                    blocks = -(-member.size // BLOCK) if member.isreg() else 0
-                    end = member.offset_data + blocks * BLOCK
-                    if not (member.isreg() or member.isdir()) or member.issparse():
-                        raise DataError(
-                            f"{self.path}: member {member.name!r} is a link, a device or sparse; "
-                            f"pack the file itself"
-                        )
-                    if member.isreg():
-                        yield member
-                    # The archive would remember every member.
-                    archive.members = []  # type: ignore[attr-defined]
-        except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
-            raise DataError(
-                f"{self.path} is not a sound, uncompressed tar file ({reason_of(error)}); "
-                f"restore or decompress it"
-            ) from error
+        end, problem = 0, f"{self.path} is not a sound, uncompressed tar file"
+        with (
+            explained(problem, "restore or decompress it", *UNSOUND),
+            tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive,
+        ):
+            for member in archive:
+                blocks = -(-member.size // BLOCK) if member.isreg() else 0
+                end = member.offset_data + blocks * BLOCK
+                if not (member.isreg() or member.isdir()) or member.issparse():
+                    raise DataError(
+                        f"{self.path}: member {member.name!r} is a link, a device or sparse; pack "
+                        f"the file itself"
+                    )
+                if member.isreg():
+                    yield member
+                # The archive would remember every member.
+                archive.members = []  # type: ignore[attr-defined]
         # `tarfile` ends quietly at a damaged header, where shards were joined or cut short: only
         # zeros may follow the last member, and at least one block of them.
         size = self.file.seek(0, os.SEEK_END)
@@ -136,8 +131,7 @@ class Shard:
             folder, _, base = posixpath.normpath(member.name).rpartition("/")
             base, _, suffix = base.partition(".")
             stem, suffix = f"{folder}/{base}" if folder else base, suffix.lower()
-            # macOS packs its attributes as `._NAME` and `__MACOSX/`, webdataset its notes as
-            # `__meta__`.
+            # macOS packs attributes as `._NAME` and `__MACOSX/`, webdataset notes as `__meta__`.
             hidden = not base or any(part.startswith((".", "__")) for part in stem.split("/"))
             if hidden or suffix == "md" or base.upper() in NOTES:
                 passed_over += 1
@@ -163,39 +157,27 @@ class Shard:
         where, asked = f"{self.path}, sample {stem!r}", self.config.image_column
         images = [s for s in members if (s in SUFFIXES if asked is None else s == asked)]
         if len(images) != 1:
+            found = ", ".join(f".{suffix}" for suffix in members)
             raise DataError(
-                f"{where} has {len(images)} images among its members "
-                f"({', '.join('.' + suffix for suffix in members)}); one is expected, or name "
-                f"the suffix as image_column"
+                f"{where} has {len(images)} images among its members ({found}); one is expected, "
+                f"or name the suffix as image_column"
             )
         image = members[images[0]]
         caption, row = self._annotation(members, where)
-        if row:
-            require_named(row, self.config, where, "person", "group")
-        columns = Columns(
-            image=None,
-            caption=None,
-            person=person_column(row, self.config),
-            split=SPLIT_COLUMN,
-            group=self.config.group_column or GROUP_COLUMN,
-        )
-        return columns.read(
-            row,
-            where,
-            image=printable(f"{self.name}/{posixpath.normpath(image.name)}"),
-            caption=caption,
-            place=(self.number, image.offset_data, image.size),
-        )
+        columns = other_columns(row, self.config, where) if row else Columns()
+        name = printable(f"{self.name}/{posixpath.normpath(image.name)}")
+        place = (self.number, image.offset_data, image.size)
+        return columns.read(row, where, image=name, caption=caption, place=place)
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
         """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
         row: Any = {}
         try:
             if "json" in members:
-                row = read_json(self._text(members["json"]), f"{where}, .json")
-                if not isinstance(row, dict):
-                    row = {}
+                found = read_json(self._text(members["json"]), f"{where}, .json")
+                if not isinstance(found, dict):
                     raise DataError(f"{where}: its .json member is not an object; write one")
+                row = found
             if "txt" in members and self.config.caption_column is None:
                 return self._text(members["txt"]).decode("utf-8-sig"), row
             if not row:

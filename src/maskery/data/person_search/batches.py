@@ -32,11 +32,7 @@ class ViewedPersons(ViewedPairs):
 
 
 class PersonSource(PicturedExamples[ViewedPersons]):
-    """The training batches of a run.
-
-    An epoch has whole batches only, as released. `weak_pair_probability` is the share of captions
-    whose `text2` is drawn from all of the person's.
-    """
+    """The training batches of a run."""
 
     def __init__(
         self,
@@ -44,12 +40,12 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         *,
         batch_pairs: int,
         micro_pairs: int | None = None,
-        weak_pair_probability: float = 0.1,
+        weak_pair_probability: float = 0.1,  # of a `text2` that is drawn from all of the person's
         seed: int = 0,
     ) -> None:
         pairs, captions, *_ = read
         owners = captions.owners
-        # Only whole batches are read: with fewer captions than one has, all of them are one.
+        # Only whole batches are read, as released: with fewer captions, all of them are one.
         sizes = min(batch_pairs, len(owners)), micro_pairs or batch_pairs
         # An id for each caption, from its pair's id and its place there.
         place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")

@@ -48,9 +48,6 @@ class PersonSearchDataConfig(Settings):
 
 
 def clean_caption(caption: str, max_words: int = 50) -> str:
-    """Lower-case a caption, drop its punctuation and cut it, as RaSa's released code does.
-
-    Hyphens and slashes separate words, and `<person>` becomes `person`.
-    """
+    """Lower-case a caption, drop its punctuation and cut it, as RaSa's released code does."""
     text = caption.lower().translate(DROPPED).translate(SPLITTING)
     return " ".join(text.replace("<person>", "person").split()[:max_words])

@@ -1,6 +1,7 @@
 """A person-search dataset, checked and cut into what is trained on, chosen by and measured on."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,16 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from maskery.core.errors import DataError, counted
-from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
 from maskery.data.pairs.records import (
+    Reader,
     Record,
     brief,
     checked_captions,
     checked_person,
-    image_refs,
     picture_name,
 )
 from maskery.data.person_search.config import (
@@ -74,22 +74,17 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         by_split["train"], by_split["val"] = hold_out_persons(by_split["train"], config.val_share)
     notes += [*drop_copies(by_split, images), shared_captions(by_split)]
     notes = [note for note in (*notes, str(skipped)) if note]
-    ref = image_refs(images, DEFAULT_MAX_PIXELS)
     reading = PairsConfig(on_bad_caption=config.on_bad_caption)
     splits = {
-        name: Pairs.of(found, ref, reading, f"the {name} split of '{root}'")
+        name: Pairs.of(Reader(found, images), reading, f"the {name} split of '{root}'")
         for name, found in by_split.items()
         if found
     }
     for note in notes:
         log.warning("%s", note)
+    test, held_out = splits.pop("test", None), "val" not in annotated
     return PersonSearchData(
-        title=title,
-        train=splits["train"],
-        val=splits["val"],
-        test=splits.get("test"),
-        val_held_out="val" not in annotated,
-        notes=tuple(notes),
+        title=title, test=test, val_held_out=held_out, notes=tuple(notes), **splits
     )
 
 
@@ -118,8 +113,7 @@ def _image_folder(config: PersonSearchDataConfig) -> Path:
 
 def leaks_note(records: Sequence[Record]) -> str:
     """Refuse images that are in two splits; returns a warning about ids that are, or ""."""
-    leaks = _in_several_splits((record.image, record.split) for record in records)
-    if leaks:
+    if leaks := _in_several_splits((record.image, record.split) for record in records):
         name, (one, other, *_) = next(iter(leaks.items()))
         raise DataError(
             f"in two splits: {counted(len(leaks), 'image')}, first {brief(name)} in {one} and "
@@ -191,7 +185,9 @@ def without_missing(
     records: list[Record], images: Path, config: PersonSearchDataConfig
 ) -> tuple[list[Record], str]:
     """Return the records whose image is on disk, and a note about the others."""
-    found = {name: _is_there(images / name) for name in dict.fromkeys(r.image for r in records)}
+    names = dict.fromkeys(record.image for record in records)
+    # `Path.exists` fails on a name that is too long for a file.
+    found = {name: os.path.exists(images / name) for name in names}  # noqa: PTH110
     absent = [record for record in records if not found[record.image]]
     if not absent:
         return records, ""
@@ -208,26 +204,17 @@ def without_missing(
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long for a file
-        return False
-
-
 def _need_expected_splits(
     config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
 ) -> None:
     """Refuse annotations that lack a split that the published dataset has."""
     layout = LAYOUTS[config.dataset]
-    if config.dataset not in ("cuhk-pedes", "icfg-pedes", "rstpreid"):
-        return
-    for split in layout.splits:
-        if not by_split[split]:
-            raise DataError(
-                f"the annotations in '{config.root}' have no {split} split, which {layout.title} "
-                f"has: they are of another dataset, or cut short; correct --dataset or --root"
-            )
+    absent = [split for split in layout.splits if not by_split[split]]
+    if absent and config.dataset in ("cuhk-pedes", "icfg-pedes", "rstpreid"):
+        raise DataError(
+            f"the annotations in '{config.root}' have no {absent[0]} split, which {layout.title} "
+            f"has: they are of another dataset, or cut short; correct --dataset or --root"
+        )
 
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
@@ -323,10 +310,8 @@ def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
         if found and found[0][0] == splits[0]:  # there is always one to train on
             return found
     named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
-    message = (
-        f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of "
-        f"{LAYOUTS[dataset].title}"
-    )
+    title = LAYOUTS[dataset].title
+    message = f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of {title}"
     for other, names in named.items():
         for name in names:
             if other != dataset and (root / name).is_file():

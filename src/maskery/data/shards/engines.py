@@ -78,7 +78,7 @@ def stays_here(job: Job) -> str:
         return "a tokenizer written in Python"
     if not all(is_portable(path, job.corpus.config) for path in files):
         return "a reader that was registered in Python"
-    in_memory = any(getattr(path, "in_memory", False) for path in (*files, job.folder))
+    in_memory = any(str(path).startswith("memory://") for path in (*files, job.folder))
     return "what lies in memory://" if in_memory else ""
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,7 @@ from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.engines import in_processes, on_ray, on_slurm, stays_here
-from maskery.data.shards.manifest import (
-    LENGTHS,
-    TOKENIZER,
-    DocumentLengths,
-    Manifest,
-    write_bytes,
-)
+from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, Manifest, write_bytes
 from maskery.data.shards.pieces import (
     RECORDS,
     Job,
@@ -66,10 +60,7 @@ def make_shards(
     *,
     progress: bool = True,
 ) -> Made:
-    """Make the shards of a corpus and their manifest, or send the work to Slurm.
-
-    Shards of the same corpus and settings that the folder holds are kept.
-    """
+    """Make what is missing of a corpus's shards, and their manifest; or send the work to Slurm."""
     if not corpus.files:
         raise DataError(
             "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
@@ -84,9 +75,9 @@ def make_shards(
     if config.executor == "slurm":
         return Made(folder=folder, pieces=len(job.pieces), sent=on_slurm(job, make_share))
     sizes = [sum(span.size for span in piece) for piece in job.pieces]
-    tokens_made, damaged = 0, []
     engine = on_ray if config.executor == "ray" else in_processes
     bar = byte_bar(sum(sizes), "tokenising", progress, leave=True)
+    tokens_made, damaged = 0, list[str]()
     # Closed whatever ends the loop, since that is what ends the processes.
     with bar, closing(engine(job, range(len(sizes)))) as results:
         for number, tokens, broken in results:
@@ -95,13 +86,8 @@ def make_shards(
             bar.update(sizes[number])
     for what in damaged:
         log.warning("made anew: %s", what)
-    return Made(
-        folder=folder,
-        pieces=len(sizes),
-        tokens_made=tokens_made,
-        made_anew=tuple(damaged),
-        manifest=write_manifest(job),
-    )
+    made = Made(folder=folder, pieces=len(sizes), tokens_made=tokens_made, made_anew=(*damaged,))
+    return replace(made, manifest=write_manifest(job))
 
 
 def make_share(job: Job, _data: object, rank: int, world_size: int) -> None:
@@ -180,13 +166,12 @@ def write_manifest(job: Job) -> Manifest:
     records: list[ShardRecord | None] = []
     total, encodings = Counter[str](), Counter[str]()
     for piece in range(len(job.pieces)):
-        finished = load_piece(piece, job)
-        if finished is None:
+        if finished := load_piece(piece, job):
+            total.update(finished.report)
+            encodings.update(finished.encodings)
+            records += [load_shard(piece, number, job) for number in range(finished.shards)]
+        else:
             records.append(None)
-            continue
-        total.update(finished.report)
-        encodings.update(finished.encodings)
-        records += [load_shard(piece, number, job) for number in range(finished.shards)]
     sound = [record for record in records if record is not None]
     if len(sound) < len(records):
         raise DataError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -109,8 +109,7 @@ class Manifest:
         fix = "repeat the maskery tokenize command that made it"
         with explained(f"{where} is no sound list of shards", fix, *MALFORMED):
             fields = json.loads(data)
-            version = fields.pop("format")
-            if version != FORMAT:
+            if (version := fields.pop("format")) != FORMAT:
                 raise DataError(
                     f"{where} has format {version!r}, and this version of Maskery reads {FORMAT}; "
                     f"make the shards again with maskery tokenize"
@@ -189,11 +188,9 @@ class DocumentLengths:
             and bool((np.diff(self.offsets) >= 0).all())
         ):
             return False
-        for number, shard in enumerate(manifest.shards):
-            lengths, counts = self.of(number)
-            if counts.sum() != shard.documents or lengths @ counts != shard.tokens:
-                return False
-        return True
+        told = [(shard.documents, shard.tokens) for shard in manifest.shards]
+        found = map(self.of, range(len(told)))
+        return told == [(int(c.sum()), int(lengths @ c)) for lengths, c in found]
 
 
 def write_shard(path: Path, part: Part, *, vocab_size: int) -> ShardEntry:
@@ -214,11 +211,10 @@ def write_bytes(path: Path, data: bytes) -> FileEntry:
             write_whole(path, data, aside=f"partial-{secrets.token_hex(4)}")
     else:  # a `RemoteFolder`
         path.write_bytes(data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return FileEntry(file=path.name, bytes=len(data), sha256=sha256)
+    return FileEntry(file=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def read_shards(paths: Sequence[Path], *, vocab_size: int) -> Documents:
+def read_shards(paths: Iterable[Path], *, vocab_size: int) -> Documents:
     """Read at least one shard into memory, several as one, and check that their arrays fit."""
     return Documents.gather(_read(path, vocab_size) for path in paths)
 

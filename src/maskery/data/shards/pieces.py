@@ -32,13 +32,7 @@ from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
 from maskery.data.corpus.record_files import parquet_errors
 from maskery.data.corpus.streams import cannot_read
-from maskery.data.shards.manifest import (
-    ShardEntry,
-    check_sound,
-    is_count,
-    write_bytes,
-    write_shard,
-)
+from maskery.data.shards.manifest import ShardEntry, check_sound, is_count, write_bytes, write_shard
 from maskery.data.shards.places import find_damage
 from maskery.data.store import Documents
 from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_batches, encoder
@@ -54,8 +48,7 @@ BLOCK_BYTES = 1 << 20
 LINE_ENCODINGS = re.compile(
     r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*"
 )
-# A cut never stands before a byte that a byte-order mark begins with: at the start of a span it
-# would be taken for one.
+# Never before a byte that begins a byte-order mark: at the start of a span it would be one.
 LINE_END = re.compile(rb"\n(?![\xef\xfe\xff])")
 PARAGRAPH_END = re.compile(rb"\n\r?\n(?![\xef\xfe\xff])")
 LONGEST_END = 3  # bytes of a paragraph end
@@ -144,10 +137,7 @@ def row_group_spans(number: int, path: Path, size: int, shard_bytes: int) -> lis
 
 
 def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> int:
-    """Find the first byte after a line end (or a blank line) at or after `offset`.
-
-    The start and the end of the file stay as they are.
-    """
+    """Find the first byte after a line end (or a blank line) at or after `offset`."""
     if offset <= 0 or offset >= size:
         return min(max(offset, 0), size)
     pattern = PARAGRAPH_END if paragraphs else LINE_END
@@ -177,8 +167,7 @@ def plan_fingerprint(corpus: Corpus, sharding: ShardingConfig, tokenizer: str) -
     """
     config, digest = corpus.config, blake2b(digest_size=16)
     digest.update(f"({CUTTING_VERSION}, {READING_VERSION}, {config.signature()})".encode())
-    decisive = (sharding.shard_bytes, sharding.held_out_share, tokenizer)
-    digest.update(repr(decisive).encode())
+    digest.update(repr((sharding.shard_bytes, sharding.held_out_share, tokenizer)).encode())
     for path, size in zip(corpus.files, corpus.sizes, strict=True):
         digest.update(repr((path.name, size)).encode("utf-8", "surrogateescape"))
         # Shards made when quotes enclosed fields in .tsv files hold other examples.
@@ -239,8 +228,7 @@ class ShardRecord:
     def damage(self, folder: Path) -> str | None:
         """Return the first thing that is wrong with its files, or None."""
         for entry in filter(None, (self.train, self.held_out)):
-            damage = find_damage(folder / entry.file, entry.bytes, entry.sha256)
-            if damage:
+            if damage := find_damage(folder / entry.file, entry.bytes, entry.sha256):
                 return f"{entry.file}: {damage}"
         return None
 
@@ -264,12 +252,10 @@ class PieceRecord:
 def do_piece(number: int, job: Job) -> Done:
     """Make the shards of a piece that are missing; the same bytes whoever does it, and how often.
 
-    Returns:
-        The piece's number, the tokens that were made now, and what was found damaged.
+    Returns the piece's number, the tokens that were made now, and what was found damaged.
     """
-    finished = load_piece(number, job)
     damaged: list[str] = []
-    if finished is not None:
+    if finished := load_piece(number, job):
         found = [load_shard(number, i, job) for i in range(finished.shards)]
         damage = [record.damage(job.folder) if record else "its record" for record in found]
         damaged = [what for what in damage if what]

@@ -31,6 +31,7 @@ from maskery.data.corpus.files import (
 )
 from maskery.data.corpus.formats import SUFFIXES, split_suffix
 from maskery.data.corpus.streams import cannot_read
+from maskery.data.shards.manifest import FileEntry
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 
 log = logging.getLogger(__name__)
@@ -77,11 +78,10 @@ class Place:
         except OSError as error:
             raise cannot_read(path, error) from error
 
-    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+    def fetch(self, entry: FileEntry, folder: str = "") -> Path:
         """Return the path of a local file whose checksum is right: a shard, or one beside it."""
-        path = self.folder / file
-        damage = find_damage(path, num_bytes, sha256)
-        if damage is not None:
+        path = self.folder / f"{folder}{entry.file}"
+        if damage := find_damage(path, entry.bytes, entry.sha256):
             raise DataError(
                 f"'{path}' is damaged ({damage}); make it anew by repeating the maskery tokenize "
                 f"command that made it"
@@ -117,15 +117,16 @@ class RemotePlace(Place):
             raise DataError(f"'{self.name}/{MANIFEST}' is larger than a gigabyte; it is no list")
         return data
 
-    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+    def fetch(self, entry: FileEntry, folder: str = "") -> Path:
         """See `Place.fetch`."""
+        file = f"{folder}{entry.file}"
         path = self.folder / file
-        if find_damage(path, num_bytes, sha256) is None:
+        if find_damage(path, entry.bytes, entry.sha256) is None:
             with suppress(FileNotFoundError):  # another run may have let go of it by now
                 os.utime(path)  # the copies used last are kept
                 return path
         try:
-            self._tried(file, lambda stream: self._copy(stream, path, num_bytes, sha256))
+            self._tried(file, lambda stream: self._copy(stream, path, entry))
         except FileNotFoundError as error:
             raise unreadable(f"{self.name}/{file}", error) from error
         return path
@@ -139,21 +140,20 @@ class RemotePlace(Place):
         for _, path in sorted(used)[: max(0, len(used) - keep)]:
             path.unlink(missing_ok=True)
 
-    def _copy(self, stream: BinaryIO, path: Path, num_bytes: int, sha256: str) -> None:
+    def _copy(self, stream: BinaryIO, path: Path, entry: FileEntry) -> None:
         """Copy a file aside, check it and rename it; no more than it should have is read."""
         path.parent.mkdir(parents=True, exist_ok=True)
         for left_behind in ownerless(path.parent):  # by a run of this machine that was killed
             left_behind.unlink(missing_ok=True)
         partial = partial_of(path)
         try:
-            left = num_bytes + 1  # one more, to tell a file that is too long
+            left = entry.bytes + 1  # one more, to tell a file that is too long
             with create_owned(partial) as out:
                 while left and (block := stream.read(min(left, COPY_BYTES))):
                     out.write(block)
                     left -= len(block)
                 out.flush()
-                damage = find_damage(partial, num_bytes, sha256)
-                if damage is not None:
+                if damage := find_damage(partial, entry.bytes, entry.sha256):
                     raise DataError(
                         f"'{self.name}/{path.relative_to(self.folder)}' is damaged ({damage}); "
                         "upload it again, or make it anew with maskery tokenize"
@@ -194,9 +194,7 @@ def open_place(source: str, cache_dir: Path) -> Place:
 class RemoteFolder(RemoteFile):
     """A folder at an address, or a name in one, with as much of `Path` as writing shards asks for.
 
-    Raises:
-        FileNotFoundError: Nothing of that name is there.
-        DataError: The address cannot be used, for any other reason.
+    What is not there is a FileNotFoundError, and any other failure a DataError.
     """
 
     __slots__ = ()
@@ -215,9 +213,8 @@ class RemoteFolder(RemoteFile):
             for name in self._asked("ls", detail=False):
                 yield self / name.rstrip("/").rpartition("/")[2]
 
-    def glob(self, pattern: str) -> tuple[()]:
+    def glob(self, _pattern: str) -> tuple[()]:
         """Return nothing: what was being written when a process was killed is not there."""
-        del pattern
         return ()
 
     def is_file(self) -> bool:
@@ -261,11 +258,10 @@ def output_folder(name: str) -> Path:
 
 def holds_shards(source: str) -> bool:
     """Return True for a folder or address of shards that `maskery tokenize` has made or begun."""
-    if is_address(source):
-        path = urlsplit(source).path
-        # A file or a glob is no folder; the rest is asked for.
-        if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
-            return False
+    path = urlsplit(source).path if is_address(source) else ""
+    # At an address, a file or a glob is no folder; the rest is asked for.
+    if glob.has_magic(path) or split_suffix(Path(path))[0] in SUFFIXES:
+        return False
     with suppress(OSError):  # such as a name that is too long
         return any((output_folder(source) / name).is_file() for name in (MANIFEST, PLAN))
     return False

@@ -8,6 +8,7 @@ Shapes: W windows, S steps, B blocks.
 """
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ from maskery.data.corpus.files import MANIFEST
 from maskery.data.shards.manifest import (
     TOKENIZER,
     DocumentLengths,
-    FileEntry,
     Manifest,
     ShardEntry,
     read_shards,
@@ -53,17 +53,12 @@ class TokenShards:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
-        path = self.fetch(self.manifest.lengths)
+        path = place.fetch(self.manifest.lengths)
         self.document_lengths = DocumentLengths.open(path, self.manifest)
-
-    def fetch(self, entry: FileEntry, folder: str = "") -> Path:
-        """Return a local copy of a file, its checksum checked."""
-        return self.place.fetch(f"{folder}{entry.file}", entry.bytes, entry.sha256)
 
     def open(self, entries: Sequence[ShardEntry]) -> Documents:
         """Fetch, check and read some shards."""
-        paths = [self.fetch(entry) for entry in entries]
-        documents = read_shards(paths, vocab_size=self.manifest.vocab_size)
+        documents = read_shards(map(self.place.fetch, entries), vocab_size=self.manifest.vocab_size)
         if documents.num_documents != sum(entry.documents for entry in entries):
             raise DataError(
                 f"the shards of '{self.place.name}' have not as many documents as {MANIFEST} says; "
@@ -90,7 +85,7 @@ class TokenShards:
 
     def tokenizer_folder(self) -> Path:
         """Return a local folder with the tokenizer that the shards were made with."""
-        paths = [self.fetch(e, f"{TOKENIZER}/") for e in self.manifest.tokenizer_files]
+        paths = [self.place.fetch(e, f"{TOKENIZER}/") for e in self.manifest.tokenizer_files]
         if not paths:
             raise DataError(f"'{self.place.name}' holds no tokenizer; name a --model with its own")
         return paths[0].parent
@@ -194,6 +189,7 @@ class ShardSource:
     def _load(self, epoch: int, block: int, known: Epoch) -> TextSource:
         """Fetch the shards of a block and plan its steps."""
         numbers, settings = known.blocks[block], self.batching
+        seed, layout, budget = settings.seed, settings.layout, settings.batch_tokens
         entries = [self.shards.manifest.shards[number] for number in numbers]
         joined = self.shards.open(entries)
         documents = np.arange(joined.num_documents)
@@ -203,20 +199,14 @@ class ShardSource:
         ends = np.cumsum([entry.documents for entry in entries])
         owners = np.searchsorted(ends, source.windows.documents, side="right")
         num_windows = np.bincount(owners, minlength=len(numbers)).tolist()
-        order = window_order(numbers, num_windows, seed=settings.seed, epoch=epoch)
-        padded = settings.layout == "padded"
-        if padded:
+        order = window_order(numbers, num_windows, seed=seed, epoch=epoch)
+        if layout == "padded":
             order = order[np.argsort(source.lengths[order], kind="stable")]
-        boundaries = cut_exactly(
-            source.lengths[order],
-            known.block_steps(block),
-            batch_tokens=settings.batch_tokens,
-            layout=settings.layout,
-        )
+        first, steps = int(known.firsts[block]), known.block_steps(block)
+        boundaries = cut_exactly(source.lengths[order], steps, batch_tokens=budget, layout=layout)
         plan = Plan(order=order, boundaries=boundaries)
-        if padded:  # steps of like length are neighbours until then
-            first = int(known.firsts[block])
-            plan = plan.in_order(step_order(first, plan.num_steps, seed=settings.seed, epoch=epoch))
+        if layout == "padded":  # steps of like length are neighbours until then
+            plan = plan.in_order(step_order(first, steps, seed=seed, epoch=epoch))
         source.kept_plan = epoch, plan
         return source
 
@@ -307,28 +297,22 @@ def cut_exactly(lengths: Ints, num_steps: int, *, batch_tokens: int, layout: Lay
         return np.zeros(1, np.int64)
     if layout == "padded":
         return split_fullest(padded_cuts(np.bincount(lengths), batch_tokens), num_steps)
-    low, high = int(lengths.max(initial=1)) - 1, batch_tokens
-    while high - low > 1:  # the smallest budget that needs no more steps
-        middle = (low + high) // 2
-        if len(cut_by_sum(lengths, middle)) - 1 <= num_steps:
-            high = middle
-        else:
-            low = middle
-    return split_fullest(cut_by_sum(lengths, high), num_steps)
+
+    def fits(budget: int) -> bool:
+        return len(cut_by_sum(lengths, budget)) - 1 <= num_steps
+
+    longest = int(lengths.max())
+    smallest = longest + bisect_left(range(longest, batch_tokens), True, key=fits)
+    return split_fullest(cut_by_sum(lengths, smallest), num_steps)
 
 
 def split_fullest(boundaries: Ints, num_steps: int) -> Ints:
     """Halve the steps of most windows until there are as many as asked for."""
-    missing = num_steps - (len(boundaries) - 1)
-    if missing <= 0:
-        return boundaries
-    heap = [(int(a - b), int(a), int(b)) for a, b in pairwise(boundaries)]
+    heap = [(a - b, a, b) for a, b in pairwise(boundaries.tolist())]
     heapq.heapify(heap)
-    extra = []
-    for _ in range(missing):
+    while len(heap) < num_steps:
         _, first, end = heapq.heappop(heap)
         middle = (first + end) // 2
-        extra.append(middle)
-        heapq.heappush(heap, (first - middle, first, middle))
-        heapq.heappush(heap, (middle - end, middle, end))
-    return np.sort(np.concatenate((boundaries, extra)))
+        for a, b in ((first, middle), (middle, end)):
+            heapq.heappush(heap, (a - b, a, b))
+    return np.array([*sorted(first for _, first, _ in heap), boundaries[-1]], np.int64)
