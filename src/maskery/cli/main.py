@@ -45,10 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:repeat", "repeat any run with --config FILE, in the next free folder"),
     "tokenize": ("corpus:Tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("quickstart:DrawPeople", "draw a dataset of people with captions"),
-    "inspect": (
-        "corpus:Inspect",
-        "look before a long run: lengths, waste, words, time and memory",
-    ),
+    "inspect": ("corpus:Inspect", "look before a long run: lengths, waste, words, time and memory"),
     "evaluate": ("evaluate:evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "compare": ("compare:Compare", "one table of text runs: settings, figures, paired differences"),
     "merge": ("compare:Merge", "merge the weights of models, and measure what lies between two"),

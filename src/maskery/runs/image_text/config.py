@@ -164,9 +164,7 @@ class PairsRunConfig(ImageTextRunConfig):
         """Return the same with absolute paths, which mean the same from any folder."""
         held_out = None if self.eval_pairs is None else str(Path(self.eval_pairs).absolute())
         return replace(
-            super().anchored(),
-            pairs=str(Path(self.pairs).absolute()),
-            eval_pairs=held_out,
+            super().anchored(), pairs=str(Path(self.pairs).absolute()), eval_pairs=held_out
         )
 
 

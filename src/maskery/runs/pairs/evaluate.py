@@ -12,12 +12,7 @@ from maskery.core.errors import ConfigError
 from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ReadPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
-from maskery.evaluation.image_text.image_fill import (
-    Condition,
-    WordScores,
-    score_pairs,
-    score_words,
-)
+from maskery.evaluation.image_text.image_fill import Condition, WordScores, score_pairs, score_words
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (

@@ -8,11 +8,7 @@ import torch
 
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    draw_searches,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, spread_queries
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.image_text.config import PersonSearchRunConfig, small
@@ -39,9 +35,7 @@ def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
     """The preset `small`, an epoch longer."""
     config = small(PersonSearchDataConfig(dataset="drawn-people", root=people))
     return replace(
-        config,
-        output=output,
-        training=replace(config.training, epochs=config.training.epochs + 1),
+        config, output=output, training=replace(config.training, epochs=config.training.epochs + 1)
     )
 
 

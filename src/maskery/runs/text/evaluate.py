@@ -46,13 +46,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.config_file import load_config, open_run, run_kind, to_plain, with_settings
 from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.held_out import (
-    AS_LOADED,
-    HELD_OUT,
-    WITH_HEAD,
-    kept_scores,
-    text_auc,
-)
+from maskery.runs.text.held_out import AS_LOADED, HELD_OUT, WITH_HEAD, kept_scores, text_auc
 from maskery.runs.text.prepare import prepare_text, text_parts
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import load_extra, make_text_task

@@ -21,12 +21,7 @@ from maskery.masking.config import POLICIES
 from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
-from maskery.runs.frame.run_frame import (
-    model_card,
-    public_name,
-    run_in_folder,
-    save_model_folder,
-)
+from maskery.runs.frame.run_frame import model_card, public_name, run_in_folder, save_model_folder
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
@@ -208,10 +203,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
 
 
 def fit(
-    run: TextRun,
-    task: Task[Any, Any],
-    folder: Path,
-    evaluate: Callable[[int], dict[str, float]],
+    run: TextRun, task: Task[Any, Any], folder: Path, evaluate: Callable[[int], dict[str, float]]
 ) -> Summary:
     """Train the run's model in place."""
     config, training = run.config, run.config.training
