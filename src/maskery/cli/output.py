@@ -5,7 +5,6 @@ import io
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,6 @@ def print_json(data: Any) -> None:
     from maskery.runs.frame.run_folder import without_nan
 
     def plain(value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return without_nan(asdict(value))
         return shown(value) if isinstance(value, Path) else value.tolist()
 
     print(json.dumps(without_nan(data), indent=1, ensure_ascii=False, default=plain))

@@ -12,8 +12,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,11 +91,25 @@ def write_json(path: Path, data: Any) -> None:
 
 def without_nan(value: Any) -> Any:
     """Return plain data with null in place of numbers that JSON lacks (NaN, infinities)."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
+    return each_leaf(
+        value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+    )
+
+
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Return plain data with a function applied to every string; see `each_leaf`."""
+    return each_leaf(value, lambda leaf: change(leaf) if isinstance(leaf, str) else leaf)
+
+
+def each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return plain data with a function applied to every leaf; dataclasses become dictionaries."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: each_leaf(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [each_leaf(item, change) for item in value]
+    return change(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +245,8 @@ def _lock(folder: Path) -> FileLock | None:
     lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False, mode=0o666)
     try:
         lock.acquire()
-    except Timeout:
-        raise
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCKS:  # as a Timeout, which has none
             raise
         log.warning(
             "the file system of '%s' has no locks (%s): make sure that no other process trains "

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import (
     EVALUATION,
     SUMS,
+    each_text,
     held_run_folder,
     model_sums,
     warn_of_another_model,
@@ -122,17 +123,8 @@ def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     Training's bookkeeping is left out. The names of `described` are what a refusal says; its
     dataclasses become their settings, and a plug-in its name with a hash of its file.
     """
-    return json.dumps({**_identified(described), "training": training.course()}, sort_keys=True)
-
-
-def _identified(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {key: _identified(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_identified(item) for item in value]
-    return plugin_identity(value) if isinstance(value, str) else value
+    named = each_text(described, plugin_identity)
+    return json.dumps({**named, "training": training.course()}, sort_keys=True)
 
 
 def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
