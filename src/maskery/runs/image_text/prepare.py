@@ -73,39 +73,37 @@ def start_model(
     """Make or load the model of a run; `folder` is the run folder."""
     text, vision, view = config.text_model, config.vision_model, config.view
     size = None if view.height is None or view.width is None else (view.height, view.width)
-    new: frozenset[str] = frozenset()
+    name, new = config.model, frozenset[str]()
     # The run's seed, without moving the random numbers of whoever calls.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         if text is not None and vision is not None:
-            tokenizer = load_tokenizer(text)
+            name, tokenizer = vision, load_tokenizer(text)
             model, new = build_from_encoders(
                 text, vision, fusion_layer=config.fusion_layer, image_size=size
             )
-            view = _fitted(view, model, vision)
-        elif config.model.startswith(SCRATCH):
+        elif name.startswith(SCRATCH):
             captions = [caption for pair in pairs for caption in pair.captions]
             kept = None if folder is None else folder / TOKENIZER
             corpus = Corpus.of(captions, name="the captions")
             tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
-            sizes = SIZES[config.model.removeprefix(SCRATCH)]
+            sizes = SIZES[name.removeprefix(SCRATCH)]
             height, width = size or sizes.image_size
             length = config.max_length or sizes.max_length
             sizes = replace(sizes, image_size=(height, width), max_length=length)
             pad = int(tokenizer.pad_token_id)
             model = build_from_scratch(sizes, vocabulary_size=len(tokenizer), pad_token_id=pad)
             view = view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD)
-            new = frozenset(name for name, _ in model.named_parameters())
-        elif is_aligned(config.model):
+            new = frozenset(parameter for parameter, _ in model.named_parameters())
+        elif is_aligned(name):
             layers = config.fusion_layers
-            model, tokenizer, new = build_from_towers(
-                config.model, fusion_layers=layers, image_size=size
-            )
-            view = _fitted(view, model, config.model)
+            model, tokenizer, new = build_from_towers(name, fusion_layers=layers, image_size=size)
         else:
-            opened = open_image_text(config.model)
+            opened = open_image_text(name)
             model, tokenizer = opened.model, opened.tokenizer
-            view = _fitted(view, model, opened.name)
+    if not name.startswith(SCRATCH):
+        view = preprocessing_of(name, model, view)
+        check_image_size(view.size, model.config.vision_config)
     if config.fusion_layers and config.fusion_layers != model.config.interaction_layers:
         raise ConfigError(
             f"--fusion-layers {config.fusion_layers} goes on top of a CLIP or SigLIP, and "
@@ -113,13 +111,6 @@ def start_model(
         )
     require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
-
-
-def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
-    """Return the view with what is not set taken from the model."""
-    fitted = preprocessing_of(name, model, view)
-    check_image_size(fitted.size, model.config.vision_config)
-    return fitted
 
 
 def read_captions(

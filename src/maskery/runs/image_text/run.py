@@ -20,8 +20,6 @@ from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
-ConfigT = TypeVar("ConfigT", bound=ImageTextRunConfig)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextResult(ABC):
@@ -72,7 +70,7 @@ class ImageTextRun(ABC, Generic[ResultT]):
         return tuple(str(skipped) for skipped in told if skipped.count)
 
     def train_measure_save(
-        self, folder: Path, *, progress: bool, callbacks: Sequence[Callback]
+        self, folder: Path, callbacks: Sequence[Callback], *, progress: bool
     ) -> ResultT:
         """Train in a run folder, measure, and save the model."""
         model, training = self.prepared.start.model, self.config.training
@@ -96,14 +94,14 @@ class ImageTextRun(ABC, Generic[ResultT]):
 
 
 def train_image_text(
-    config: ConfigT,
+    config: ImageTextRunConfig,
     prepare: Callable[..., ImageTextRun[ResultT]],
     data: str,
+    terms: Sequence[Any],
+    callbacks: Sequence[Callback],
     *,
     progress: bool,
     beside: Path | None,
-    terms: Sequence[Any],
-    callbacks: Sequence[Callback],
 ) -> ResultT:
     """Prepare a run in its folder, named after `data` by default, and train it there."""
     # What cannot be loaded is told before anything is read, and leaves no run folder.
@@ -111,14 +109,11 @@ def train_image_text(
     check_terms(config.objectives.term, terms)
     check_callbacks(callbacks)
     check_trackers(config.training.all_trackers)
+    drawn = progress and is_main_process()
     result: ResultT = run_in_folder(
         config,
         beside or default_folder(data, config.start),
-        prepare=lambda folder: prepare(
-            config, folder=folder, progress=progress and is_main_process(), terms=terms
-        ),
-        train=lambda run, folder: run.train_measure_save(
-            folder, progress=progress, callbacks=callbacks
-        ),
+        prepare=lambda folder: prepare(config, folder=folder, progress=drawn, terms=terms),
+        train=lambda run, folder: run.train_measure_save(folder, callbacks, progress=progress),
     )
     return result

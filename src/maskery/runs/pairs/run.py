@@ -131,13 +131,7 @@ def train_pairs(
     config = config.anchored()
     prepare = partial(prepare_pairs, source=source)
     return train_image_text(
-        config,
-        prepare,
-        config.pairs,
-        progress=progress,
-        beside=beside,
-        terms=terms,
-        callbacks=callbacks,
+        config, prepare, config.pairs, terms, callbacks, progress=progress, beside=beside
     )
 
 

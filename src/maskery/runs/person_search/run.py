@@ -144,15 +144,9 @@ def train_person_search(
     """
     config.require_start()
     config = config.anchored()
-    data = str(config.data.root)
+    data, prepare = str(config.data.root), prepare_person_search
     return train_image_text(
-        config,
-        prepare_person_search,
-        data,
-        progress=progress,
-        beside=beside,
-        terms=terms,
-        callbacks=callbacks,
+        config, prepare, data, terms, callbacks, progress=progress, beside=beside
     )
 
 
