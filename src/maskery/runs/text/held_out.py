@@ -1,12 +1,8 @@
-"""The held-out figures of a run over its course, kept in its folder.
-
-A run has one held-out text that decides, and may have others by name, such as general text that it
-might forget.
-"""
+"""The held-out figures of a run over its course, of the text that decides and of named others."""
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +50,8 @@ class Measured:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain data."""
-        return {
-            "as_loaded": None if self.as_loaded is None else asdict(self.as_loaded),
-            "before": asdict(self.before),
-            "after": asdict(self.after),
-            "difference": self.difference,
-        }
+        plain = asdict(self)
+        return {one.name: plain[one.name] for one in fields(Measured)}
 
 
 class HeldOutText:

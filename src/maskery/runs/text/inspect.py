@@ -49,17 +49,14 @@ SPELT_TEXTS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the examples, special tokens not counted.
-
-    The histogram has pairs (at most so many tokens, examples); the last has no bound.
-    """
+    """Tokens of the examples, special tokens not counted."""
 
     examples: int
     tokens: int
     median: float
     p95: float
     longest: int
-    histogram: tuple[tuple[int | None, int], ...]
+    histogram: tuple[tuple[int | None, int], ...]  # (at most so many tokens or None, examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +116,8 @@ def inspect_corpus(
     config: TextRunConfig, *, timed_steps: int = 4, listed: int = 20, progress: bool = True
 ) -> Inspection:
     """Look at a run before it is started, with so many steps timed and words listed."""
-    training = config.training.for_device()
-    run = prepare_text(replace(config, training=training), progress=progress)
+    config = replace(config, training=config.training.for_device())
+    run = prepare_text(config, progress=progress)
     source = run.train
     if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
         raise ConfigError(
@@ -161,7 +158,6 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     """Return what the steps of a run compute, and what other ways of batching would."""
     config, limit = run.config, source.batching.max_length
     documents = source.store.lengths() + source.batching.template.num_special
-    training = config.training
     task: Any = run.task  # of diffusion has a masker of its own; one of a plug-in may have none
     masker = getattr(task, "masker", None) or Masker.of(run.loaded.tokenizer, config.masking)
     masked = []
@@ -175,7 +171,7 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
         truncated_tokens=int(np.maximum(documents - limit, 0).sum()),
         layout=source.layout,
         real_share=real_shares(source, limit),
-        steps=planned_steps(source, training)[1],
+        steps=planned_steps(source, config.training)[1],
         tokens=source.num_tokens() / max(1, source.num_steps(0)),
         masked_tokens=statistics.fmean(masked) if masked else 0.0,
     )
@@ -192,10 +188,9 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
         steps = (known[plan.step(step)] for step in range(plan.num_steps))
         return sum(float(members.max() * len(members)) for members in steps)
 
+    own = 1.0 if source.layout == "packed" else total / padded(source.plan(0), source.lengths)
     return {
-        "this run": 1.0
-        if source.layout == "packed"
-        else total / padded(source.plan(0), source.lengths),
+        "this run": own,
         "random batches padded to their longest": total / padded(mixed, lengths),
         "everything padded to max_length": total / (limit * len(lengths)),
     }
@@ -204,10 +199,9 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
 def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
-    task = run.task
-    new = new_parameters(task, run.model, run.loaded.new_parameters)
+    new = new_parameters(run.task, run.model, run.loaded.new_parameters)
     steps, total = planned_steps(source, training)
-    stepper = Stepper(task, training, total_steps=total, new_parameters=new)
+    stepper = Stepper(run.task, training, total_steps=total, new_parameters=new)
     cuda = torch.cuda.is_available()
     speeds = []
     # One more than asked for: the first step allocates memory and is not counted.

@@ -120,8 +120,7 @@ def prepare_text(
     config: TextRunConfig, *, progress: bool = True, given: Given | None = None
 ) -> TextRun:
     """Read, tokenise and split the corpus, and load or make the initial model."""
-    given = given or Given()
-    pooling = None
+    given, pooling = given or Given(), None
     if given.model is None and not config.model.startswith(SCRATCH):
         start = Path(resolve(config.model))
         pooling = start if (start / MODULES).is_file() else None
@@ -312,36 +311,32 @@ def identity_of(
     if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen
         # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
-        own = {
-            "model_fingerprint": own_model.weights_fingerprint(
-                loaded.model if config.lora else given.model
-            )
-        }
-    return identity(
-        config.training,
-        {
-            "model": known_as(config.model),
-            **own,
-            **data.described(),
-            "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
-            **(config.learns() if config.model.startswith(SCRATCH) else {}),
-            "layout": layout,
-            "max_length": max_length,
-            "attention_dropout": config.attention_dropout,
-            "hidden_dropout": config.hidden_dropout,
-            "masking": config.masking.described(),
-            "objectives": objectives,
-            # Not named where there is none, as by versions that knew of none.
-            **({"head_first": config.head_share} if config.head_share else {}),
-            **({"from": Path(config.from_run).name} if config.from_run else {}),
-            **({"lr_restart": True} if config.lr_restart else {}),
-            **({"shape": config.shape} if config.shape != "bert" else {}),
-            **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
-            **({"lora": config.lora} if config.lora else {}),
-            **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
-            **({"rope_base": config.rope_base} if config.rope_base else {}),
-        },
-    )
+        weights = own_model.weights_fingerprint(loaded.model if config.lora else given.model)
+        own["model_fingerprint"] = weights
+    scratch = config.model.startswith(SCRATCH)
+    described = {
+        "model": known_as(config.model),
+        **own,
+        **data.described(),
+        "vocab_size": config.vocab_size if scratch else None,
+        **(config.learns() if scratch else {}),
+        "layout": layout,
+        "max_length": max_length,
+        "attention_dropout": config.attention_dropout,
+        "hidden_dropout": config.hidden_dropout,
+        "masking": config.masking.described(),
+        "objectives": objectives,
+        # Not named where there is none, as by versions that knew of none.
+        **({"head_first": config.head_share} if config.head_share else {}),
+        **({"from": Path(config.from_run).name} if config.from_run else {}),
+        **({"lr_restart": True} if config.lr_restart else {}),
+        **({"shape": config.shape} if config.shape != "bert" else {}),
+        **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+        **({"lora": config.lora} if config.lora else {}),
+        **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
+        **({"rope_base": config.rope_base} if config.rope_base else {}),
+    }
+    return identity(config.training, described)
 
 
 def text_parts(
@@ -362,26 +357,20 @@ def compiled(parts: TextParts, run: TextRun) -> TextParts:
     # Runs that compile nothing need none of this.
     from maskery.tasks.compiling import compile_obstacle, static_shapes
 
-    state = PartialState()
-    obstacle = compile_obstacle(
-        device=state.device,
-        packed=parts.model.packed,
-        half_precision=resolve_precision(run.config.training, parts.model) == "bf16",
-    )
+    state, half = PartialState(), resolve_precision(run.config.training, parts.model) == "bf16"
+    obstacle = compile_obstacle(device=state.device, packed=parts.model.packed, half_precision=half)
     if obstacle is not None or not isinstance(run.train, TextSource):
         obstacle = obstacle or "batches of token shards have no constant shapes yet"
         log.warning("the step is not compiled: %s", obstacle)
         return parts
+    epochs, _ = planned_steps(run.train, run.config.training, run.first)
     shapes = static_shapes(
         run.train,
         parts.masker,
-        epochs=len(planned_steps(run.train, run.config.training, run.first)[0]),
+        epochs=len(epochs),
         num_processes=state.num_processes,
         masked_capacity=run.config.masked_capacity,
     )
-    log.info(
-        "steps are compiled for %s tokens, %s of them masked; the first takes a minute or so",
-        f"{shapes.num_tokens:,}",
-        f"{shapes.num_masked:,}",
-    )
+    sizes = f"{shapes.num_tokens:,} tokens, {shapes.num_masked:,} of them masked"
+    log.info("steps are compiled for %s; the first takes a minute or so", sizes)
     return replace(parts, shapes=shapes, compile_backend=COMPILE_BACKEND)

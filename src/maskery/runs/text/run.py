@@ -244,9 +244,8 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
         setattr(hf.config, name, value)
     with quiet_transformers():
         if run.loaded.adapter is not None:
-            importlib.import_module("maskery.models.lora").save_merged(
-                run.loaded, folder / "adapter"
-            )
+            lora = importlib.import_module("maskery.models.lora")
+            lora.save_merged(run.loaded, folder / "adapter")
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     save_extra(task, run.model, folder)
