@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import as_text, figures_csv, prepare_output
+from maskery.cli.output import as_text, figures_csv, prepare_outputs
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Weight
 from maskery.core.system import quick_imports
@@ -32,9 +32,7 @@ class Comparing(Command):
 
     def execute(self) -> None:
         """Compare; files that cannot be written are refused before anything is computed."""
-        for flag, path in (("--csv", self.csv), ("--page", self.page)):
-            if path is not None:
-                prepare_output(path, flag)
+        prepare_outputs(csv=self.csv, page=self.page)
         self.report(self.compare())
 
     def compare(self) -> Sequence[Row]:

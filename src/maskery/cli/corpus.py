@@ -141,9 +141,7 @@ class Tokenize(Command):
     sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=ShardingConfig
     )
-    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=CorpusConfig
-    )
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = CorpusConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()

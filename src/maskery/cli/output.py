@@ -66,16 +66,18 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}%"
 
 
-def prepare_output(path: Path, flag: str) -> None:
-    """Make the folder of a file that a flag names, and check that the file can be written."""
-    problem = f"{flag} is '{path}', and no file can be written there"
-    with explained(problem, "name another", kind=ConfigError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        with path.open("ab"):
-            pass
-        if not there:
-            path.unlink()
+def prepare_outputs(**paths: Path | None) -> None:
+    """Make the folders of files that flags name, by flag, and check that each can be written."""
+    for flag, path in paths.items():
+        if path is None:
+            continue
+        problem = f"--{flag} is '{path}', and no file can be written there"
+        with explained(problem, "name another", kind=ConfigError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there = path.exists()
+            path.open("ab").close()
+            if not there:
+                path.unlink()
 
 
 def check_ending(path: Path | None, flag: str, *endings: str) -> None:

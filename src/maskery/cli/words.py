@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import as_text, figures_csv, percent, prepare_output, table
+from maskery.cli.output import as_text, figures_csv, percent, prepare_outputs, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
@@ -235,8 +235,7 @@ class Score(Command):
             from maskery.evaluation.tables import suite_table
             from maskery.evaluation.text.suite import read_suite, suite_figures
 
-        if self.csv is not None:
-            prepare_output(self.csv, "--csv")
+        prepare_outputs(csv=self.csv)
         pairs = list(read_suite(suite, encoding=self.encoding))
         texts = [text for pair in pairs for text in (pair.good, pair.bad)]
         places = [pair.place for pair in pairs for _ in range(2)]
