@@ -22,19 +22,19 @@ from maskery.training.optimiser import build_optimiser
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextResult(ABC):
+class ImageTextResult:
     """The result of a run."""
 
     folder: Path  # The run folder
     summary: Summary  # Steps, tokens and time
 
-    @abstractmethod
-    def _figures(self) -> dict[str, Any]: ...
-
     def to_json(self) -> dict[str, Any]:
         """For `--json` and `evaluation.json`."""
-        named = {"run": str(self.folder), "model": str(self.folder / MODEL)}
-        return {**named, **self._figures(), "training": asdict(self.summary)}
+        plain = asdict(self)
+        named = {"run": str(plain.pop("folder")), "model": str(self.folder / MODEL)}
+        training = plain.pop("summary")
+        # Figures of pairs stand beside the others.
+        return {**named, **plain.pop("evaluation", {}), **plain, "training": training}
 
 
 ResultT = TypeVar("ResultT", bound=ImageTextResult)

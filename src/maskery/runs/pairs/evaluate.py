@@ -13,7 +13,7 @@ from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, Read
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.evaluation.image_text.image_fill import Condition, WordScores, score_pairs, score_words
-from maskery.evaluation.image_text.opening import open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     ExampleSums,
@@ -25,9 +25,8 @@ from maskery.evaluation.text.masked import (
 from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.image_text.config import DRAWN_PEOPLE, PairsRunConfig
-from maskery.runs.image_text.prepare import make_task, read_captions, twin_beside
+from maskery.runs.image_text.prepare import StartModel, make_task, read_captions, twin_beside
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
@@ -49,27 +48,24 @@ class PairsEvaluation:
 
 def summarise_pairs(
     scored: Mapping[Condition, ExampleSums],
-    model: ImageTextModel,
-    tokenizer: PreTrainedTokenizerBase,
+    opened: StartModel | OpenImageText,
     held_out: HeldOutPairs,
-    *,
     words: tuple[str, ...],
     task: ImageTextTask | None,
 ) -> PairsEvaluation:
     """Compute every held-out figure; the twin of `task` replaces words, for the model to detect."""
-    found = None
+    found = auc = None
     if words:
-        mask_token_id = Vocabulary.of(tokenizer).mask_token_id
-        found = score_words(model.eval(), held_out, accepted_ids(words, tokenizer), mask_token_id)
-    right = scored["right"]
+        ids, mask = accepted_ids(words, opened.tokenizer), Vocabulary.of(opened.tokenizer)
+        found = score_words(opened.model.eval(), held_out, ids, mask.mask_token_id)
+    if task is not None:
+        auc = replaced_words_auc(task, map(_viewed, held_out), progress=1.0)
     others = {name: sums for name, sums in scored.items() if name != "right"}
     return PairsEvaluation(
         scores={condition: summarise(sums) for condition, sums in scored.items()},
-        difference={condition: compare(right, sums) for condition, sums in others.items()},
+        difference={name: compare(scored["right"], sums) for name, sums in others.items()},
         words=found,
-        mrtd_auc=None
-        if task is None
-        else replaced_words_auc(task, map(_viewed, held_out), progress=1.0),
+        mrtd_auc=auc,
     )
 
 
@@ -148,9 +144,9 @@ def evaluate_image_text(
     groups, everything = group_ids(pairs), np.arange(len(pairs))
     for one in opened:
         captions = read_captions(pairs, one.tokenizer, reading, longest)
-        # Pictures stay decoded, for each is seen with its own caption and with others'.
-        near = one.view.size
-        pictures = Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=CACHE_BYTES)
+        pictures = Pictures(
+            pairs, reading.on_bad_image, near=one.view.size, cache_bytes=CACHE_BYTES
+        )
         read = ReadPairs(pairs, captions, pictures, one.view)
         held_out = HeldOutPairs(read, groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
@@ -158,13 +154,10 @@ def evaluate_image_text(
         heading = one.name if one.name not in models else f"{one.name} (again)"
         task, twin = None, twin_beside(one.name)
         if twin is not None:  # as `train pairs` has it
-            settings = ImageTextMLMConfig(alpha=0.0)
-            defaults = PairsRunConfig(pairs="any", objectives=settings)
+            defaults = PairsRunConfig(pairs="any", objectives=ImageTextMLMConfig(alpha=0.0))
             task = make_task(defaults, one.model, one.tokenizer)
             task.load_twin(twin)
-        models[heading] = summarise_pairs(
-            scored[-1], one.model, one.tokenizer, held_out, words=words, task=task
-        )
+        models[heading] = summarise_pairs(scored[-1], one, held_out, words, task)
         if held_out.pictures.skipped.count:
             log.warning("%s", held_out.pictures.skipped)
     difference = None

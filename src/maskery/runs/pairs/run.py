@@ -40,9 +40,6 @@ class PairsResult(ImageTextResult):
     evaluation: PairsEvaluation  # The trained model's held-out figures
     skipped: tuple[str, ...]  # One line for each kind of thing that was left out
 
-    def _figures(self) -> dict[str, Any]:
-        return {**asdict(self.evaluation), "skipped": list(self.skipped)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class PairsRun(ImageTextRun[PairsResult]):
@@ -77,9 +74,7 @@ class PairsRun(ImageTextRun[PairsResult]):
     def evaluate(self) -> PairsEvaluation:
         """Compute every held-out figure of the model as it is now."""
         start, words, task = self.prepared.start, self.config.score_words, self.prepared.task
-        return summarise_pairs(
-            self.score(), start.model, start.tokenizer, self.held_out, words=words, task=task
-        )
+        return summarise_pairs(self.score(), start, self.held_out, words, task)
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PairsResult:
         del loop  # the last model is kept

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,6 @@ class PersonSearchResult(ImageTextResult):
     val: RetrievalFigures  # Its figures there
     test: RetrievalFigures | None  # Those on the test split; None where there is none
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
-
-    def _figures(self) -> dict[str, Any]:
-        test = None if self.test is None else asdict(self.test)
-        figures = {"best_step": self.best_step, "val": asdict(self.val), "test": test}
-        return {**figures, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,6 @@ class Measured:
         """Return the figures by heading, in order of time."""
         loaded = {} if self.as_loaded is None else {AS_LOADED: self.as_loaded}
         return {**loaded, "before": self.before, "after": self.after}
-
-    def figures(self) -> dict[str, Any]:
-        """Return the figures as plain data."""
-        plain = asdict(self)
-        return {one.name: plain[one.name] for one in fields(Measured)}
 
 
 class HeldOutText:

@@ -58,17 +58,10 @@ class TextResult(Measured):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
-        return {
-            "run": str(self.folder),
-            "model": str(self.folder / MODEL),
-            **self.figures(),
-            "heads": self.heads,
-            "others": {name: measured.figures() for name, measured in self.others.items()},
-            "mrtd_auc": self.mrtd_auc,
-            "vectors": None if self.vectors is None else asdict(self.vectors),
-            "verdict": str(self.verdict),
-            "training": asdict(self.summary),
-        }
+        plain = asdict(self) | {"verdict": str(self.verdict)}
+        named = {"run": str(plain.pop("folder")), "model": str(self.folder / MODEL)}
+        training = plain.pop("summary")
+        return {**named, **plain, "training": training}
 
 
 def train_text(
