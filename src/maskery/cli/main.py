@@ -77,6 +77,7 @@ DISK_TROUBLE = (
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "failed to map segment")
 FIRST_SPEAKS = 30.0  # seconds; processes of one machine start within a few of one another
+WHEN = ("auto", "always", "never")  # what --color may be
 HELP = frozenset({"-h", "--help", "--help-all"})
 FIRST = """try first:
   maskery quickstart                        learn from Python's manual in three minutes
@@ -113,11 +114,9 @@ def without_colour_flag(arguments: Sequence[str]) -> list[str]:
         return words
     _, equals, when = words.pop(place).partition("=")
     when = when if equals or place == len(words) else words.pop(place)
-    if when not in ("auto", "always", "never"):
-        raise ConfigError(
-            f"--color is '{when}': it must be auto, always or never"
-            f"{meant(when, ('auto', 'always', 'never'))}"
-        )
+    if when not in WHEN:
+        close = meant(when, WHEN)
+        raise ConfigError(f"--color is '{when}': it must be auto, always or never{close}")
     if when != "auto":
         os.environ["NO_COLOR"] = "1" if when == "never" else ""
         os.environ["FORCE_COLOR"] = "1" if when == "always" else ""

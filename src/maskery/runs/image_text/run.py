@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,31 +13,14 @@ from maskery.data.person_search.batches import PersonSource
 from maskery.masking.config import POLICIES
 from maskery.objectives.terms import check_terms
 from maskery.runs.frame.run_folder import MODEL, default_folder
-from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
+from maskery.runs.frame.run_frame import RunResult, run_in_folder, save_model_folder
 from maskery.runs.image_text.config import ImageTextRunConfig
 from maskery.runs.image_text.prepare import Prepared
 from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextResult:
-    """The result of a run."""
-
-    folder: Path  # The run folder
-    summary: Summary  # Steps, tokens and time
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
-        plain = asdict(self)
-        named = {"run": str(plain.pop("folder")), "model": str(self.folder / MODEL)}
-        training = plain.pop("summary")
-        # Figures of pairs stand beside the others.
-        return {**named, **plain.pop("evaluation", {}), **plain, "training": training}
-
-
-ResultT = TypeVar("ResultT", bound=ImageTextResult)
+ResultT = TypeVar("ResultT", bound=RunResult)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,10 @@ from maskery.evaluation.image_text.image_fill import Condition, sample_pictures,
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import fingerprint_of, model_card, public_name
+from maskery.runs.frame.run_frame import RunResult, fingerprint_of, model_card, public_name
 from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
-from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
+from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.pairs.evaluate import PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsResult(ImageTextResult):
+class PairsResult(RunResult):
     """The result of a run on pairs."""
 
     evaluation: PairsEvaluation  # The trained model's held-out figures

@@ -23,10 +23,10 @@ from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import write_text
-from maskery.runs.frame.run_frame import fingerprint_of, model_card
+from maskery.runs.frame.run_frame import RunResult, fingerprint_of, model_card
 from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
-from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
+from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.person_search.evaluate import retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.training.journal import Callback
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonSearchResult(ImageTextResult):
+class PersonSearchResult(RunResult):
     """The result of a person-search run."""
 
     best_step: int  # After which step the model that is kept was the best on `val`

@@ -1,4 +1,4 @@
-"""The data of a text run: a corpus tokenised once into the cache, or token shards."""
+"""The data of a text run: a corpus tokenised once into the cache, or shards; rare parts by name."""
 
 from __future__ import annotations
 
@@ -78,7 +78,6 @@ def open_text(
                 f"--group-column {config.group_column}: shards were split when they were made; "
                 f"train on the text itself, or on an --eval-data of your own"
             )
-        # By name: a run on text imports nothing of shards.
         shards = importlib.import_module("maskery.runs.text.shards")
         sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
         return sharded
@@ -181,7 +180,7 @@ class StoredText:
     def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """Return training and held-out batches."""
         chosen, train = (self.store, self.train_documents, batching), None
-        if self.shares:  # by name: few runs need it
+        if self.shares:
             mixture = importlib.import_module("maskery.data.mixture")
             train = mixture.MixedSource(*chosen, self.owners, self.shares)
             log.info("%s", train.describe([Path(path).name for path in self.corpora]))

@@ -20,7 +20,6 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.processes import to_gpu
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.comparison import Row, ScoredRun, compare_runs
 from maskery.evaluation.text.fill import Filler
@@ -235,12 +234,7 @@ def evaluate_model(
         # The same model twice is a legitimate question, with the answer 0.
         heading = one.name if one.name not in scored else f"{one.name} (again)"
         source = held_out_source(
-            one,
-            data,
-            reading,
-            cache_dir=cache_dir or default_cache_dir(),
-            batch_tokens=batch_tokens,
-            progress=progress,
+            one, data, reading, cache_dir=cache_dir, batch_tokens=batch_tokens, progress=progress
         )
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored[heading] = score_examples(one.model, scoring(source, progress=progress), masker)

@@ -1,4 +1,4 @@
-"""The parts of a text run: everything that it consists of before its first step."""
+"""The parts of a text run before its first step; what few runs need is imported where it is."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TextRun:
     def frozen_masker(self) -> Masker:
         """Return the masker of held-out texts; with diffusion, their loss is the NELBO."""
         masker = Masker
-        if self.config.objectives.objective == DIFFUSION:  # by name: others need none of it
+        if self.config.objectives.objective == DIFFUSION:
             masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         # Never at a random rate: as BERT masks, whatever the run trains with.
         return masker.of(self.vocabulary)
@@ -127,7 +127,7 @@ def prepare_text(
     config = replace(config, objectives=with_keep(config, given, pooling))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
-    if config.frozen_layers is not None:  # by name: few runs need it
+    if config.frozen_layers is not None:
         importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
     if config.lora:
         lora = importlib.import_module("maskery.models.lora")
@@ -152,7 +152,7 @@ def prepare_text(
     branch, first = None, BEGINNING
     if config.from_run is None:
         alone, steps = head_steps(config, train)
-    else:  # By name: a run that begins anew needs none of it.
+    else:
         branching = importlib.import_module("maskery.runs.text.branch")
         branch, first = branching.branch_of(config, described)
         alone, steps = branching.left_steps(config, train, branch, first, loaded.new_parameters)
@@ -226,7 +226,6 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
     tokenizer = data.tokenizer
     scratch = config.model.startswith(SCRATCH)
     if given.model is not None:
-        # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
         loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
     elif scratch:
@@ -309,7 +308,6 @@ def identity_of(
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen
-        # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
         weights = own_model.weights_fingerprint(loaded.model if config.lora else given.model)
         own["model_fingerprint"] = weights
@@ -354,7 +352,6 @@ def text_parts(
 
 def compiled(parts: TextParts, run: TextRun) -> TextParts:
     """Add constant shapes; where that cannot be or does not pay, one line says why."""
-    # Runs that compile nothing need none of this.
     from maskery.tasks.compiling import compile_obstacle, static_shapes
 
     state, half = PartialState(), resolve_precision(run.config.training, parts.model) == "bf16"

@@ -1,9 +1,9 @@
-"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out."""
+"""A text run: corpus in, adapted encoder and figures out; what few runs need comes in by name."""
 
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,13 @@ from maskery.masking.config import POLICIES
 from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
-from maskery.runs.frame.run_frame import model_card, public_name, run_in_folder, save_model_folder
+from maskery.runs.frame.run_frame import (
+    RunResult,
+    model_card,
+    public_name,
+    run_in_folder,
+    save_model_folder,
+)
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
@@ -45,23 +51,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextResult(Measured):
+class TextResult(RunResult, Measured):
     """The figures of a finished text run; those of `Measured` are of the text that decides."""
 
-    folder: Path  # The run folder
     heads: dict[str, str]  # The head that each column of figures has, in words
     others: dict[str, Measured]  # The figures of other held-out texts, by name
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
-    summary: Summary  # Steps, tokens and time
     vectors: "ProbeResult | None"  # How well the encoder's vectors do; None where nobody asked
     verdict: Verdict  # Whether the run helped, in words
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `evaluation.json` and of `--json`."""
-        plain = asdict(self) | {"verdict": str(self.verdict)}
-        named = {"run": str(plain.pop("folder")), "model": str(self.folder / MODEL)}
-        training = plain.pop("summary")
-        return {**named, **plain, "training": training}
+        """Return the content of `evaluation.json`, with the verdict in words."""
+        return super().to_json() | {"verdict": str(self.verdict)}
 
 
 def train_text(
@@ -113,7 +114,6 @@ def train_text(
     training = config.training.for_device()
     config = replace(config.anchored(), model=anchored(config.model), training=training)
     if config.from_run is not None:
-        # By name: a run that begins anew needs none of it.
         config = importlib.import_module("maskery.runs.text.branch").resolved(config)
     given = Given(
         texts=texts,
@@ -135,7 +135,6 @@ def train_text(
 
     folder = beside or default_folder(config.corpus[0], config.model)
     if config.phases:
-        # By name: a run of one phase needs none of it.
         phases = importlib.import_module("maskery.runs.text.branch")
         one = partial(train_text, progress=progress, **vars(given))
         last: TextResult = phases.train_phases(config, folder, one)
@@ -154,8 +153,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
     check: Any = None
     if run.config.probe is not None or run.sentence_encoder is not None:
-        # By name: a run whose vectors nobody asks about needs none of it. Made before the loop
-        # restores a checkpoint: the start's vectors are compared with.
+        # Made before the loop restores a checkpoint: the start's vectors are compared with.
         check = importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
 
     def evaluate(step: int) -> dict[str, float]:
