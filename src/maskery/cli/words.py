@@ -80,17 +80,12 @@ class Fill(Command):
             from maskery.runs.shortcuts import open_filler
 
         filler = open_filler(self.model, self.image)
+        settings = {name: getattr(self, name) for name in (SAMPLING if self.sample else LISTING)}
         if self.sample:
-            settings = {name: getattr(self, name) for name in SAMPLING}
             samples = [filler.sample(text, **settings) for text in self.text]
             self.answer(samples, "\n\n".join(sample.text for sample in samples))
             return
-        fillings = [
-            filler.fill(
-                text, top_k=self.top_k, words=self.words, beams=self.beams, pieces=self.pieces
-            )
-            for text in self.text
-        ]
+        fillings = [filler.fill(text, **settings) for text in self.text]
         self.answer(fillings, "\n\n".join(map(describe, fillings)))
 
 

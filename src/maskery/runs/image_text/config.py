@@ -1,6 +1,5 @@
 """Settings of runs on pairs and of person search, and presets; light to import."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -294,14 +293,7 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     )
 
 
-PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConfig]] = {
-    "small": small,
-    "rasa": rasa,
-    "albef": albef,
-    "irra": irra,
-    "rde": rde,
-    "clip": clip,
-}
+PRESETS = {preset.__name__: preset for preset in (small, rasa, albef, irra, rde, clip)}
 
 
 def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig:
