@@ -201,10 +201,8 @@ class Explain(Command):
         target = None if self.target == "auto" else self.target
         explanation = explain(opened, image, self.caption, target=target, layer=self.layer)
         draw(explanation, image, self.strength).save(self.output)
-        self.answer(
-            {**asdict(explanation), "strip": self.output},
-            f"{places(explanation)}\nstrip: {shown(self.output)}",
-        )
+        data = {**asdict(explanation), "strip": self.output}
+        self.answer(data, f"{places(explanation)}\nstrip: {shown(self.output)}")
 
 
 def draw(explanation: Explanation, image: Image, strength: float) -> Image:

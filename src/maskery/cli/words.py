@@ -277,10 +277,8 @@ class Score(Command):
             f"{right:g} of {len(pairs):,} pairs have the likelier sentence first: "
             f"{100 * share:.1f}% ({self.method})"
         )
-        self.answer(
-            {"accuracy": share, "method": self.method, "pairs": listed},
-            shown if self.tsv else f"{shown}\n{note}",
-        )
+        data = {"accuracy": share, "method": self.method, "pairs": listed}
+        self.answer(data, shown if self.tsv else f"{shown}\n{note}")
 
     def rows(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Return rows as a table for people, or as tab-separated values."""

@@ -183,9 +183,7 @@ class OpenRun:
                 f"{self.folder / CONFIG} --resume auto"
             )
         warn_of_another_model(self.folder, "figures are of what is there now")
-        found: Any = self.config
-        moved: ConfigT = dataclasses.replace(found, output=self.folder)
-        return moved
+        return dataclasses.replace(self.config, output=self.folder)  # type: ignore[type-var]
 
     def save_samples(self) -> None:
         """Write `samples.json`: what the model fills or finds, and the environment."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
-from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
 from maskery.models.image_text.build import (
     build_from_encoders,
@@ -42,7 +42,7 @@ from maskery.models.loading import (
 )
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
-from maskery.runs.frame.run_frame import identity
+from maskery.runs.frame.run_frame import identity, model_card
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
@@ -65,6 +65,9 @@ class StartModel:
     tokenizer: PreTrainedTokenizerBase
     view: ViewConfig  # The run's settings with the encoder's size and normalisation filled in
     new_parameters: frozenset[str] = frozenset()  # Names of parameters that start from nothing
+
+
+Opened: TypeAlias = StartModel | OpenImageText
 
 
 def start_model(
@@ -198,8 +201,8 @@ class Prepared:
         }
         return identity(config.training, described | data)
 
-    def save_model(self, folder: Path, card: str) -> None:
-        """Write the model, tokenizer, preprocessing of pictures, momentum twin and model card."""
+    def save_model(self, folder: Path, document: Mapping[str, Any], **card: Any) -> None:
+        """Write the model, tokenizer, preprocessing, momentum twin, and card; see `model_card`."""
         model, view = self.start.model, self.start.view
         model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
         self.start.tokenizer.save_pretrained(folder)
@@ -218,7 +221,8 @@ class Prepared:
         # Queues hold this dataset's persons and are of no use to another run.
         twin = {n: t for n, t in self.task.extra_state().items() if n.startswith("twin.")}
         save_file({n: t.contiguous().cpu() for n, t in twin.items()}, folder / EXTRA_STATE)
-        write_text(folder / "README.md", card)
+        text = model_card(self.config, self.config.start, document, **card)
+        write_text(folder / "README.md", text)
 
 
 def prepare_model(
@@ -246,7 +250,7 @@ def prepare_model(
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
-    task = make_task(config, start.model, start.tokenizer, terms, pairs)
+    task = make_task(config, start, terms, pairs)
     if config.text_model is None and not config.model.startswith(SCRATCH):
         twin = twin_beside(config.model)
         if twin is not None:
@@ -271,18 +275,17 @@ def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
 
 def make_task(
     config: ImageTextRunConfig,
-    model: ImageTextModel,
-    tokenizer: PreTrainedTokenizerBase,
+    opened: Opened,
     terms: Sequence[Any] = (),
     pairs: Pairs | None = None,
 ) -> ImageTextTask:
     """Make the task of a run; its twin starts as a copy of the model."""
     seed = config.training.seed
-    masker = Masker.of(tokenizer, config.masking, seed=seed)
+    masker = Masker.of(opened.tokenizer, config.masking, seed=seed)
     return ImageTextTask(
-        model,
+        opened.model,
         replace(config.objectives, seed=seed),
-        pad_token_id=int(tokenizer.pad_token_id or 0),
+        pad_token_id=int(opened.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
         terms=terms,

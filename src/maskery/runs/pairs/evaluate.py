@@ -13,7 +13,7 @@ from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, Read
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.evaluation.image_text.image_fill import Condition, WordScores, score_pairs, score_words
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
+from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
     ExampleSums,
@@ -26,7 +26,7 @@ from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.runs.image_text.config import DRAWN_PEOPLE, PairsRunConfig
-from maskery.runs.image_text.prepare import StartModel, make_task, read_captions, twin_beside
+from maskery.runs.image_text.prepare import Opened, make_task, read_captions, twin_beside
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
@@ -48,7 +48,7 @@ class PairsEvaluation:
 
 def summarise_pairs(
     scored: Mapping[Condition, ExampleSums],
-    opened: StartModel | OpenImageText,
+    opened: Opened,
     held_out: HeldOutPairs,
     words: tuple[str, ...],
     task: ImageTextTask | None,
@@ -155,7 +155,7 @@ def evaluate_image_text(
         task, twin = None, twin_beside(one.name)
         if twin is not None:  # as `train pairs` has it
             defaults = PairsRunConfig(pairs="any", objectives=ImageTextMLMConfig(alpha=0.0))
-            task = make_task(defaults, one.model, one.tokenizer)
+            task = make_task(defaults, one)
             task.load_twin(twin)
         models[heading] = summarise_pairs(scored[-1], one, held_out, words, task)
         if held_out.pictures.skipped.count:

@@ -22,7 +22,7 @@ from maskery.evaluation.image_text.image_fill import Condition, sample_pictures,
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import RunResult, fingerprint_of, model_card, public_name
+from maskery.runs.frame.run_frame import RunResult, fingerprint_of, public_name
 from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
@@ -82,11 +82,9 @@ class PairsRun(ImageTextRun[PairsResult]):
         return PairsResult(folder=folder, evaluation=evaluation, summary=summary, skipped=skipped)
 
     def _save(self, folder: Path, result: PairsResult) -> None:
-        config, masking = self.config, self.config.masking
-        pairs = public_name(Path(config.pairs).name)
-        card = model_card(
-            config,
-            config.start,
+        pairs, masking = public_name(Path(self.config.pairs).name), self.config.masking
+        self.prepared.save_model(
+            folder,
             result.to_json(),
             title="An image-text masked language model trained with Maskery",
             trained=f"{pairs} with {masking.policy} masking at a rate of {masking.mask_rate}.",
@@ -94,7 +92,6 @@ class PairsRun(ImageTextRun[PairsResult]):
 maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg""",
             tags=("image-text",),
         )
-        self.prepared.save_model(folder, card)
 
 
 def train_pairs(

@@ -23,7 +23,7 @@ from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import write_text
-from maskery.runs.frame.run_frame import RunResult, fingerprint_of, model_card
+from maskery.runs.frame.run_frame import RunResult, fingerprint_of
 from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
@@ -101,9 +101,8 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     def _save(self, folder: Path, result: PersonSearchResult) -> None:
         config, task = self.config, self.prepared.task
         losses = ", ".join(f"{name} {weight:g}" for name, weight in task.loss_weights.items())
-        card = model_card(
-            config,
-            config.start,
+        self.prepared.save_model(
+            folder,
             result.to_json(),
             title="A person-search model trained with Maskery",
             trained=f"""{config.data.dataset} with the losses {losses}.
@@ -113,7 +112,6 @@ validation identities.""",
 maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"''',
             tags=("text-based-person-search", "image-text"),
         )
-        self.prepared.save_model(folder, card)
         save_model_retrieval(folder, retrieval_of(config, task.trained))
 
 

@@ -62,26 +62,26 @@ def open_text(
         raise ConfigError(
             "--mix needs each corpus as text of its own, a file, folder or glob; name those"
         )
-    if places and len(config.corpus) > 1:
+    if not places:
+        return StoredText(config, cache_dir, given, progress=progress)
+    if len(config.corpus) > 1:
         raise ConfigError(
             f"'{places[0]}' is a folder or address of shards, which is named alone; tokenize all "
             f"of the corpus into one folder"
         )
-    if places:
-        if config.add_words is not None:
-            raise ConfigError(
-                f"--add-words {config.add_words}: the shards were cut without these words; train "
-                f"on the text itself"
-            )
-        if config.group_column is not None:
-            raise ConfigError(
-                f"--group-column {config.group_column}: shards were split when they were made; "
-                f"train on the text itself, or on an --eval-data of your own"
-            )
-        shards = importlib.import_module("maskery.runs.text.shards")
-        sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
-        return sharded
-    return StoredText(config, cache_dir, given, progress=progress)
+    if config.add_words is not None:
+        raise ConfigError(
+            f"--add-words {config.add_words}: the shards were cut without these words; train on "
+            f"the text itself"
+        )
+    if config.group_column is not None:
+        raise ConfigError(
+            f"--group-column {config.group_column}: shards were split when they were made; train "
+            f"on the text itself, or on an --eval-data of your own"
+        )
+    shards = importlib.import_module("maskery.runs.text.shards")
+    sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
+    return sharded
 
 
 class StoredText:
@@ -101,12 +101,12 @@ class StoredText:
         else:
             self.tokenizer = load_tokenizer(config.model)
         self.added = self._add_words(config.add_words)
-        self.held_out_share, self.group_column = config.held_out_share, config.group_column
+        self.config = config
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         # Equal texts have one id: they are of the first corpus that has them.
-        self.corpora, self.shares = config.corpus, config.shares
+        self.shares = config.shares
         self.owners = np.full(self.store.num_documents if self.shares else 0, -1)
-        for number, path in enumerate(self.corpora if self.shares else ()):
+        for number, path in enumerate(config.corpus if self.shares else ()):
             one = Corpus.open([path], config.reading)
             own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
             mine = np.isin(self.store.ids, own.ids)
@@ -120,11 +120,10 @@ class StoredText:
         else:
             self.held_store = self.store
             whole = self.store, self.tokenizer, config.held_out_share
-            if config.group_column is None:
-                sides = split(*whole)
-            else:
-                sides = split_by_value(*whole, corpus.groups(config.group_column))
-            self.train_documents, self.held_documents = sides
+            group = config.group_column
+            self.train_documents, self.held_documents = (
+                split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
+            )
         outside = [store for store, _ in self.others.values()]
         outside += [self.held_store] if self.has_own_held_out else []
         if outside:
@@ -165,9 +164,9 @@ class StoredText:
             "corpus_fingerprint": self.store.folder.name,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
             "eval_data_fingerprint": self.held_store.folder.name if own else None,
-            "held_out_share": None if own else self.held_out_share,
+            "held_out_share": None if own else self.config.held_out_share,
             # Not named where there is none, as by versions that knew of none.
-            **({"group_column": self.group_column} if self.group_column else {}),
+            **({"group_column": group} if (group := self.config.group_column) else {}),
             **({"mix": self.shares} if self.shares else {}),
             **({"other_fingerprints": others} if others else {}),
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
@@ -183,7 +182,7 @@ class StoredText:
         if self.shares:
             mixture = importlib.import_module("maskery.data.mixture")
             train = mixture.MixedSource(*chosen, self.owners, self.shares)
-            log.info("%s", train.describe([Path(path).name for path in self.corpora]))
+            log.info("%s", train.describe([Path(path).name for path in self.config.corpus]))
         return train or TextSource(*chosen), TextSource(
             self.held_store, self.held_documents, batching
         )
@@ -200,11 +199,7 @@ class StoredText:
 
 
 def other_texts(
-    config: TextRunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    cache_dir: Path,
-    *,
-    progress: bool = True,
+    config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool
 ) -> dict[str, tuple[TokenStore, Ints]]:
     """Read and tokenise the held-out texts that have names, and choose what of each is scored."""
     found = {}

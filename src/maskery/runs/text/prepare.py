@@ -148,7 +148,7 @@ def prepare_text(
     )
     train, held_out = data.sources(batching)
     others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
-    described = identity_of(config, data, given, loaded, layout=layout, max_length=max_length)
+    described = identity_of(config, data, given, loaded, batching)
     branch, first = None, BEGINNING
     if config.from_run is None:
         alone, steps = head_steps(config, train)
@@ -281,15 +281,13 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
 
 def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
     """Return the most tokens of a sequence."""
-    limit = max_positions(loaded.model.config)
-    if config.max_length is not None:
-        if limit is not None and config.max_length > limit:
-            raise ConfigError(
-                f"--max-length is {config.max_length}, and the model has {limit} positions; "
-                f"lower it to {limit} or less (longer documents become windows)"
-            )
-        return config.max_length
-    return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+    limit, wanted = max_positions(loaded.model.config), config.max_length
+    if limit is not None and wanted is not None and wanted > limit:
+        raise ConfigError(
+            f"--max-length is {wanted}, and the model has {limit} positions; lower it to {limit} "
+            f"or less (longer documents become windows)"
+        )
+    return wanted or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
 
 
 def identity_of(
@@ -297,9 +295,7 @@ def identity_of(
     data: StoredText | ShardedText,
     given: Given,
     loaded: Loaded,
-    *,
-    layout: str,
-    max_length: int,
+    batching: Batching,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own, objectives = {}, asdict(config.objectives)
@@ -318,8 +314,8 @@ def identity_of(
         **data.described(),
         "vocab_size": config.vocab_size if scratch else None,
         **(config.learns() if scratch else {}),
-        "layout": layout,
-        "max_length": max_length,
+        "layout": batching.layout,
+        "max_length": batching.max_length,
         "attention_dropout": config.attention_dropout,
         "hidden_dropout": config.hidden_dropout,
         "masking": config.masking.described(),
