@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from maskery.runs.text.inspect import Inspection
 
 
-# Characters of the longest bar, so that a row with its label fits into 80 columns.
-BAR = 30
+BAR = 30  # characters of the longest bar, so that a row with its label fits into 80 columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,8 +84,7 @@ FIRST = """try first:
   maskery inspect notes.txt                 what training on your own text would take
   maskery train text notes.txt              learn from it, and see whether it got better
 """
-# Seconds to wait for a name server; one that is there answers in far less.
-LOOKUP_SECONDS = 3.0
+LOOKUP_SECONDS = 3.0  # seconds to wait for a name server; one that is there answers in far less
 ConfigT = TypeVar("ConfigT")
 
 

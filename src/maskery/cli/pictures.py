@@ -146,10 +146,8 @@ def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     draw_sheet(rows).save(path)
 
 
-# Pixels of each picture of a strip.
-HEIGHT = 256
-# Stands in a word's place where a caption is explained as a whole.
-WHOLE = "all words"
+HEIGHT = 256  # pixels of each picture of a strip
+WHOLE = "all words"  # stands in a word's place where a caption is explained as a whole
 
 
 @dataclass(frozen=True, kw_only=True)

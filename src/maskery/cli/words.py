@@ -110,8 +110,7 @@ log = logging.getLogger(__name__)
 PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
 TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
 WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
-# Characters of a text in a table for people; --tsv and --json have it whole.
-TEXT_WIDTH = 60
+TEXT_WIDTH = 60  # characters of a text in a table for people; --tsv and --json have it whole
 
 
 @dataclass(frozen=True, kw_only=True)

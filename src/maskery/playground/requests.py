@@ -18,8 +18,7 @@ TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100
 METHODS = ("within-word", "original")  # of scoring
-# Pictures kept in memory at once, with all their bytes.
-PICTURES = 8
+PICTURES = 8  # pictures kept in memory at once, with all their bytes
 FOUND = 60  # pictures of a search: more would not be looked at
 
 

@@ -30,10 +30,8 @@ from maskery.playground import requests
 from maskery.playground.requests import RequestError
 
 SIDE = 320  # pixels of a thumbnail
-# Pictures that were found lately, whose thumbnails can be loaded.
-REMEMBERED = 1_000
-# Each takes a pass through the fusion encoder while somebody waits.
-RERANK = 16
+REMEMBERED = 1_000  # pictures that were found lately, whose thumbnails can be loaded
+RERANK = 16  # each takes a pass through the fusion encoder while somebody waits
 
 
 class GallerySearch:
@@ -76,10 +74,7 @@ class GallerySearch:
 
 
 class Session:
-    """One or two models, and the pictures that were dropped on the page.
-
-    A gallery is a folder of pictures to search with the first model that looks at pictures.
-    """
+    """One or two models, pictures from the page, and a gallery for the first model that sees."""
 
     def __init__(
         self,

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 EVALUATION = "evaluation.json"
 SAMPLES, CONFIG = "samples.json", "config.yaml"
 REPORT, CURVES = "report.html", "curves.png"
-# Each has a template, NAME.jinja; what stays empty is not written.
-FILES = ("figures.csv", "words.csv", REPORT)
+FILES = ("figures.csv", "words.csv", REPORT)  # each of NAME.jinja; what stays empty is not written
 # Figures of a comparison, and those whose differences it shows.
 COMPARED, CHANGES = ("loss", "top1", "top5"), ("loss", "top1")
 # The values of the templates that a page may do without.

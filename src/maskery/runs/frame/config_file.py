@@ -37,8 +37,7 @@ KIND = "kind"
 MARKS = {"corpus": "text", "pairs": "pairs", "data": "person-search"}
 # As long as Linux lets a command line be by default, which may have named every file of a corpus.
 MOST_BYTES = 2 * 2**20
-# No setting has more digits; Python takes minutes over the digits of a number of a megabyte.
-MOST_DIGITS = 25
+MOST_DIGITS = 25  # no setting has more; Python takes minutes over a number of a megabyte
 ConfigT = TypeVar("ConfigT")
 
 

@@ -35,8 +35,7 @@ READ_BACK = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*")
 TOKENIZER = "tokenizer"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
-# Everything that preparing a run may leave in its folder.
-PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", "config.yaml")
+PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", "config.yaml")  # all that preparing may leave
 # The errors of a file system that has no locks.
 NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
 

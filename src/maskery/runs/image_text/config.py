@@ -22,8 +22,7 @@ PresetName = Literal["small", "rasa", "albef", "irra", "rde", "clip"]
 SCRATCH = "scratch:"
 NO_MODEL = ""  # In presets of large models, whose start the user must name
 EPOCHS = 30
-# Stands for the colours and garments of drawn people in --score-words.
-DRAWN_PEOPLE = "drawn-people"
+DRAWN_PEOPLE = "drawn-people"  # in --score-words, stands for their colours and garments
 SIZES: dict[str, ImageTextSizes] = {
     "tiny": ImageTextSizes(patch_size=8),
     "search": ImageTextSizes(patch_size=8, image_layers=3, text_layers=2, fusion_layers=1),

@@ -31,8 +31,7 @@ from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
-# Of decoded pictures: each is seen with its own caption and with others'.
-CACHE_BYTES = 2**30
+CACHE_BYTES = 2**30  # of decoded pictures: each is seen with its own caption and with others'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,10 +42,7 @@ def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
 def run_person_search_quickstart(
     folder: Path, draw_progress: Callable[[int, int], None] | None = None, *, progress: bool = True
 ) -> tuple[PersonSearchResult, Retrieval, Retrieval]:
-    """Draw people, train, measure on the test split before and after, and draw five searches.
-
-    The folder is new or empty; `draw_progress` is called as `draw_people` does.
-    """
+    """Draw people into a new folder, train, measure on the test split before and after, search."""
     folder.mkdir(parents=True, exist_ok=True)
     draw_people(folder / PEOPLE, people_config(), draw_progress)
     config = quickstart_config(folder / PEOPLE, folder / RUN)

@@ -62,10 +62,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         return (split.pictures.skipped for split in (self.val, self.test) if split is not None)
 
     def measure(self, split: RetrievalSet) -> Retrieval:
-        """Measure how well the captions of a split find their persons among its pictures.
-
-        The run's processes share the matching out: all of them must ask.
-        """
+        """Measure how well a split's captions find their persons; all processes must ask."""
         retrieval, model = self.config.retrieval, whole_model(self.prepared.start.model)
         if "itm" not in self.prepared.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)

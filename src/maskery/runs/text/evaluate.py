@@ -1,8 +1,4 @@
-"""Measure finished text runs and models, compare them, and train a sweep of runs to compare.
-
-Each run of a sweep has a folder named after its settings. A second call keeps finished runs and
-goes on with an interrupted one from its newest checkpoint.
-"""
+"""Measure finished text runs and models, compare them, and train a sweep of runs to compare."""
 
 import contextlib
 import itertools
@@ -53,8 +49,7 @@ from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
 
-# Where a run lies and how it was called; not how its model was made.
-PLACES = ("output", "resume", "cache_dir")
+PLACES = ("output", "resume", "cache_dir")  # where a run lies, not how its model was made
 # All runs must be measured on the same text, and lie where the sweep puts them.
 NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache_dir", "engine")
 
@@ -107,7 +102,7 @@ class PlannedRun:
 
 
 def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
-    """Return the runs of a sweep, the last setting changing fastest."""
+    """Return the runs of a sweep, the last setting changing fastest; folders have their names."""
     base = load_config(path, TextRunConfig)
     folder = base.output or default_folder(base.corpus[0], base.model)
     folder = output or folder.with_name(f"{folder.name}-sweep")

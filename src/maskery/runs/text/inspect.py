@@ -33,18 +33,13 @@ from maskery.training.stepper import Stepper
 
 # Upper bounds of the histogram of lengths, in tokens; the last bucket has none.
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-# Masks are counted over so many batches: their number hardly changes from batch to batch.
-COUNTED_BATCHES = 8
-# Held-out batches that are scored to know how long all of them take.
-SCORED_BATCHES = 3
-# Enough to know which words are frequent; reading on would only take longer.
-MOST_TOKENS = 20_000_000
+COUNTED_BATCHES = 8  # masks are counted over so many: their number hardly changes
+SCORED_BATCHES = 3  # held-out batches that are scored to know how long all of them take
+MOST_TOKENS = 20_000_000  # enough to know which words are frequent; more only takes longer
 # One token for a word of two pieces saves little; longer runs of pieces are rarely words.
 FEWEST_PIECES, MOST_PIECES = 3, 16
-# Texts that are read again to name unknown words.
-UNKNOWN_TEXTS = 500
-# Texts that are read again for the spelling of broken words, which are frequent ones.
-SPELT_TEXTS = 20_000
+UNKNOWN_TEXTS = 500  # texts that are read again to name unknown words
+SPELT_TEXTS = 20_000  # texts that are read again for the spelling of broken words, frequent ones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,10 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# BERT's, and that of most encoders since.
-DEFAULT_MAX_LENGTH = 512
-# Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
-KEEP_WEIGHT = "10"
+DEFAULT_MAX_LENGTH = 512  # BERT's, and that of most encoders since
+KEEP_WEIGHT = "10"  # chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding"
 # Enough for a head to learn most of what it can from a frozen encoder, and most of the steps are
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"

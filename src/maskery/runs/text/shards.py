@@ -23,8 +23,7 @@ from maskery.runs.text.data import other_texts
 
 log = logging.getLogger(__name__)
 
-# Shards whose token frequencies a new head starts from.
-COUNTED_SHARDS = 4
+COUNTED_SHARDS = 4  # shards whose token frequencies a new head starts from
 
 
 class ShardedText:

@@ -18,10 +18,8 @@ from maskery.runs.text.prepare import TextRun
 
 log = logging.getLogger(__name__)
 
-# Halves of more texts tell nothing that these do not, and each is encoded at every evaluation.
-MOST_HALVES = 1000
-# Training texts that labelled ones are looked for in.
-MOST_READ = 200_000
+MOST_HALVES = 1000  # more texts tell nothing more, and each is encoded at every evaluation
+MOST_READ = 200_000  # training texts that labelled ones are looked for in
 
 
 class Remembered(Encoder):
