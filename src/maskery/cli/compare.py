@@ -147,12 +147,7 @@ class Merge(Comparing):
         with quick_imports():
             from maskery.runs.text.merge import merge
         return merge(
-            self.models,
-            self.weights,
-            base=self.base,
-            density=self.density,
-            output=self.output,
-            eval_data=self.eval_data,
+            self.models, self.weights, self.base, self.density, self.output, self.eval_data
         )
 
     def report(self, rows: Sequence[Row]) -> None:

@@ -159,13 +159,8 @@ class EvaluatePairs(Way):
         """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
         from maskery.runs.pairs.run import evaluate_pairs_run
 
-        result = evaluate_pairs_run(
-            Path(self.model),
-            score_words=self.score_words,
-            eval_pairs=self.source,
-            reader=self.pairs.reader,
-        )
-        found = asdict(result)
+        run, reader = Path(self.model), self.pairs.reader
+        found = asdict(evaluate_pairs_run(run, self.score_words, self.source, reader))
         self.answer(found, as_text(tables.sights_table(found)))
 
 

@@ -118,7 +118,6 @@ class HeldFolder:
     path: Path
     # Keeps other runs out; None in other processes than the main one, and without locks.
     lock: FileLock | None = None
-    main: bool = False  # True in the process that chose the folder
     created: bool = False  # True if this process has made the folder
     fresh: bool = False  # True if nothing was in it when the lock was taken
 
@@ -133,9 +132,8 @@ class HeldFolder:
 
     def release(self) -> None:
         """Release the lock, and delete the folder if we made it and it is still empty."""
-        if self.main:
-            # Removed while it is locked: a process that has it open then sees that it is gone.
-            (self.path / LOCK).unlink(missing_ok=True)
+        # Removed while it is locked: a process that has it open then sees that it is gone.
+        (self.path / LOCK).unlink(missing_ok=True)
         if self.lock is not None:
             self.lock.release()
         if self.created:
@@ -235,7 +233,7 @@ def hold_folder(folder: Path) -> HeldFolder | None:
                 if (folder / LOCK).exists():
                     return None
                 # Whoever held it has removed it between our opening and our locking it.
-    return HeldFolder(path=folder, lock=lock, main=True, created=created, fresh=not _in_use(folder))
+    return HeldFolder(path=folder, lock=lock, created=created, fresh=not _in_use(folder))
 
 
 def _lock(folder: Path) -> FileLock | None:

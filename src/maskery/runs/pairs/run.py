@@ -200,7 +200,6 @@ def _fingerprint(pairs: Pairs) -> str:
 
 def evaluate_pairs_run(
     folder: Path,
-    *,
     score_words: tuple[str, ...] = (),
     eval_pairs: str | None = None,
     reader: str | None = None,

@@ -30,7 +30,6 @@ Tensors = Mapping[str, torch.Tensor]
 def merge(
     names: Sequence[str],
     shares: Sequence[float] = (),
-    *,
     base: str | None = None,
     density: float = 0.2,
     output: Path | None = None,

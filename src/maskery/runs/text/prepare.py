@@ -85,12 +85,9 @@ class TextRun:
         They are of the text that decides, or of the other one of that name. The run's processes
         share the work: all of them must call this.
         """
-        return score_examples(
-            model or self.model,
-            scoring(self.others[name] if name else self.held_out, progress=self.progress),
-            self.frozen_masker,
-            processes=join_processes(),
-        )
+        source = self.others[name] if name else self.held_out
+        model, batches = model or self.model, scoring(source, progress=self.progress)
+        return score_examples(model, batches, self.frozen_masker, processes=join_processes())
 
     @property
     def frozen_masker(self) -> Masker:
