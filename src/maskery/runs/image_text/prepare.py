@@ -26,6 +26,7 @@ from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
+from maskery.models import loading
 from maskery.models.image_text.build import (
     build_from_encoders,
     build_from_scratch,
@@ -33,13 +34,6 @@ from maskery.models.image_text.build import (
     is_aligned,
 )
 from maskery.models.image_text.model import ImageTextModel, check_image_size
-from maskery.models.loading import (
-    known_as,
-    load_tokenizer,
-    require_rows,
-    resolve,
-    start_at_frequencies,
-)
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
 from maskery.runs.frame.run_frame import identity, model_card
@@ -81,7 +75,7 @@ def start_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         if text is not None and vision is not None:
-            name, tokenizer = vision, load_tokenizer(text)
+            name, tokenizer = vision, loading.load_tokenizer(text)
             model, new = build_from_encoders(
                 text, vision, fusion_layer=config.fusion_layer, image_size=size
             )
@@ -112,7 +106,7 @@ def start_model(
             f"--fusion-layers {config.fusion_layers} goes on top of a CLIP or SigLIP, and "
             f"'{config.start}' is another start, with fusion of its own; leave it out"
         )
-    require_rows(f"'{config.start}'", model, tokenizer)
+    loading.require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
 
 
@@ -187,7 +181,7 @@ class Prepared:
         if config.text_model is None:  # otherwise nothing is read of it
             parts["model"] = config.model
         described = {
-            **{part: None if name is None else known_as(name) for part, name in parts.items()},
+            **{part: name and loading.known_as(name) for part, name in parts.items()},
             "fusion_layer": config.fusion_layer,
             **({"fusion_layers": config.fusion_layers} if config.fusion_layers else {}),
             "tokenizer_fingerprint": tokenizer_fingerprint(self.start.tokenizer),
@@ -249,7 +243,7 @@ def prepare_model(
     # Before the task is made, whose twin starts as a copy.
     if OUTPUT_BIAS in start.new_parameters:
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
-        start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
+        loading.start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
     task = make_task(config, start, terms, pairs)
     if config.text_model is None and not config.model.startswith(SCRATCH):
         twin = twin_beside(config.model)
@@ -295,7 +289,7 @@ def make_task(
 
 def twin_beside(name: str) -> dict[str, torch.Tensor] | None:
     """Read the momentum twin in a model folder; None without one."""
-    path = Path(resolve(name)) / EXTRA_STATE
+    path = Path(loading.resolve(name)) / EXTRA_STATE
     if not path.is_file():
         return None
     try:

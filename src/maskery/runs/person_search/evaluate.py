@@ -20,13 +20,7 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    can_match,
-    open_image_text,
-    preprocessing_of,
-    require_contrast,
-)
+from maskery.evaluation.image_text import opening
 from maskery.evaluation.retrieval.config import (
     ModelRetrieval,
     RetrievalConfig,
@@ -114,9 +108,9 @@ def finds_alone(name: str) -> bool:
     return "itc" in known.trained and "mlm" not in known.trained
 
 
-def open_for_retrieval(name: str) -> OpenImageText:
+def open_for_retrieval(name: str) -> opening.OpenImageText:
     """`open_image_text`, with everything that is known of the model."""
-    opened = open_image_text(name)
+    opened = opening.open_image_text(name)
     return replace(opened, retrieval=known_retrieval(name) or opened.retrieval)
 
 
@@ -302,11 +296,11 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
 
 def open_for_measuring(
     name: str, run: PersonSearchRunConfig | None, overrides: Overrides
-) -> tuple[OpenImageText, RetrievalConfig]:
+) -> tuple[opening.OpenImageText, RetrievalConfig]:
     """Open a model; returns it and how it is measured, both with the overrides."""
     opened = open_for_retrieval(name)
     if run is None:
-        require_contrast(opened)
+        opening.require_contrast(opened)
     opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
     ranking = opened.retrieval.ranking
     if overrides.odds_weight is not None and ranking.score != "sum":
@@ -314,7 +308,7 @@ def open_for_measuring(
             f"odds_weight is set, and '{name}' is ranked by {ranking.score}, which has no use "
             f"for it; add --score sum, or leave it out"
         )
-    if ranking.rerank and not can_match(opened):
+    if ranking.rerank and not opening.can_match(opened):
         log.info("the matching head of '%s' was never trained, so it is left out", name)
         ranking = replace(ranking, rerank=0)
     own = RetrievalConfig() if run is None else run.retrieval
@@ -330,14 +324,14 @@ def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit,
 
 
 def held_out_set(
-    opened: OpenImageText,
+    opened: opening.OpenImageText,
     run: PersonSearchRunConfig | None,
     pairs: Pairs,
     reading: PersonSearchDataConfig | PairsConfig,
     settings: RetrievalConfig,
 ) -> RetrievalSet:
     """Return pairs, with pictures as the model's run prepared them or else as the model does."""
-    view = None if run is None else preprocessing_of(opened.name, opened.model, run.view)
+    view = None if run is None else opening.preprocessing_of(opened.name, opened.model, run.view)
     size = settings.batch_images
     return RetrievalSet.read_by(opened, pairs, reading, view=view, batch_images=size)
 

@@ -21,17 +21,9 @@ from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
 from maskery.masking.masker import Masker
+from maskery.models import loading
 from maskery.models.layout import can_pack, max_positions
-from maskery.models.loading import (
-    MODULES,
-    Loaded,
-    add_rows,
-    known_as,
-    load_masked_lm,
-    new_masked_lm,
-    resolve,
-    start_new_head,
-)
+from maskery.models.loading import Loaded
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
@@ -117,8 +109,8 @@ def prepare_text(
     """Read, tokenise and split the corpus, and load or make the initial model."""
     given, pooling = given or Given(), None
     if given.model is None and not config.model.startswith(SCRATCH):
-        start = Path(resolve(config.model))
-        pooling = start if (start / MODULES).is_file() else None
+        start = Path(loading.resolve(config.model))
+        pooling = start if (start / loading.MODULES).is_file() else None
     config = replace(config, objectives=with_keep(config, given, pooling))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
@@ -127,7 +119,7 @@ def prepare_text(
     if config.lora:
         lora = importlib.import_module("maskery.models.lora")
         settings, seed = lora.Lora.of(config.lora), config.training.seed
-        loaded = lora.add_lora(loaded, settings, start=known_as(config.model), seed=seed)
+        loaded = lora.add_lora(loaded, settings, start=loading.known_as(config.model), seed=seed)
     if config.checkpoint_activations:
         importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
     config = replace(config, head_first=head_first(config, loaded))
@@ -224,10 +216,10 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         own_model = importlib.import_module("maskery.models.own_model")
         loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
     elif scratch:
-        size = config.model.removeprefix(SCRATCH)
-        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed, shape=config.shape)
+        size, seed = config.model.removeprefix(SCRATCH), config.training.seed
+        loaded = loading.new_masked_lm(size, tokenizer, seed=seed, shape=config.shape)
     else:
-        loaded = load_masked_lm(
+        loaded = loading.load_masked_lm(
             config.model,
             attention_dropout=config.attention_dropout,
             tokenizer=tokenizer if data.added is None else None,
@@ -238,7 +230,7 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         rope = importlib.import_module("maskery.models.rope")
         rope.set_rope_base(loaded.model, config.rope_base, config.max_length)
     if data.added is not None:
-        add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
+        loading.add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
         loaded = replace(loaded, tokenizer=tokenizer)
     if loaded.attention_dropouts:
         log.info(
@@ -249,7 +241,7 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
         counts = data.token_counts(loaded.model.config.get_text_config().vocab_size)
-        start_new_head(loaded.model, loaded.new_parameters, counts)
+        loading.start_new_head(loaded.model, loaded.new_parameters, counts)
     return loaded
 
 
@@ -304,7 +296,7 @@ def identity_of(
         own["model_fingerprint"] = weights
     scratch = config.model.startswith(SCRATCH)
     described = {
-        "model": known_as(config.model),
+        "model": loading.known_as(config.model),
         **own,
         **data.described(),
         "vocab_size": config.vocab_size if scratch else None,

@@ -32,13 +32,7 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
 from maskery.runs.text.prepare import TextRun, prepare_text
-from maskery.tasks.text_mlm import (
-    TextParts,
-    load_extra,
-    new_parameters,
-    report_left_out,
-    save_extra,
-)
+from maskery.tasks import text_mlm
 from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
@@ -74,7 +68,7 @@ def train_text(
     eval_texts: Any = None,
     model: torch.nn.Module | None = None,
     tokenizer: Any = None,
-    objective: Callable[[TextParts], Task[Any, Any]] | None = None,
+    objective: Callable[[text_mlm.TextParts], Task[Any, Any]] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
@@ -157,7 +151,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     anew = run.given.model is None and run.branch is None
     if anew and not run.config.model.startswith(SCRATCH):
         # A model folder that holds a twin or heads goes on with them.
-        load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
+        text_mlm.load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
     summary = fit(run, task, folder, evaluate)
     if run.config.training.patience is not None:  # the best model is back, and measured last
         evaluate(summary.steps)
@@ -191,7 +185,7 @@ def fit(
 ) -> Summary:
     """Train the run's model in place."""
     config, training = run.config, run.config.training
-    new = new_parameters(task, run.model, run.loaded.new_parameters)
+    new = text_mlm.new_parameters(task, run.model, run.loaded.new_parameters)
     factors = None
     if config.layer_decay < 1:
         depth = importlib.import_module("maskery.models.depth")
@@ -217,7 +211,7 @@ def fit(
         branching = importlib.import_module("maskery.runs.text.branch")
         branching.take_over(run.branch, run.first, loop)
     summary = loop.train(resume=config.resume == "auto" or run.branch is not None)
-    report_left_out(task)
+    text_mlm.report_left_out(task)
     return summary
 
 
@@ -232,7 +226,7 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
             lora.save_merged(run.loaded, folder / "adapter")
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
-    save_extra(task, run.model, folder)
+    text_mlm.save_extra(task, run.model, folder)
     if run.sentence_encoder is not None:
         from maskery.models.pooling import copy_modules
 
