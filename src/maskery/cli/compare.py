@@ -48,8 +48,7 @@ class Comparing(Command):
             write_text(self.csv, figures)
         if self.page is not None:
             write_text(self.page, comparison_page(rows, figures))
-        data = {"against": reference(rows), "rows": rows}
-        self.answer(data, as_text(comparison_table(rows)))
+        self.answer({"against": reference(rows), "rows": rows}, as_text(comparison_table(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,8 +194,7 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
         from maskery.runs.text.branch import open_origin
 
         saved = open_origin(begun)
-        run = replace(saved.config, output=None, resume="no")
-        return command(run=run, repeated=saved.folder)
+        return command(run=replace(saved.config, output=None, resume="no"), repeated=saved.folder)
     if command.kind != "person-search":
         return None
     preset = preset if preset in typing.get_args(Preset) else "small"  # the parser refuses others

@@ -205,8 +205,7 @@ def open_run(folder: str | Path) -> OpenRun:
 
 def read_config(path: str | Path) -> Any:
     """Read a `config.yaml` of any kind as the configuration of its kind."""
-    kind = KINDS[kind_of(read_settings(path), path)]
-    return load_config(path, kind.load("config"))
+    return load_config(path, KINDS[kind_of(read_settings(path), path)].load("config"))
 
 
 def environment() -> dict[str, str]:

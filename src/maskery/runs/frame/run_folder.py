@@ -73,8 +73,7 @@ def warn_of_another_model(folder: Path, what_now: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; what cannot be written is a CheckpointError."""
-    problem = f"'{path}' cannot be written"
-    with explained(problem, "free some space there", kind=CheckpointError):
+    with explained(f"'{path}' cannot be written", "free some space there", kind=CheckpointError):
         write_whole(path, data)
 
 

@@ -157,8 +157,7 @@ class Prepared:
         # A crop takes its part of the whole picture, so it is decoded whole.
         near = None if self.config.view.crop_scale else self.start.view.size
         cache_bytes = int(self.config.image_cache_mb * 2**20 * share)
-        policy = self.reading.on_bad_image
-        pictures = Pictures(pairs, policy, near=near, cache_bytes=cache_bytes)
+        pictures = Pictures(pairs, self.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
         return ReadPairs(pairs, captions, pictures, self.start.view)
 
     @property

@@ -57,8 +57,7 @@ class PairsRun(ImageTextRun[PairsResult]):
         start = self.prepared.start
         was_training = start.model.training
         # As BERT masks, whatever the run trains with.
-        masker = Masker.of(start.tokenizer)
-        scored = score_pairs(start.model.eval(), self.held_out, masker)
+        scored = score_pairs(start.model.eval(), self.held_out, Masker.of(start.tokenizer))
         start.model.train(was_training)
         return scored
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -63,15 +63,14 @@ def retrieval_of(
     )
 
 
-def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
+def released_retrieval(missing: Collection[str]) -> ModelRetrieval:
     """Return retrieval settings for released ALBEF and RaSa checkpoints.
 
     Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
     of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
     `missing` are parameters of the model that the checkpoint lacks.
     """
-    absent = tuple(missing)
-    trained = (name for name, term in TERMS.items() if not any(map(term.trains, absent)))
+    trained = (name for name, term in TERMS.items() if not any(map(term.trains, missing)))
     return ModelRetrieval(
         clean_captions=True,
         max_words=50,

@@ -109,8 +109,7 @@ class StoredText:
         for number, path in enumerate(config.corpus if self.shares else ()):
             one = Corpus.open([path], config.reading)
             own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
-            mine = np.isin(self.store.ids, own.ids)
-            self.owners[mine & (self.owners < 0)] = number
+            self.owners[np.isin(self.store.ids, own.ids) & (self.owners < 0)] = number
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)

@@ -203,8 +203,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
         scored = {AS_LOADED: scored["before"], "before": with_head}
     trained = open_model(str(folder))
     scored["after"] = run.score(trained.model)
-    judged = {"after": saved_task_auc(trained, config, run.held_out.in_order())}
-    return _both(scored, judged)
+    return _both(scored, {"after": saved_task_auc(trained, config, run.held_out.in_order())})
 
 
 def evaluate_model(

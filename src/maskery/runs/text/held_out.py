@@ -104,8 +104,7 @@ class HeldOutText:
 
     def _write(self, file: str) -> None:
         if is_main_process():
-            path = self.folder / named(file, self.name)
-            write_bytes(path, self.last.to_bytes(self.run.identity))
+            write_bytes(self.folder / named(file, self.name), self.last.to_bytes(self.run.identity))
 
 
 def named(file: str, name: str) -> str:

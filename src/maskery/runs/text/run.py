@@ -208,8 +208,7 @@ def fit(
         first=run.first,
     )
     if run.branch is not None:
-        branching = importlib.import_module("maskery.runs.text.branch")
-        branching.take_over(run.branch, run.first, loop)
+        importlib.import_module("maskery.runs.text.branch").take_over(run.branch, run.first, loop)
     summary = loop.train(resume=config.resume == "auto" or run.branch is not None)
     text_mlm.report_left_out(task)
     return summary
