@@ -45,9 +45,6 @@ class GallerySearch:
         self.searcher = Searcher(opened, gallery, ranking)
         self._paths: OrderedDict[str, str] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self.searcher.gallery)
-
     def search(self, text: str, top: int) -> dict[str, Any]:
         """Find pictures, as `maskery search`, each named by a hash."""
         hits = []
@@ -106,21 +103,17 @@ class Session:
             # A folder's own name: the page need not know where it lies.
             shown = path.resolve().name if path.is_dir() else self.names[index]
             again = any(model["name"] == shown for model in models)
-            models.append(
-                {
-                    "name": f"{shown} (2)" if again else shown,
-                    "positions": filler.limit,
-                    "pictures": isinstance(filler, ImageFiller),
-                    "detects": isinstance(filler, ImageFiller) and filler.detects,
-                }
-            )
+            about = {"name": f"{shown} (2)" if again else shown, "positions": filler.limit}
+            about["pictures"] = isinstance(filler, ImageFiller)
+            about["detects"] = isinstance(filler, ImageFiller) and filler.detects
+            models.append(about)
         return {
             "version": __version__,
             "command": self.command,
             "mask": MASK,
             "models": models,
             "limits": {name: getattr(requests, name.upper()) for name in names},
-            "gallery": 0 if self.gallery is None else len(self.gallery),
+            "gallery": 0 if self.gallery is None else len(self.gallery.searcher.gallery),
         }
 
     def add_picture(self, data: bytes) -> dict[str, Any]:

@@ -68,11 +68,8 @@ def fill_template(file: str, **values: Any) -> str:
     environment.loader = jinja2.PackageLoader("maskery", "report")
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"percent": percent, "setting": _setting, "draw": draw_svg}
-    environment.globals |= {
-        "figure": tables.figure,
-        "named_figure": tables.named_figure,
-        "sights": tables.SIGHTS,
-    }
+    environment.globals |= {"figure": tables.figure, "named_figure": tables.named_figure}
+    environment.globals["sights"] = tables.SIGHTS
     page: str = environment.get_template(f"{file}.jinja").render({**NOTHING, **values})
     return page
 
@@ -150,11 +147,6 @@ def _setting(value: Any) -> str:
 def comparison_page(rows: Sequence[Row], figures: str) -> str:
     """Return a page about runs, whose names are folders, that holds their figures as CSV too."""
     runs = {name: metrics_of(Path(name) / METRICS) for row in rows for name in row.runs}
-    return fill_template(
-        REPORT,
-        name=f"{len(runs)} runs compared",
-        rows=rows,
-        tables=[comparison_table(rows)],
-        charts=held_out_charts(runs),
-        figures=figures,
-    )
+    name, shown = f"{len(runs)} runs compared", [comparison_table(rows)]
+    charts = held_out_charts(runs)
+    return fill_template(REPORT, name=name, rows=rows, tables=shown, charts=charts, figures=figures)

@@ -1,14 +1,13 @@
 """An image-text run of either kind: pairs in; a trained model and its held-out figures out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from maskery.core.system import is_main_process
-from maskery.data.images.loading import Skipped
-from maskery.data.pairs.batches import PairSource
+from maskery.data.pairs.batches import PairSource, Pictures
 from maskery.data.person_search.batches import PersonSource
 from maskery.masking.config import POLICIES
 from maskery.objectives.terms import check_terms
@@ -32,12 +31,8 @@ class ImageTextRun(ABC, Generic[ResultT]):
     train: PairSource | PersonSource  # Training batches
     identity: str  # What a continuation must share, as JSON
 
-    # What a kind of run adds: where it keeps count of pictures and captions that are left out, the
-    # figures in the log (the first tells the best checkpoint), what is measured at the end, and the
-    # card of the model.
-    @abstractmethod
-    def _skips(self) -> Iterable[Skipped]: ...
-
+    # What a kind of run adds: the figures in the log (the first tells the best checkpoint), what is
+    # measured at the end, and the card of the model.
     @abstractmethod
     def _logged(self) -> dict[str, float]: ...
 
@@ -47,9 +42,10 @@ class ImageTextRun(ABC, Generic[ResultT]):
     @abstractmethod
     def _save(self, folder: Path, result: ResultT) -> None: ...
 
-    def skipped(self) -> tuple[str, ...]:
+    def skipped(self, *held_out: Pictures) -> tuple[str, ...]:
         """Return what was left out while training and measuring, one line a kind."""
-        told = (self.train.captions.skipped, self.train.pictures.skipped, *self._skips())
+        every = (self.train.pictures, *held_out)
+        told = (self.train.captions.skipped, *(pictures.skipped for pictures in every))
         return tuple(str(skipped) for skipped in told if skipped.count)
 
     def train_measure_save(

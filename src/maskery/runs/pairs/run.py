@@ -1,7 +1,7 @@
 """An image-text run: pairs in; a model that fills words from pictures, and its figures, out."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
 from maskery.core.registry import plugin_identity
-from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.config import FORMATS, PairsConfig
 from maskery.data.pairs.formats import Source
@@ -49,9 +48,6 @@ class PairsRun(ImageTextRun[PairsResult]):
     train: PairSource
     held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
 
-    def _skips(self) -> Iterable[Skipped]:
-        return (self.held_out.pictures.skipped,)
-
     def score(self) -> dict[Condition, ExampleSums]:
         """Score held-out captions with the right picture, a wrong one, and none."""
         start = self.prepared.start
@@ -77,7 +73,7 @@ class PairsRun(ImageTextRun[PairsResult]):
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PairsResult:
         del loop  # the last model is kept
-        evaluation, skipped = self.evaluate(), self.skipped()
+        evaluation, skipped = self.evaluate(), self.skipped(self.held_out.pictures)
         return PairsResult(folder=folder, evaluation=evaluation, summary=summary, skipped=skipped)
 
     def _save(self, folder: Path, result: PairsResult) -> None:

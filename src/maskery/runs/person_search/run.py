@@ -1,7 +1,7 @@
 """A person-search run: pictures of persons with captions in; a model that finds people out."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from maskery.core.errors import counted
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
-from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
@@ -58,9 +57,6 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     # What is measured at the end; None where the dataset has no test split.
     test: RetrievalSet | None
 
-    def _skips(self) -> Iterable[Skipped]:
-        return (split.pictures.skipped for split in (self.val, self.test) if split is not None)
-
     def measure(self, split: RetrievalSet) -> Retrieval:
         """Measure how well a split's captions find their persons; all processes must ask."""
         retrieval, model = self.config.retrieval, whole_model(self.prepared.start.model)
@@ -86,13 +82,14 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
             found = self.measure(self.test)
         if is_main_process():
             write_text(folder / RANKS, ranks_jsonl(rank_rows(self.test or self.val, found)))
+        measured = [split.pictures for split in (self.val, self.test) if split is not None]
         return PersonSearchResult(
             folder=folder,
             best_step=step,
             val=val.figures,
             test=None if self.test is None else found.figures,
             summary=summary,
-            notes=(*self.data.notes, *self.skipped()),
+            notes=(*self.data.notes, *self.skipped(*measured)),
         )
 
     def _save(self, folder: Path, result: PersonSearchResult) -> None:

@@ -124,7 +124,7 @@ class StoredText:
                 split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
             )
         outside = [store for store, _ in self.others.values()]
-        outside += [self.held_store] if self.has_own_held_out else []
+        outside += [] if self.held_store is self.store else [self.held_store]
         if outside:
             self.train_documents = without_held_out(
                 self.store, self.train_documents, outside, self.tokenizer
@@ -134,11 +134,6 @@ class StoredText:
         parts = [(len(self.held_documents), whole_size)]
         parts += [(len(scored), store.num_documents) for store, scored in self.others.values()]
         self.is_sampled = any(scored < whole for scored, whole in parts)
-
-    @property
-    def has_own_held_out(self) -> bool:
-        """True if the held-out text that decides is not of the corpus."""
-        return self.held_store is not self.store
 
     def _add_words(self, path: str | None) -> AddedWords | None:
         if path is None:
@@ -157,7 +152,7 @@ class StoredText:
     def described(self) -> dict[str, Any]:
         """Return what a continuation must share, by name; for `identity`."""
         # A store's name is a hash of content and tokenizer.
-        own = self.has_own_held_out
+        own = self.held_store is not self.store
         others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": self.store.folder.name,
