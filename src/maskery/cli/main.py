@@ -242,8 +242,7 @@ def complain(name: str, message: object, code: int = 2) -> int:
 class Command(Settings):
     """A command: its fields are its flags, and its docstring is its help."""
 
-    # False: messages of progress are shown, unless --json is given.
-    quiet: ClassVar[bool] = True
+    quiet: ClassVar[bool] = True  # False: messages of progress are shown, but for --json
 
     json: bool = False
     """Print JSON on standard output."""

@@ -206,9 +206,8 @@ class Score(Command):
                     f"{place} has a {reader.mask_token}, and only words have a probability; write "
                     f"the word, or use maskery fill"
                 )
-        scored = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens).score(
-            texts, lambda index: places[index]
-        )
+        scorer = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens)
+        scored = scorer.score(texts, places.__getitem__)
         scores = list(Bar(len(texts), "scoring", iterable=scored))
         mark = reader.tokenizer.unk_token
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})

@@ -306,10 +306,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     given = f"{where} is {reprlib.repr(value)}"
     if origin in (typing.Union, types.UnionType):
-        words = (a for a in arguments if typing.get_origin(a) is typing.Literal)
-        if (value is None and type(None) in arguments) or any(
-            value in typing.get_args(word) for word in words
-        ):
+        choices = [a for a in arguments if typing.get_origin(a) is typing.Literal]
+        words = [word for choice in choices for word in typing.get_args(choice)]
+        if value in words or (value is None and type(None) in arguments):
             return value
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:

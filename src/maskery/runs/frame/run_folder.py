@@ -115,8 +115,7 @@ class HeldFolder:
     """A run folder and its lock."""
 
     path: Path
-    # Keeps other runs out; None in other processes than the main one, and without locks.
-    lock: FileLock | None = None
+    lock: FileLock | None = None  # None in other processes than the main one, and without locks
     created: bool = False  # True if this process has made the folder
     fresh: bool = False  # True if nothing was in it when the lock was taken
 

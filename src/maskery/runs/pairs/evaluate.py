@@ -38,8 +38,7 @@ CACHE_BYTES = 2**30  # of decoded pictures: each is seen with its own caption an
 class PairsEvaluation:
     """Figures of one model on held-out pairs."""
 
-    # Frozen masks: the same model with the right picture, a wrong one, and none.
-    scores: dict[Condition, MaskedScores]
+    scores: dict[Condition, MaskedScores]  # Frozen masks, with right, wrong and no pictures
     difference: dict[str, dict[str, Interval]]  # `right` minus each of the others: loss, top1, top5
     words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD

@@ -54,8 +54,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     train: PersonSource
     data: PersonSearchData
     val: RetrievalSet  # What the best epoch is chosen by
-    # What is measured at the end; None where the dataset has no test split.
-    test: RetrievalSet | None
+    test: RetrievalSet | None  # Measured at the end; None where the dataset has no test split
 
     def measure(self, split: RetrievalSet) -> Retrieval:
         """Measure how well a split's captions find their persons; all processes must ask."""

@@ -139,9 +139,8 @@ def _checkpoint(config: TextRunConfig) -> Path:
         if own.is_dir() and find_damage(own) is None:
             return own
     open_origin(config.from_run or "")
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
     kept = kept_checkpoints(folder)
-    path = checkpoints.newest_sound() if step is None else kept.get(step)
+    path = Checkpoints(folder / CHECKPOINTS).newest_sound() if step is None else kept.get(step)
     if path is None:
         which = "sound checkpoint" if step is None else f"checkpoint of step {step}"
         has = f"steps {', '.join(map(str, kept))}" if kept else "none"

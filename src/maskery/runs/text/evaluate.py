@@ -183,11 +183,9 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
 class Evaluation:
     """Held-out figures of one model, or of two with their paired difference."""
 
-    # By heading: those of a run's result in order of time, or model names
-    scores: dict[str, MaskedScores]
+    scores: dict[str, MaskedScores]  # By heading: of a run in order of time, or model names
     difference: dict[str, Interval] | None  # The last minus the first, where there are two
-    # How well replaced words are told from original ones, of each model that was trained to
-    mrtd_auc: dict[str, float]
+    mrtd_auc: dict[str, float]  # How well models that were trained to tell replaced words
 
 
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:

@@ -36,8 +36,7 @@ AS_LOADED = "as loaded"
 class Measured:
     """Held-out figures of one text."""
 
-    # Of the initial model as it was loaded, where its head was new and was then trained alone
-    as_loaded: MaskedScores | None
+    as_loaded: MaskedScores | None  # Of the start as it was loaded, if its head was trained alone
     before: MaskedScores  # Of the initial model, with the head that was trained alone, if it was
     after: MaskedScores  # Of the trained model
     difference: dict[str, Interval]  # Paired, after minus before: loss, top1, top5

@@ -53,8 +53,7 @@ COMPILE_BACKEND = "inductor"
 class TextRun:
     """Everything a text run consists of, before its first step."""
 
-    # All settings; of those that were `auto`, the objectives' and `head_first` are decided.
-    config: TextRunConfig
+    config: TextRunConfig  # Of settings that were `auto`, objectives' and head_first are decided
     model: MaskedLanguageModel  # The initial model
     loaded: Loaded  # The initial model as it was loaded, with its tokenizer
     vocabulary: Vocabulary  # Of the tokenizer
