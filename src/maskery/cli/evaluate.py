@@ -259,8 +259,7 @@ class EvaluateSearch(Way):
         result = evaluate_retrieval_models(names, data=self.source, reading=self.pairs, **how)
         found = result.to_json()
         listed = []
-        # One model needs no heading: the user has just named it.
-        for name, seed in result.seeds.items():
+        for name, seed in result.seeds.items():  # one model needs no heading: it was just named
             # Of a model folder the seed is not known, nor how its epoch was chosen.
             notes = [tables.CHOSEN] * (seed is not None)
             corner = tables.SPLITS.get(str(result.splits[name]), "held out")

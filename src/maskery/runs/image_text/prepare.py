@@ -239,8 +239,7 @@ def prepare_model(
     max_length = config.max_length or limit
     captions = read_captions(pairs, start.tokenizer, reading, max_length)
     warn_of_sides(pairs, config.view.flip_probability)
-    # Before the task is made, whose twin starts as a copy.
-    if OUTPUT_BIAS in start.new_parameters:
+    if OUTPUT_BIAS in start.new_parameters:  # before the task is made, whose twin starts as a copy
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
         loading.start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
     task = make_task(config, start, terms, pairs)

@@ -59,8 +59,7 @@ class PairsRun(ImageTextRun[PairsResult]):
 
     def _logged(self) -> dict[str, float]:
         figures: dict[str, float] = {}
-        # Weighted by tokens and without intervals.
-        for sight, sums in self.score().items():
+        for sight, sums in self.score().items():  # weighted by tokens and without intervals
             totals = sums.sums.sum(axis=0)
             _, loss, top1, top5 = (totals / totals[0]).tolist()
             figures |= {f"{sight}_loss": loss, f"{sight}_top1": top1, f"{sight}_top5": top5}

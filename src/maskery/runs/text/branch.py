@@ -158,8 +158,7 @@ def train_phases(
     Finished phases are found finished, so that a resumed run goes on in the one that was stopped.
     """
     planned, processes = phases_of(config), join_processes()
-    # With paths that hold from any folder.
-    both = zip(config.phases, planned, strict=True)
+    both = zip(config.phases, planned, strict=True)  # with paths that hold from any folder
     phases = tuple({**given, "corpus": [*one.corpus]} for given, one in both)
     result: TextResult | None = None
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:

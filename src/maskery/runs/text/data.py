@@ -177,9 +177,8 @@ class StoredText:
             mixture = importlib.import_module("maskery.data.mixture")
             train = mixture.MixedSource(*chosen, self.owners, self.shares)
             log.info("%s", train.describe([Path(path).name for path in self.config.corpus]))
-        return train or TextSource(*chosen), TextSource(
-            self.held_store, self.held_documents, batching
-        )
+        held_out = TextSource(self.held_store, self.held_documents, batching)
+        return train or TextSource(*chosen), held_out
 
     def describe(self) -> str:
         """Return how much there is to train and to be measured on, in words."""

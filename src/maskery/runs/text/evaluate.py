@@ -165,8 +165,7 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
     folder = output / re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(named))
     values = {name: _value(value) for name, value in settings.items()}
     config = with_settings(base, values, where=f"{path} with {', '.join(named)}")
-    config = replace(config.anchored(), output=folder, resume="auto")
-    config = replace(config, model=anchored(config.model))
+    config = replace(config.anchored(), model=anchored(config.model), output=folder, resume="auto")
     finished = (folder / EVALUATION).is_file() and has_model(folder)
     if finished:
         found, wanted = map(course_of, (open_run(folder).config, config))

@@ -156,8 +156,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     if run.config.training.patience is not None:  # the best model is back, and measured last
         evaluate(summary.steps)
     vectors = None if check is None else check.result()
-    # A run that was finished already has evaluated nothing.
-    scored = summary.resumed_from < summary.steps
+    scored = summary.resumed_from < summary.steps  # a finished run has evaluated nothing
     decides, *others = (text.finish(scored=scored) for text in texts.values())
     named = dict(zip(run.others, others, strict=True))
     result = TextResult(

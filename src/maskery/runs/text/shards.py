@@ -108,20 +108,18 @@ class ShardedText:
         return tokenizer
 
     def _held_out(self, cache_dir: Path, progress: bool) -> Documents:
-        config = self.config
-        if not config.deciding_data:
-            return self.shards.held_out(config.streaming.held_out_tokens)
-        if len(config.deciding_data) == 1 and holds_shards(config.deciding_data[0]):
-            other = TokenShards(open_place(config.deciding_data[0], cache_dir))
+        texts, most = self.config.deciding_data, self.config.streaming.held_out_tokens
+        if not texts:
+            return self.shards.held_out(most)
+        if len(texts) == 1 and holds_shards(texts[0]):
+            other = TokenShards(open_place(texts[0], cache_dir))
             if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
                 raise DataError(
-                    f"the shards of --eval-data '{config.deciding_data[0]}' were made with another "
-                    "tokenizer; make them again with that of the corpus"
+                    f"the shards of --eval-data '{texts[0]}' were made with another tokenizer; "
+                    "make them again with that of the corpus"
                 )
             entries = other.manifest.shards
             ends = np.cumsum([entry.tokens for entry in entries])
-            return other.open(
-                entries[: np.searchsorted(ends, config.streaming.held_out_tokens) + 1]
-            )
-        corpus = Corpus.open(config.deciding_data, config.reading)
+            return other.open(entries[: np.searchsorted(ends, most) + 1])
+        corpus = Corpus.open(texts, self.config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
