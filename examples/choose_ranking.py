@@ -62,7 +62,7 @@ def choose_ranking(name: str, *, save: bool = True) -> tuple[list[dict[str, Any]
     assert run is not None
     opened, settings = open_for_measuring(name, run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
-    gallery = held_out_set(opened, run.view, data, run.data, "val", settings)
+    gallery = held_out_set(opened, run, data.val, run.data, settings)
     found = evaluate_set(opened.model, gallery, replace(settings, rerank=max(RERANKS)))
     rows = tried(found, gallery.text_persons, float(opened.model.temp.detach()))
     best = chosen(rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import as_text, figures_csv, prepare_output
+from maskery.cli.output import as_text, figures_csv, prepare_outputs
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Weight
 from maskery.core.system import quick_imports
@@ -32,9 +32,7 @@ class Comparing(Command):
 
     def execute(self) -> None:
         """Compare; files that cannot be written are refused before anything is computed."""
-        for flag, path in (("--csv", self.csv), ("--page", self.page)):
-            if path is not None:
-                prepare_output(path, flag)
+        prepare_outputs(csv=self.csv, page=self.page)
         self.report(self.compare())
 
     def compare(self) -> Sequence[Row]:
@@ -50,8 +48,7 @@ class Comparing(Command):
             write_text(self.csv, figures)
         if self.page is not None:
             write_text(self.page, comparison_page(rows, figures))
-        data = {"against": reference(rows), "rows": rows}
-        self.answer(data, as_text(comparison_table(rows)))
+        self.answer({"against": reference(rows), "rows": rows}, as_text(comparison_table(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +146,7 @@ class Merge(Comparing):
         with quick_imports():
             from maskery.runs.text.merge import merge
         return merge(
-            self.models,
-            self.weights,
-            base=self.base,
-            density=self.density,
-            output=self.output,
-            eval_data=self.eval_data,
+            self.models, self.weights, self.base, self.density, self.output, self.eval_data
         )
 
     def report(self, rows: Sequence[Row]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import prepare_output
+from maskery.cli.output import prepare_outputs
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count
 from maskery.core.system import quick_imports
@@ -102,7 +102,7 @@ class Export(Command):
             if not alone:
                 opened.model.hf.config.save_pretrained(place)
                 opened.tokenizer.save_pretrained(place)
-            prepare_output(path, "--onnx")
+            prepare_outputs(onnx=path)
             for file in Path(place).iterdir():
                 write_bytes(path.parent / file.name, file.read_bytes())
         found = {"file": path, "largest_difference": apart}

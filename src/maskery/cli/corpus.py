@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from maskery.runs.text.inspect import Inspection
 
 
-# Characters of the longest bar, so that a row with its label fits into 80 columns.
-BAR = 30
+BAR = 30  # characters of the longest bar, so that a row with its label fits into 80 columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +100,11 @@ def describe_words(found: Inspection) -> str:
     lines = [counted(found.unknown_tokens, "unknown token")]
     if found.unknown:
         lines[0] += ": " + ", ".join(f"{word} ({count:,})" for word, count in found.unknown)
-    lines.append(
-        f"{100 * found.broken_share:.1f}% of the words are of three pieces or more"
-        + ("; candidates for --add-words:" if found.broken else "")
-    )
+    lines.append(f"{100 * found.broken_share:.1f}% of the words are of three pieces or more")
     if found.broken:
+        lines[-1] += "; candidates for --add-words:"
         rows = [["word", "pieces", "count", "tokens saved"]]
-        rows += [
-            [word.word, str(word.pieces), f"{word.count:,}", f"{word.saved:,}"]
-            for word in found.broken
-        ]
+        rows += [[w.word, str(w.pieces), f"{w.count:,}", f"{w.saved:,}"] for w in found.broken]
         lines.append(table(rows))
     return "\n".join(lines)
 
@@ -141,9 +135,7 @@ class Tokenize(Command):
     sharding: Annotated[ShardingConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=ShardingConfig
     )
-    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=CorpusConfig
-    )
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = CorpusConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,23 +9,13 @@ import tyro
 
 from maskery.cli.flags import flags_of, sizes_of, split_arguments
 from maskery.cli.main import HELP, Command, parse, set_up_logging
-from maskery.cli.output import as_text, as_texts, check_ending, figures_csv, prepare_output
+from maskery.cli.output import as_text, as_texts, check_ending, figures_csv, prepare_outputs
 from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.pairs.config import PairsConfig
-from maskery.evaluation.tables import (
-    CHOSEN,
-    SPLITS,
-    models_tables,
-    rankings_table,
-    scores_table,
-    seeded,
-    sights_table,
-    spread_table,
-    transfer_table,
-)
+from maskery.evaluation import tables
 from maskery.masking.config import MaskingConfig
 from maskery.runs.frame.config_file import run_kind
 from maskery.runs.frame.run_folder import write_text
@@ -57,8 +47,6 @@ examples:
   maskery evaluate models/rasa --data persons.jsonl --rerank 128
   maskery evaluate runs/search-0 --on icfg-pedes:ICFG-PEDES rstpreid:RSTPReid
 """
-BatchTokens = Annotated[int, Range(8)]
-Reading = Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes]
 Masking = Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes]
 
 
@@ -95,13 +83,13 @@ class EvaluateText(Way):
     about = "text models"
     against: str | None = None
     """Another model with the same tokenizer, for the paired difference."""
-    batch_tokens: BatchTokens | None = None
+    batch_tokens: Annotated[int | None, Range(8)] = None
     """Tokens scored at once; the figures do not depend on it. Default: 4096, or the run's."""
     mask_seed: int = 0
     """Of the frozen masks, with --data."""
     cache_dir: Path | None = None
     """The folder of tokenised text. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    reading: Reading = field(default_factory=CorpusConfig)
+    reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = CorpusConfig()
     masking: Masking = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
@@ -142,8 +130,10 @@ class EvaluateText(Way):
                 f"name some with --data FILE"
             )
         found = asdict(result)
-        table = scores_table(found["scores"], found["difference"], mrtd_auc=found["mrtd_auc"])
-        self.answer(found, as_text(table))
+        shown = tables.scores_table(
+            found["scores"], found["difference"], mrtd_auc=found["mrtd_auc"]
+        )
+        self.answer(found, as_text(shown))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +159,9 @@ class EvaluatePairs(Way):
         """Evaluate a run of `train pairs`: the same model with right, wrong and no pictures."""
         from maskery.runs.pairs.run import evaluate_pairs_run
 
-        result = evaluate_pairs_run(
-            Path(self.model),
-            score_words=self.score_words,
-            eval_pairs=self.source,
-            reader=self.pairs.reader,
-        )
-        found = asdict(result)
-        self.answer(found, as_text(sights_table(found)))
+        run, reader = Path(self.model), self.pairs.reader
+        found = asdict(evaluate_pairs_run(run, self.score_words, self.source, reader))
+        self.answer(found, as_text(tables.sights_table(found)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +201,9 @@ class EvaluateImageText(Way):
         )
         found = asdict(result)
         if result.difference is None:
-            text = as_text(sights_table(*found["models"].values()))
+            text = as_text(tables.sights_table(*found["models"].values()))
         else:
-            text = as_texts(models_tables(found["models"], found["difference"]))
+            text = as_texts(tables.models_tables(found["models"], found["difference"]))
         self.answer(found, text)
 
 
@@ -267,24 +252,22 @@ class EvaluateSearch(Way):
         how: Any = {"split": self.held_out, "overrides": self.overrides, "progress": not self.json}
         if self.on:
             found = evaluate_transfer(names, self.on, **how)
-            self.answer(found, as_text(transfer_table(found)))
+            self.answer(found, as_text(tables.transfer_table(found)))
             return
-        for flag, path in (("--ranks", self.ranks), ("--features", self.features)):
-            if path is not None:
-                prepare_output(path, flag)
+        prepare_outputs(ranks=self.ranks, features=self.features)
         how["each"] = self.export
         result = evaluate_retrieval_models(names, data=self.source, reading=self.pairs, **how)
         found = result.to_json()
-        tables = []
-        # One model needs no heading: the user has just named it.
-        for name, seed in result.seeds.items():
+        listed = []
+        for name, seed in result.seeds.items():  # one model needs no heading: it was just named
             # Of a model folder the seed is not known, nor how its epoch was chosen.
-            notes, corner = [CHOSEN] * (seed is not None), SPLITS.get(str(result.splits[name]))
-            table = rankings_table(found["figures"][name], corner or "held out", *notes)
-            tables.append(replace(table, title=seeded(name, seed) if self.more else ""))
+            notes = [tables.CHOSEN] * (seed is not None)
+            corner = tables.SPLITS.get(str(result.splits[name]), "held out")
+            one = tables.rankings_table(found["figures"][name], corner, *notes)
+            listed.append(replace(one, title=tables.seeded(name, seed) if self.more else ""))
         if result.spread is not None:
-            tables.append(spread_table(found["spread"], list(result.seeds.values())))
-        self.answer(found, as_texts(tables))
+            listed.append(tables.spread_table(found["spread"], list(result.seeds.values())))
+        self.answer(found, as_texts(listed))
 
     def export(self, measured: "RetrievalSet", found: "Retrieval") -> None:
         """Write the files that flags name."""

@@ -47,11 +47,6 @@ class Flag:
     group: str  # What the settings are about that it belongs to; empty for the command's own
 
     @property
-    def last(self) -> bool:
-        """Return True for what every command has, which is listed after its own."""
-        return "--json" in self.names
-
-    @property
     def shown(self) -> str:
         """Return the name with what follows it."""
         return f"{self.names[0]} {self.values}".rstrip()
@@ -171,9 +166,7 @@ def help_of(
     """Return the help of a command: the flags that most people need, or all."""
     width = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
     found = list(flags_of(kind, values))
-    places, flags = (
-        [one for one in found if one.positional is is_place] for is_place in (True, False)
-    )
+    places, flags = ([one for one in found if one.positional is at] for at in (True, False))
     by_name = {name: flag for flag in flags for name in flag.names}
     wanted = [by_name.get(f"--{name}") for name in COMMON.get(command, "").split()]
     first = [*dict.fromkeys(flag for flag in flags if flag.required)] if any(wanted) else flags
@@ -207,16 +200,10 @@ def _rows(flag: Flag, width: int) -> list[str]:
 
 
 def bold(text: str) -> str:
-    """Return a text in bold, where colours are wanted."""
-    return f"\x1b[1m{text}\x1b[0m" if wants_colour() else text
-
-
-def wants_colour() -> bool:
-    """Return True if standard output is to be coloured (no-color.org, force-color.org)."""
-    if os.environ.get("NO_COLOR"):
-        return False
+    """Return a text in bold, where colours are wanted (no-color.org, force-color.org)."""
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return terminal or bool(os.environ.get("FORCE_COLOR"))
+    wanted = terminal or os.environ.get("FORCE_COLOR")
+    return f"\x1b[1m{text}\x1b[0m" if wanted and not os.environ.get("NO_COLOR") else text
 
 
 def split_arguments(

@@ -45,10 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:repeat", "repeat any run with --config FILE, in the next free folder"),
     "tokenize": ("corpus:Tokenize", "prepare token shards of a large corpus, in parallel"),
     "data draw-people": ("quickstart:DrawPeople", "draw a dataset of people with captions"),
-    "inspect": (
-        "corpus:Inspect",
-        "look before a long run: lengths, waste, words, time and memory",
-    ),
+    "inspect": ("corpus:Inspect", "look before a long run: lengths, waste, words, time and memory"),
     "evaluate": ("evaluate:evaluate", "held-out loss, perplexity and accuracy, with intervals"),
     "compare": ("compare:Compare", "one table of text runs: settings, figures, paired differences"),
     "merge": ("compare:Merge", "merge the weights of models, and measure what lies between two"),
@@ -80,14 +77,14 @@ DISK_TROUBLE = (
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "failed to map segment")
 FIRST_SPEAKS = 30.0  # seconds; processes of one machine start within a few of one another
+WHEN = ("auto", "always", "never")  # what --color may be
 HELP = frozenset({"-h", "--help", "--help-all"})
 FIRST = """try first:
   maskery quickstart                        learn from Python's manual in three minutes
   maskery inspect notes.txt                 what training on your own text would take
   maskery train text notes.txt              learn from it, and see whether it got better
 """
-# Seconds to wait for a name server; one that is there answers in far less.
-LOOKUP_SECONDS = 3.0
+LOOKUP_SECONDS = 3.0  # seconds to wait for a name server; one that is there answers in far less
 ConfigT = TypeVar("ConfigT")
 
 
@@ -116,11 +113,9 @@ def without_colour_flag(arguments: Sequence[str]) -> list[str]:
         return words
     _, equals, when = words.pop(place).partition("=")
     when = when if equals or place == len(words) else words.pop(place)
-    if when not in ("auto", "always", "never"):
-        raise ConfigError(
-            f"--color is '{when}': it must be auto, always or never"
-            f"{meant(when, ('auto', 'always', 'never'))}"
-        )
+    if when not in WHEN:
+        close = meant(when, WHEN)
+        raise ConfigError(f"--color is '{when}': it must be auto, always or never{close}")
     if when != "auto":
         os.environ["NO_COLOR"] = "1" if when == "never" else ""
         os.environ["FORCE_COLOR"] = "1" if when == "always" else ""
@@ -247,8 +242,7 @@ def complain(name: str, message: object, code: int = 2) -> int:
 class Command(Settings):
     """A command: its fields are its flags, and its docstring is its help."""
 
-    # False: messages of progress are shown, unless --json is given.
-    quiet: ClassVar[bool] = True
+    quiet: ClassVar[bool] = True  # False: messages of progress are shown, but for --json
 
     json: bool = False
     """Print JSON on standard output."""

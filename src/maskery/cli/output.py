@@ -5,7 +5,6 @@ import io
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,6 @@ def print_json(data: Any) -> None:
     from maskery.runs.frame.run_folder import without_nan
 
     def plain(value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return without_nan(asdict(value))
         return shown(value) if isinstance(value, Path) else value.tolist()
 
     print(json.dumps(without_nan(data), indent=1, ensure_ascii=False, default=plain))
@@ -69,16 +66,18 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}%"
 
 
-def prepare_output(path: Path, flag: str) -> None:
-    """Make the folder of a file that a flag names, and check that the file can be written."""
-    problem = f"{flag} is '{path}', and no file can be written there"
-    with explained(problem, "name another", kind=ConfigError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        with path.open("ab"):
-            pass
-        if not there:
-            path.unlink()
+def prepare_outputs(**paths: Path | None) -> None:
+    """Make the folders of files that flags name, by flag, and check that each can be written."""
+    for flag, path in paths.items():
+        if path is None:
+            continue
+        problem = f"--{flag} is '{path}', and no file can be written there"
+        with explained(problem, "name another", kind=ConfigError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there = path.exists()
+            path.open("ab").close()
+            if not there:
+                path.unlink()
 
 
 def check_ending(path: Path | None, flag: str, *endings: str) -> None:

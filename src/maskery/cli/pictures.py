@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import check_ending, percent, prepare_output, shown, table
+from maskery.cli.output import check_ending, percent, prepare_outputs, shown, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
@@ -85,8 +85,7 @@ class Search(Command):
         for text in self.text:
             encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
         like = None if self.like is None else picture_features(opened, self.like)
-        if self.sheet is not None:
-            prepare_output(self.sheet, "--sheet")
+        prepare_outputs(sheet=self.sheet)
         gallery = open_gallery(
             opened,
             self.gallery,
@@ -100,10 +99,8 @@ class Search(Command):
         asked = [", ".join(filter(None, (text, picture))) for text in self.text or ("",)]
         found = list(zip(asked, results, strict=True))  # pairs: a query may be given twice
         changes, parts = gallery.changes, [counted(len(gallery), "picture")]
-        if changes.encoded:
-            parts.append(f"{changes.encoded:,} newly encoded")
-        if changes.removed:
-            parts.append(f"{changes.removed:,} gone")
+        counts = {"newly encoded": changes.encoded, "gone": changes.removed}
+        parts += [f"{count:,} {what}" for what, count in counts.items() if count]
         if gallery.troubles:
             parts.append(f"{len(gallery.troubles):,} skipped; the first: {gallery.troubles[0]}")
         blocks = [", ".join(parts)]
@@ -149,10 +146,8 @@ def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
     draw_sheet(rows).save(path)
 
 
-# Pixels of each picture of a strip.
-HEIGHT = 256
-# Stands in a word's place where a caption is explained as a whole.
-WHOLE = "all words"
+HEIGHT = 256  # pixels of each picture of a strip
+WHOLE = "all words"  # stands in a word's place where a caption is explained as a whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +195,12 @@ class Explain(Command):
 
         opened = open_for_retrieval(self.model)
         image = load_picture(self.image)
-        prepare_output(self.output, "--output")
+        prepare_outputs(output=self.output)
         target = None if self.target == "auto" else self.target
         explanation = explain(opened, image, self.caption, target=target, layer=self.layer)
         draw(explanation, image, self.strength).save(self.output)
-        self.answer(
-            {**asdict(explanation), "strip": self.output},
-            f"{places(explanation)}\nstrip: {shown(self.output)}",
-        )
+        data = {**asdict(explanation), "strip": self.output}
+        self.answer(data, f"{places(explanation)}\nstrip: {shown(self.output)}")
 
 
 def draw(explanation: Explanation, image: Image, strength: float) -> Image:

@@ -44,7 +44,7 @@ class Playground(Command):
             from maskery.playground.serve import serve
             from maskery.playground.session import Session
 
-        names = [self.model] if self.against is None else [self.model, self.against]
+        names = [name for name in (self.model, self.against) if name is not None]
         cache_dir = self.cache_dir or default_cache_dir()
         command = shlex.join(["maskery", *sys.argv[1:]])
         serve(

@@ -26,8 +26,7 @@ class Quickstart(Command):
 
     quiet = False
     mark: ClassVar[str]  # A file that only an earlier quickstart leaves
-    # A package that it cannot do without, and the extra that brings it
-    needs: ClassVar[tuple[str, str]] = ("PIL", "vision")
+    needs: ClassVar[tuple[str, str]] = ("PIL", "vision")  # A package, and its extra
     output: Path
     overwrite: bool = False
     """Replace an earlier quickstart in that folder."""

@@ -1,7 +1,7 @@
 """`maskery train text`, `pairs`, `person-search` and `--config`; `maskery report`."""
 
 import argparse
-import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from functools import cache, partial
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from maskery.cli.main import HELP, Command, parse
-from maskery.cli.output import as_text, prepare_output
+from maskery.cli.output import as_text, prepare_outputs
 from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count, Range
 from maskery.core.system import is_main_process, quick_imports
@@ -179,12 +179,12 @@ def command_class(kind: str) -> type[Any]:
 
 def starting_point(command: type[Any], arguments: Sequence[str], path: Path | None) -> Any:
     """Return the values of flags that are not given: a saved run's, a preset's, or None."""
-    kind = KINDS[command.kind]
+    kind, preset = KINDS[command.kind], taken(arguments, "--preset")[0]
     if path is not None:
         saved = load_config(path, kind.load("config"))
         # A run folder that was moved is its own output.
         output = path.parent if (path.parent / "metrics.jsonl").is_file() else saved.output
-        if any(argument.partition("=")[0] == "--preset" for argument in arguments):
+        if preset is not None:
             raise ConfigError(
                 "--preset and --config do not go together: the file has every setting"
             )
@@ -194,15 +194,10 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
         from maskery.runs.text.branch import open_origin
 
         saved = open_origin(begun)
-        run = replace(saved.config, output=None, resume="no")
-        return command(run=run, repeated=saved.folder)
+        return command(run=replace(saved.config, output=None, resume="no"), repeated=saved.folder)
     if command.kind != "person-search":
         return None
-    # The parser refuses other names.
-    found = re.search(
-        r"(?:^|\s)--preset[=\s](rasa|albef|irra|rde|clip)(?:\s|$)", " ".join(arguments)
-    )
-    preset = found[1] if found else "small"
+    preset = preset if preset in typing.get_args(Preset) else "small"  # the parser refuses others
     return command(run=kind.load("preset")(preset, tyro.MISSING), preset=preset)
 
 
@@ -283,7 +278,7 @@ class Verify(Command):
         with quick_imports():
             from maskery.runs.frame.verify import verify
         path = self.certificate or open_run(self.run).folder / "verified.json"
-        prepare_output(path, "--certificate")
+        prepare_outputs(certificate=path)
         found = verify(self.run, self.steps, tolerance=self.tolerance, progress=not self.json)
         write_json(path, found)
         word = "verified" if found["verified"] else "NOT verified"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from maskery.cli.main import Command
-from maskery.cli.output import as_text, figures_csv, percent, prepare_output, table
+from maskery.cli.output import as_text, figures_csv, percent, prepare_outputs, table
 from maskery.core.errors import ConfigError, counted
 from maskery.core.ranges import Count, Range
 from maskery.core.system import quick_imports
@@ -80,17 +80,12 @@ class Fill(Command):
             from maskery.runs.shortcuts import open_filler
 
         filler = open_filler(self.model, self.image)
+        settings = {name: getattr(self, name) for name in (SAMPLING if self.sample else LISTING)}
         if self.sample:
-            settings = {name: getattr(self, name) for name in SAMPLING}
             samples = [filler.sample(text, **settings) for text in self.text]
             self.answer(samples, "\n\n".join(sample.text for sample in samples))
             return
-        fillings = [
-            filler.fill(
-                text, top_k=self.top_k, words=self.words, beams=self.beams, pieces=self.pieces
-            )
-            for text in self.text
-        ]
+        fillings = [filler.fill(text, **settings) for text in self.text]
         self.answer(fillings, "\n\n".join(map(describe, fillings)))
 
 
@@ -115,8 +110,7 @@ log = logging.getLogger(__name__)
 PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
 TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
 WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
-# Characters of a text in a table for people; --tsv and --json have it whole.
-TEXT_WIDTH = 60
+TEXT_WIDTH = 60  # characters of a text in a table for people; --tsv and --json have it whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +206,8 @@ class Score(Command):
                     f"{place} has a {reader.mask_token}, and only words have a probability; write "
                     f"the word, or use maskery fill"
                 )
-        scored = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens).score(
-            texts, lambda index: places[index]
-        )
+        scorer = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens)
+        scored = scorer.score(texts, places.__getitem__)
         scores = list(Bar(len(texts), "scoring", iterable=scored))
         mark = reader.tokenizer.unk_token
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
@@ -235,8 +228,7 @@ class Score(Command):
             from maskery.evaluation.tables import suite_table
             from maskery.evaluation.text.suite import read_suite, suite_figures
 
-        if self.csv is not None:
-            prepare_output(self.csv, "--csv")
+        prepare_outputs(csv=self.csv)
         pairs = list(read_suite(suite, encoding=self.encoding))
         texts = [text for pair in pairs for text in (pair.good, pair.bad)]
         places = [pair.place for pair in pairs for _ in range(2)]
@@ -283,10 +275,8 @@ class Score(Command):
             f"{right:g} of {len(pairs):,} pairs have the likelier sentence first: "
             f"{100 * share:.1f}% ({self.method})"
         )
-        self.answer(
-            {"accuracy": share, "method": self.method, "pairs": listed},
-            shown if self.tsv else f"{shown}\n{note}",
-        )
+        data = {"accuracy": share, "method": self.method, "pairs": listed}
+        self.answer(data, shown if self.tsv else f"{shown}\n{note}")
 
     def rows(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Return rows as a table for people, or as tab-separated values."""

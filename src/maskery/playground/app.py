@@ -41,18 +41,15 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-# A body comes from the same machine; who takes longer holds a connection for nothing.
-BODY_SECONDS = 15.0
-# By no other name does a page of this machine ask for itself.
-LOCAL_NAMES = ("127.0.0.1", "localhost")
+BODY_SECONDS = 15.0  # of a body from this machine; who takes longer holds a connection for nothing
+LOCAL_NAMES = ("127.0.0.1", "localhost")  # a page of this machine asks by no other name
 # Requests that wait while one is computed, and the seconds that one may take. Forty pages that ask
 # without a pause must not turn others away: each fill takes some hundredths of a second.
 QUEUE = 64
 SECONDS = 30.0
 
 ResultT = TypeVar("ResultT")
-# JSON, or bytes and their content type.
-Content = dict[str, Any] | tuple[bytes, str]
+Content = dict[str, Any] | tuple[bytes, str]  # JSON, or bytes and their content type
 
 
 def make_app(session: Session, worker: Worker | None = None) -> Starlette:
@@ -201,10 +198,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, ResultT]) -> R
 
 
 class Worker:
-    """Run functions one after the other in a thread of their own.
-
-    At most `queue` functions wait, and each may take `seconds`, its waiting included.
-    """
+    """Runs functions in turn in a thread; `queue` may wait, each takes `seconds` at most in all."""
 
     def __init__(self, *, queue: int = QUEUE, seconds: float = SECONDS) -> None:
         self.queue, self.seconds = queue, seconds

@@ -17,8 +17,8 @@ MASKS = 32  # the joint search goes through the model once for each
 TOP_K = 100
 WORDS = 16
 WORD_CHARACTERS = 100
-# Pictures kept in memory at once, with all their bytes.
-PICTURES = 8
+METHODS = ("within-word", "original")  # of scoring
+PICTURES = 8  # pictures kept in memory at once, with all their bytes
 FOUND = 60  # pictures of a search: more would not be looked at
 
 
@@ -64,15 +64,11 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def choice(*allowed: str) -> Callable[[str, Any], str]:
-    """Return a check that takes one of a few strings."""
-
-    def check(name: str, value: Any) -> str:
-        if value not in allowed or not isinstance(value, str):
-            raise RequestError(f"{name} must be one of {', '.join(allowed)}")
-        return value
-
-    return check
+def method(name: str, value: Any) -> str:
+    """Check the name of a way to score."""
+    if value not in METHODS or not isinstance(value, str):
+        raise RequestError(f"{name} must be one of {', '.join(METHODS)}")
+    return value
 
 
 def whole(low: int, high: int) -> Callable[[str, Any], int]:
@@ -99,7 +95,7 @@ SCHEMAS: dict[str, Schema] = {
         "together": (flag, False),
         "pieces": (flag, False),
     },
-    "score": {**ABOUT_A_TEXT, "method": (choice("within-word", "original"), "within-word")},
+    "score": {**ABOUT_A_TEXT, "method": (method, METHODS[0])},
     "saliency": {**ABOUT_A_TEXT, "mask": (whole(0, MASKS - 1), 0)},
     "explain": ABOUT_A_TEXT,
     "replaced": ABOUT_A_TEXT,

@@ -32,8 +32,7 @@ CONNECTIONS = 256
 # Connections taken in at once. A few such crowds fit into `CONNECTIONS`, so that the request of
 # whoever came with them is read before others push him out.
 BACKLOG = 64
-# Not 0.0.0.0: nothing is served to a network.
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # not 0.0.0.0: nothing is served to a network
 
 
 class Impatient(H11Protocol):

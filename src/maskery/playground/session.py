@@ -30,10 +30,8 @@ from maskery.playground import requests
 from maskery.playground.requests import RequestError
 
 SIDE = 320  # pixels of a thumbnail
-# Pictures that were found lately, whose thumbnails can be loaded.
-REMEMBERED = 1_000
-# Each takes a pass through the fusion encoder while somebody waits.
-RERANK = 16
+REMEMBERED = 1_000  # pictures that were found lately, whose thumbnails can be loaded
+RERANK = 16  # each takes a pass through the fusion encoder while somebody waits
 
 
 class GallerySearch:
@@ -46,9 +44,6 @@ class GallerySearch:
         ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(gallery)))
         self.searcher = Searcher(opened, gallery, ranking)
         self._paths: OrderedDict[str, str] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self.searcher.gallery)
 
     def search(self, text: str, top: int) -> dict[str, Any]:
         """Find pictures, as `maskery search`, each named by a hash."""
@@ -76,10 +71,7 @@ class GallerySearch:
 
 
 class Session:
-    """One or two models, and the pictures that were dropped on the page.
-
-    A gallery is a folder of pictures to search with the first model that looks at pictures.
-    """
+    """One or two models, pictures from the page, and a gallery for the first model that sees."""
 
     def __init__(
         self,
@@ -111,21 +103,17 @@ class Session:
             # A folder's own name: the page need not know where it lies.
             shown = path.resolve().name if path.is_dir() else self.names[index]
             again = any(model["name"] == shown for model in models)
-            models.append(
-                {
-                    "name": f"{shown} (2)" if again else shown,
-                    "positions": filler.limit,
-                    "pictures": isinstance(filler, ImageFiller),
-                    "detects": isinstance(filler, ImageFiller) and filler.detects,
-                }
-            )
+            about = {"name": f"{shown} (2)" if again else shown, "positions": filler.limit}
+            about["pictures"] = isinstance(filler, ImageFiller)
+            about["detects"] = isinstance(filler, ImageFiller) and filler.detects
+            models.append(about)
         return {
             "version": __version__,
             "command": self.command,
             "mask": MASK,
             "models": models,
             "limits": {name: getattr(requests, name.upper()) for name in names},
-            "gallery": 0 if self.gallery is None else len(self.gallery),
+            "gallery": 0 if self.gallery is None else len(self.gallery.searcher.gallery),
         }
 
     def add_picture(self, data: bytes) -> dict[str, Any]:

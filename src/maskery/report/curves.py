@@ -1,7 +1,6 @@
-"""The curves of a run: the charts that its metrics give, drawn for the page and as a picture.
+"""The charts that a run's metrics give, drawn by matplotlib: as a picture, and for the page.
 
-Both are drawn by matplotlib. In the page's SVG, colours are the page's own variables, so that the
-charts follow its dark and its light theme.
+In the page's SVG, colours are its own variables, so that charts follow its dark and light theme.
 """
 
 import html
@@ -29,21 +28,18 @@ LABELS = {name: term.label for name, term in TERMS.items()} | {
     "pairs_per_second": "Pairs per second",
     "waiting_time_share": "Share of time waited for data",
 }
-# Shown by another chart, or of no interest by itself.
-LEFT_OUT = {"kind", "step", "epoch", "perplexity"}
+LEFT_OUT = {"kind", "step", "epoch", "perplexity"}  # in another chart, or of no interest alone
 # Of the picture: four curves, then the grid and the numbers; and the page's names for the same.
 COLOURS = ("#3556c4", "#d9722e", "#2a8a74", "#8a5bb5", "#e6e6e6", "#404040")
 VARIABLES = ("--c0", "--c1", "--c2", "--c3", "--line", "--soft")
-# Where there are more curves than colours, the colours come again with other lines.
-LINES = ("-", "--", ":")
+LINES = ("-", "--", ":")  # with more curves than colours, these come again in other lines
 COLUMNS = 3  # charts beside one another in the picture, which is as wide as a slide
 # Inches of a chart. An SVG has 72 points an inch and is stretched to its card, 260 to 310 pixels.
 WIDTH, HEIGHT = 3.6, 2.1
 # The place of the axes in a chart of the page: left, bottom, width, height, as shares of it. Fixed,
 # since fitting it to the labels draws every chart twice.
 INSIDE = (0.19, 0.14, 0.78, 0.75)
-# Points of a curve that say their value under the mouse; more would lie upon one another.
-HOVERED = 40
+HOVERED = 40  # points of a curve that say their value under the mouse; more would overlap
 # Removed from an SVG that becomes part of the page: its size, fonts and clipping, which the page
 # sets or does not need, and names other than those of the markers, which would occur twice.
 UNWANTED = re.compile(

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 EVALUATION = "evaluation.json"
 SAMPLES, CONFIG = "samples.json", "config.yaml"
 REPORT, CURVES = "report.html", "curves.png"
-# Each has a template, NAME.jinja; what stays empty is not written.
-FILES = ("figures.csv", "words.csv", REPORT)
+FILES = ("figures.csv", "words.csv", REPORT)  # each of NAME.jinja; what stays empty is not written
+# Figures of a comparison, and those whose differences it shows.
+COMPARED, CHANGES = ("loss", "top1", "top5"), ("loss", "top1")
 # The values of the templates that a page may do without.
 NOTHING = {**dict.fromkeys(("config", "figures")), "others": (), "rows": ()}
 NOTHING |= {name: {} for name in ("evaluation", "samples", "settings")}
@@ -67,11 +68,8 @@ def fill_template(file: str, **values: Any) -> str:
     environment.loader = jinja2.PackageLoader("maskery", "report")
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"percent": percent, "setting": _setting, "draw": draw_svg}
-    environment.globals |= {
-        "figure": tables.figure,
-        "named_figure": tables.named_figure,
-        "sights": tables.SIGHTS,
-    }
+    environment.globals |= {"figure": tables.figure, "named_figure": tables.named_figure}
+    environment.globals["sights"] = tables.SIGHTS
     page: str = environment.get_template(f"{file}.jinja").render({**NOTHING, **values})
     return page
 
@@ -115,34 +113,20 @@ def comparison_table(rows: Sequence[Row]) -> tables.Table:
         f"difference: each row minus {reference(rows)}, paired by example",
         *["±: standard deviation over seeds, whose mean stands before it"] * seeds,
     )
-    names, changes = ("loss", "top1", "top5"), ("loss", "top1")
-    return tables.Table(
-        title="Figures",
-        corner="run",
-        columns=(
-            *rows[0].settings,
-            "seed",
-            *(tables.SCORES[name] for name in names),
-            *(f"difference in {tables.SCORES[name]}" for name in changes),
-        ),
-        rows=tuple(
-            (
-                row.name,
-                (
-                    *(tables.Figure(value=_setting(value)) for value in row.settings.values()),
-                    tables.Figure(value=" ".join(map(str, row.seeds))),
-                    *(_figure(row, name) for name in names),
-                    *(
-                        tables.named_figure(name, row.difference[name], signed=True)
-                        for name in changes
-                        if row.difference
-                    ),
-                ),
-            )
-            for row in rows
-        ),
-        notes=notes,
-    )
+    figures = [tables.SCORES[name] for name in COMPARED]
+    changes = [f"difference in {tables.SCORES[name]}" for name in CHANGES]
+    columns = (*rows[0].settings, "seed", *figures, *changes)
+    cells = tuple((row.name, _cells(row)) for row in rows)
+    return tables.Table(title="Figures", corner="run", columns=columns, rows=cells, notes=notes)
+
+
+def _cells(row: Row) -> tuple[tables.Figure, ...]:
+    words = [*map(_setting, row.settings.values()), " ".join(map(str, row.seeds))]
+    found = [tables.Figure(value=word) for word in words]
+    found += [_figure(row, name) for name in COMPARED]
+    changes = CHANGES if row.difference else ()
+    found += [tables.named_figure(name, row.difference[name], signed=True) for name in changes]
+    return tuple(found)
 
 
 def _figure(row: Row, name: str) -> tables.Figure:
@@ -163,11 +147,6 @@ def _setting(value: Any) -> str:
 def comparison_page(rows: Sequence[Row], figures: str) -> str:
     """Return a page about runs, whose names are folders, that holds their figures as CSV too."""
     runs = {name: metrics_of(Path(name) / METRICS) for row in rows for name in row.runs}
-    return fill_template(
-        REPORT,
-        name=f"{len(runs)} runs compared",
-        rows=rows,
-        tables=[comparison_table(rows)],
-        charts=held_out_charts(runs),
-        figures=figures,
-    )
+    name, shown = f"{len(runs)} runs compared", [comparison_table(rows)]
+    charts = held_out_charts(runs)
+    return fill_template(REPORT, name=name, rows=rows, tables=shown, charts=charts, figures=figures)

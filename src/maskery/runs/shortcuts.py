@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import is_main_process
-from maskery.runs.frame.config_file import KINDS, given_name, read_config, with_settings
+from maskery.runs.frame.config_file import KINDS, given_name, open_run, read_config, with_settings
 from maskery.runs.frame.run_folder import repeated_folder
 
 if TYPE_CHECKING:
@@ -69,23 +69,20 @@ def train(
         ConfigError: A setting is unknown or does not fit.
         MaskeryError: Something else that the user can mend.
     """
-    objects: dict[str, Any] = {"progress": progress}
-    objects["callbacks"] = callbacks or None
-    named: dict[str, Any] = {"policy": policy, "output": None if output is None else Path(output)}
+    objects: dict[str, Any] = {"progress": progress, "callbacks": callbacks or None}
+    named: dict[str, Any] = {"policy": policy, "output": output}
     if isinstance(model, str | Path):
         named["model"] = str(model)
     elif model is not None:
         named["model"], objects["model"] = given_name(type(model)), model
     for name, choice in (("objective", objective), ("tokenizer", tokenizer)):
         (named if isinstance(choice, str) else objects)[name] = choice
-    config: Any = None
-    if is_dataclass(data) and getattr(data, "kind", None) in KINDS:
-        config = data
-    elif isinstance(data, str | Path) and Path(data).suffix in (".yaml", ".yml"):
+    config: Any = data
+    if isinstance(data, str | Path) and Path(data).suffix in (".yaml", ".yml"):
         saved = read_config(data)
         config = replace(saved, output=None)
         objects["beside"] = None if saved.output is None else repeated_folder(saved.output)
-    else:
+    elif not is_dataclass(data) or getattr(data, "kind", None) not in KINDS:
         named["corpus"], objects["texts"] = sources_or_texts(data)
         config = KINDS["text"].load("config")(corpus=named["corpus"])
     if isinstance(eval_data, Mapping):
@@ -104,7 +101,6 @@ def train(
 def finish_report(folder: Path) -> None:
     """Draw the report at the end of a run; what cannot be drawn is left out with a warning."""
     from maskery.report.page import write_report
-    from maskery.runs.frame.config_file import open_run
 
     log.info("drawing the report")
     try:
@@ -194,8 +190,7 @@ def explain(
     """
     from maskery.evaluation.image_text.explain import explain as explain_opened
 
-    opened = open_image_text_model(model)
-    return explain_opened(opened, image, caption, target=target, layer=layer)
+    return explain_opened(open_image_text_model(model), image, caption, target=target, layer=layer)
 
 
 def open_filler(

@@ -20,7 +20,14 @@ import yaml
 
 from maskery.core.errors import ConfigError, meant, reason_of
 from maskery.core.registry import anchored_choice, from_file
-from maskery.runs.frame.run_folder import has_model, warn_of_another_model, write_json, write_text
+from maskery.runs.frame.run_folder import (
+    each_leaf,
+    each_text,
+    has_model,
+    warn_of_another_model,
+    write_json,
+    write_text,
+)
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.json"
@@ -30,8 +37,7 @@ KIND = "kind"
 MARKS = {"corpus": "text", "pairs": "pairs", "data": "person-search"}
 # As long as Linux lets a command line be by default, which may have named every file of a corpus.
 MOST_BYTES = 2 * 2**20
-# No setting has more digits; Python takes minutes over the digits of a number of a megabyte.
-MOST_DIGITS = 25
+MOST_DIGITS = 25  # no setting has more; Python takes minutes over a number of a megabyte
 ConfigT = TypeVar("ConfigT")
 
 
@@ -90,7 +96,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 def save_config(folder: Path, config: Any) -> None:
     """Write `config.yaml`, with the kind of the run and absolute paths of plug-ins."""
     kind = {KIND: config.kind} if hasattr(config, KIND) else {}
-    data = kind | _each_text(to_plain(config), anchored_choice)
+    data = kind | each_text(to_plain(config), anchored_choice)
     write_text(folder / CONFIG, yaml.safe_dump(data, sort_keys=False))
 
 
@@ -114,16 +120,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected named settings, found {type(settings).__name__}")
-    return {str(key): _each_text(value, from_file) for key, value in settings.items()}
-
-
-def _each_text(value: Any, change: typing.Callable[[str], str]) -> Any:
-    """Apply a function to every string in lists and dictionaries."""
-    if isinstance(value, dict):
-        return {key: _each_text(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_each_text(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
+    return {str(key): each_text(value, from_file) for key, value in settings.items()}
 
 
 def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
@@ -185,9 +182,7 @@ class OpenRun:
                 f"{self.folder / CONFIG} --resume auto"
             )
         warn_of_another_model(self.folder, "figures are of what is there now")
-        found: Any = self.config
-        moved: ConfigT = dataclasses.replace(found, output=self.folder)
-        return moved
+        return dataclasses.replace(self.config, output=self.folder)  # type: ignore[type-var]
 
     def save_samples(self) -> None:
         """Write `samples.json`: what the model fills or finds, and the environment."""
@@ -210,8 +205,7 @@ def open_run(folder: str | Path) -> OpenRun:
 
 def read_config(path: str | Path) -> Any:
     """Read a `config.yaml` of any kind as the configuration of its kind."""
-    kind = KINDS[kind_of(read_settings(path), path)]
-    return load_config(path, kind.load("config"))
+    return load_config(path, KINDS[kind_of(read_settings(path), path)].load("config"))
 
 
 def environment() -> dict[str, str]:
@@ -236,17 +230,15 @@ def environment() -> dict[str, str]:
 
 def to_plain(value: Any) -> Any:
     """Return a config as dictionaries, lists, strings and numbers."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: to_plain(item) for name, item in value.items()}
-    # A string that was read from a file is written as any other.
-    if isinstance(value, Path | str):
-        return str(value)
-    # An object that was passed in Python: a file can only say what it was.
-    return value if value is None or isinstance(value, bool | int | float) else given_name(value)
+
+    def plain(leaf: Any) -> Any:
+        # A string that was read from a file is written as any other.
+        if isinstance(leaf, Path | str):
+            return str(leaf)
+        # An object that was passed in Python: a file can only say what it was.
+        return leaf if leaf is None or isinstance(leaf, bool | int | float) else given_name(leaf)
+
+    return each_leaf(value, plain)
 
 
 def given_name(value: object) -> str:
@@ -314,10 +306,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     given = f"{where} is {reprlib.repr(value)}"
     if origin in (typing.Union, types.UnionType):
-        words = (a for a in arguments if typing.get_origin(a) is typing.Literal)
-        if (value is None and type(None) in arguments) or any(
-            value in typing.get_args(word) for word in words
-        ):
+        choices = [a for a in arguments if typing.get_origin(a) is typing.Literal]
+        words = [word for choice in choices for word in typing.get_args(choice)]
+        if value in words or (value is None and type(None) in arguments):
             return value
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:

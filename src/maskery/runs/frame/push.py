@@ -13,8 +13,7 @@ from maskery.data.corpus.files import asked, hub_name
 from maskery.runs.frame.config_file import open_run, to_plain
 from maskery.runs.frame.run_folder import EVALUATION, MODEL
 
-# What a packaged model is called on the hub.
-KNOWN = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+KNOWN = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}  # packaged models on the hub
 
 
 def push(

@@ -12,8 +12,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,7 @@ READ_BACK = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*")
 TOKENIZER = "tokenizer"
 EVALUATION = "evaluation.json"
 LOCK = ".lock"
-# Everything that preparing a run may leave in its folder.
-PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", "config.yaml")
+PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", "config.yaml")  # all that preparing may leave
 # The errors of a file system that has no locks.
 NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
 
@@ -74,8 +73,7 @@ def warn_of_another_model(folder: Path, what_now: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; what cannot be written is a CheckpointError."""
-    problem = f"'{path}' cannot be written"
-    with explained(problem, "free some space there", kind=CheckpointError):
+    with explained(f"'{path}' cannot be written", "free some space there", kind=CheckpointError):
         write_whole(path, data)
 
 
@@ -91,11 +89,25 @@ def write_json(path: Path, data: Any) -> None:
 
 def without_nan(value: Any) -> Any:
     """Return plain data with null in place of numbers that JSON lacks (NaN, infinities)."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
+    return each_leaf(
+        value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+    )
+
+
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Return plain data with a function applied to every string; see `each_leaf`."""
+    return each_leaf(value, lambda leaf: change(leaf) if isinstance(leaf, str) else leaf)
+
+
+def each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return plain data with a function applied to every leaf; dataclasses become dictionaries."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: each_leaf(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [each_leaf(item, change) for item in value]
+    return change(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +115,7 @@ class HeldFolder:
     """A run folder and its lock."""
 
     path: Path
-    # Keeps other runs out; None in other processes than the main one, and without locks.
-    lock: FileLock | None = None
-    main: bool = False  # True in the process that chose the folder
+    lock: FileLock | None = None  # None in other processes than the main one, and without locks
     created: bool = False  # True if this process has made the folder
     fresh: bool = False  # True if nothing was in it when the lock was taken
 
@@ -120,9 +130,8 @@ class HeldFolder:
 
     def release(self) -> None:
         """Release the lock, and delete the folder if we made it and it is still empty."""
-        if self.main:
-            # Removed while it is locked: a process that has it open then sees that it is gone.
-            (self.path / LOCK).unlink(missing_ok=True)
+        # Removed while it is locked: a process that has it open then sees that it is gone.
+        (self.path / LOCK).unlink(missing_ok=True)
         if self.lock is not None:
             self.lock.release()
         if self.created:
@@ -222,7 +231,7 @@ def hold_folder(folder: Path) -> HeldFolder | None:
                 if (folder / LOCK).exists():
                     return None
                 # Whoever held it has removed it between our opening and our locking it.
-    return HeldFolder(path=folder, lock=lock, main=True, created=created, fresh=not _in_use(folder))
+    return HeldFolder(path=folder, lock=lock, created=created, fresh=not _in_use(folder))
 
 
 def _lock(folder: Path) -> FileLock | None:
@@ -231,10 +240,8 @@ def _lock(folder: Path) -> FileLock | None:
     lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False, mode=0o666)
     try:
         lock.acquire()
-    except Timeout:
-        raise
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCKS:  # as a Timeout, which has none
             raise
         log.warning(
             "the file system of '%s' has no locks (%s): make sure that no other process trains "

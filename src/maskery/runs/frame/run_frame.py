@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,9 @@ from maskery.core.system import replace_folder
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.runs.frame.run_folder import (
     EVALUATION,
+    MODEL,
     SUMS,
+    each_text,
     held_run_folder,
     model_sums,
     warn_of_another_model,
@@ -28,14 +30,31 @@ from maskery.runs.frame.run_folder import (
 )
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import BaseTrainingConfig
+from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
 
 CHECKPOINTS = "checkpoints"
 UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The result of a run; a kind of run adds its figures."""
+
+    folder: Path  # The run folder
+    summary: Summary  # Steps, tokens and time
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `evaluation.json` and of `--json`."""
+        plain = asdict(self)
+        named = {"run": str(plain.pop("folder")), "model": str(self.folder / MODEL)}
+        training = plain.pop("summary")
+        # The figures of an `evaluation` stand beside the others.
+        return {**named, **plain.pop("evaluation", {}), **plain, "training": training}
+
+
 RunT = TypeVar("RunT")
-ResultT = TypeVar("ResultT")
+ResultT = TypeVar("ResultT", bound=RunResult)
 
 
 def run_in_folder(
@@ -47,10 +66,10 @@ def run_in_folder(
 ) -> ResultT:
     """Open the run folder, prepare the run, train it there, and write its figures.
 
-    The config has `output` and `resume`, the prepared run its `identity`, and the result a
-    `summary` and `to_json`. A run that fails while it is prepared leaves nothing behind. With
-    several processes the main one chooses the folder, `default` where the config names none, keeps
-    other runs out of it and writes; all of them prepare and train.
+    The config has `output` and `resume`, the prepared run its `identity`. A run that fails while it
+    is prepared leaves nothing behind. With several processes the main one chooses the folder,
+    `default` where the config names none, keeps other runs out of it and writes; all of them
+    prepare and train.
     """
     processes = join_processes()
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
@@ -66,11 +85,10 @@ def run_in_folder(
             held.discard()
             raise
         result = train(run, folder)
-        told: Any = result
-        trained = told.summary.resumed_from < told.summary.steps
+        trained = result.summary.resumed_from < result.summary.steps
         if processes.is_main and (trained or not _is_json(folder / EVALUATION)):
             # Of a run that was finished before, the figures are kept, its time above all.
-            write_json(folder / EVALUATION, told.to_json())
+            write_json(folder / EVALUATION, result.to_json())
     return result
 
 
@@ -122,17 +140,8 @@ def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     Training's bookkeeping is left out. The names of `described` are what a refusal says; its
     dataclasses become their settings, and a plug-in its name with a hash of its file.
     """
-    return json.dumps({**_identified(described), "training": training.course()}, sort_keys=True)
-
-
-def _identified(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {key: _identified(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_identified(item) for item in value]
-    return plugin_identity(value) if isinstance(value, str) else value
+    named = each_text(described, plugin_identity)
+    return json.dumps({**named, "training": training.course()}, sort_keys=True)
 
 
 def fingerprint_of(numbers: npt.NDArray[Any]) -> str:

@@ -1,8 +1,4 @@
-"""Recompute steps of a run from a kept checkpoint, and certify what came out the same.
-
-The run is resumed in a copy, and a callback ends it after the last of the steps; the run's own
-folder is only read.
-"""
+"""Recompute steps of a run, in a copy and from a kept checkpoint; certify what is the same."""
 
 import json
 import math
@@ -27,8 +23,7 @@ from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.journal import EVENTS, SPEEDS, TRAIN, Tracker
 from maskery.training.snapshot import EXTRA, MODEL, OPTIMISER, stored_identity
 
-# They decide the last digits: where all are the same, every bit must be.
-MACHINE = ("torch", "system", "device", "threads")
+MACHINE = ("torch", "system", "device", "threads")  # where all are the same, every bit must be
 # On another machine: the largest difference of a loss or weight, over its size if that is above 1.
 OTHER_MACHINE = 1e-3
 LEFT_OUT = (CHECKPOINTS, "model*", LOCK, "tensorboard", "report*", "*.png")

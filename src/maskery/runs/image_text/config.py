@@ -1,6 +1,5 @@
 """Settings of runs on pairs and of person search, and presets; light to import."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -19,12 +18,12 @@ from maskery.objectives.terms import TERMS
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.training.config import BaseTrainingConfig
 
-PresetName = Literal["small", "rasa", "albef", "irra", "rde", "clip"]
 SCRATCH = "scratch:"
 NO_MODEL = ""  # In presets of large models, whose start the user must name
 EPOCHS = 30
-# Stands for the colours and garments of drawn people in --score-words.
-DRAWN_PEOPLE = "drawn-people"
+# The weights of all loss terms, for presets that have few of them.
+OFF: dict[str, Any] = dict.fromkeys((term.flag for term in TERMS.values()), 0.0)
+DRAWN_PEOPLE = "drawn-people"  # in --score-words, stands for their colours and garments
 SIZES: dict[str, ImageTextSizes] = {
     "tiny": ImageTextSizes(patch_size=8),
     "search": ImageTextSizes(patch_size=8, image_layers=3, text_layers=2, fusion_layers=1),
@@ -164,9 +163,7 @@ class PairsRunConfig(ImageTextRunConfig):
         """Return the same with absolute paths, which mean the same from any folder."""
         held_out = None if self.eval_pairs is None else str(Path(self.eval_pairs).absolute())
         return replace(
-            super().anchored(),
-            pairs=str(Path(self.pairs).absolute()),
-            eval_pairs=held_out,
+            super().anchored(), pairs=str(Path(self.pairs).absolute()), eval_pairs=held_out
         )
 
 
@@ -231,7 +228,6 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
 
 def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """CLIP's own loss, trained as IRRA's baseline (Jiang and Ye, CVPR 2023; `run_irra.sh`)."""
-    off: dict[str, Any] = dict.fromkeys((term.flag for term in TERMS.values()), 0.0)
     return PersonSearchRunConfig(
         data=replace(data, clean_captions=False),
         model=NO_MODEL,  # ViT-B/16 of CLIP
@@ -239,7 +235,7 @@ def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         view=ViewConfig(
             height=384, width=128, pad=10, erase_probability=0.5, erase_scale=(0.02, 0.4)
         ),
-        objectives=PersonSearchConfig(**off, term=("infonce",), alpha=0.0, queue_size=1),
+        objectives=PersonSearchConfig(**OFF, term=("infonce",), alpha=0.0, queue_size=1),
         retrieval=RetrievalConfig(rerank=0),
         training=PairsTrainingConfig(
             epochs=60,
@@ -274,13 +270,9 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         model="scratch:search",
         masking=MaskingConfig(policy="word", mask_rate=0.3),
         objectives=PersonSearchConfig(
-            itc_weight=1.0,
             # From a trained start similarity alone finds 91% of drawn people in 91 s; with matching
             # 88%, and 89% ranked anew, in 122 s.
-            itm_weight=0.0,
-            mlm_weight=0.0,
-            prd_weight=0.0,
-            mrtd_weight=0.0,
+            **(OFF | {"itc_weight": 1.0}),
             # For runs of few steps the twin follows fast and the queue is short.
             momentum=0.98,
             alpha=0.0,
@@ -296,17 +288,10 @@ def small(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     )
 
 
-PRESETS: dict[PresetName, Callable[[PersonSearchDataConfig], PersonSearchRunConfig]] = {
-    "small": small,
-    "rasa": rasa,
-    "albef": albef,
-    "irra": irra,
-    "rde": rde,
-    "clip": clip,
-}
+PRESETS = {preset.__name__: preset for preset in (small, rasa, albef, irra, rde, clip)}
 
 
-def preset_without_data(name: PresetName, missing: Any) -> PersonSearchRunConfig:
+def preset_without_data(name: str, missing: Any) -> PersonSearchRunConfig:
     """Return a preset with a stand-in for the dataset and its folder, as parsing flags needs it."""
     return PRESETS[name](PersonSearchDataConfig(dataset=missing, root=missing))
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,8 +24,9 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
-from maskery.evaluation.image_text.opening import open_image_text, preprocessing_of
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
+from maskery.models import loading
 from maskery.models.image_text.build import (
     build_from_encoders,
     build_from_scratch,
@@ -33,16 +34,9 @@ from maskery.models.image_text.build import (
     is_aligned,
 )
 from maskery.models.image_text.model import ImageTextModel, check_image_size
-from maskery.models.loading import (
-    known_as,
-    load_tokenizer,
-    require_rows,
-    resolve,
-    start_at_frequencies,
-)
 from maskery.objectives.terms import belongs
 from maskery.runs.frame.run_folder import TOKENIZER, write_text
-from maskery.runs.frame.run_frame import identity
+from maskery.runs.frame.run_frame import identity, model_card
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
@@ -67,59 +61,53 @@ class StartModel:
     new_parameters: frozenset[str] = frozenset()  # Names of parameters that start from nothing
 
 
+Opened: TypeAlias = StartModel | OpenImageText
+
+
 def start_model(
     config: ImageTextRunConfig, pairs: Pairs, *, folder: Path | None = None, progress: bool = True
 ) -> StartModel:
     """Make or load the model of a run; `folder` is the run folder."""
     text, vision, view = config.text_model, config.vision_model, config.view
     size = None if view.height is None or view.width is None else (view.height, view.width)
-    new: frozenset[str] = frozenset()
+    name, new = config.model, frozenset[str]()
     # The run's seed, without moving the random numbers of whoever calls.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         if text is not None and vision is not None:
-            tokenizer = load_tokenizer(text)
+            name, tokenizer = vision, loading.load_tokenizer(text)
             model, new = build_from_encoders(
                 text, vision, fusion_layer=config.fusion_layer, image_size=size
             )
-            view = _fitted(view, model, vision)
-        elif config.model.startswith(SCRATCH):
+        elif name.startswith(SCRATCH):
             captions = [caption for pair in pairs for caption in pair.captions]
             kept = None if folder is None else folder / TOKENIZER
             corpus = Corpus.of(captions, name="the captions")
             tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
-            sizes = SIZES[config.model.removeprefix(SCRATCH)]
+            sizes = SIZES[name.removeprefix(SCRATCH)]
             height, width = size or sizes.image_size
             length = config.max_length or sizes.max_length
             sizes = replace(sizes, image_size=(height, width), max_length=length)
             pad = int(tokenizer.pad_token_id)
             model = build_from_scratch(sizes, vocabulary_size=len(tokenizer), pad_token_id=pad)
             view = view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD)
-            new = frozenset(name for name, _ in model.named_parameters())
-        elif is_aligned(config.model):
+            new = frozenset(parameter for parameter, _ in model.named_parameters())
+        elif is_aligned(name):
             layers = config.fusion_layers
-            model, tokenizer, new = build_from_towers(
-                config.model, fusion_layers=layers, image_size=size
-            )
-            view = _fitted(view, model, config.model)
+            model, tokenizer, new = build_from_towers(name, fusion_layers=layers, image_size=size)
         else:
-            opened = open_image_text(config.model)
+            opened = open_image_text(name)
             model, tokenizer = opened.model, opened.tokenizer
-            view = _fitted(view, model, opened.name)
+    if not name.startswith(SCRATCH):
+        view = preprocessing_of(name, model, view)
+        check_image_size(view.size, model.config.vision_config)
     if config.fusion_layers and config.fusion_layers != model.config.interaction_layers:
         raise ConfigError(
             f"--fusion-layers {config.fusion_layers} goes on top of a CLIP or SigLIP, and "
             f"'{config.start}' is another start, with fusion of its own; leave it out"
         )
-    require_rows(f"'{config.start}'", model, tokenizer)
+    loading.require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
-
-
-def _fitted(view: ViewConfig, model: ImageTextModel, name: str) -> ViewConfig:
-    """Return the view with what is not set taken from the model."""
-    fitted = preprocessing_of(name, model, view)
-    check_image_size(fitted.size, model.config.vision_config)
-    return fitted
 
 
 def read_captions(
@@ -149,7 +137,7 @@ def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Prepared:
     """The model of a run with its task, and how it reads pairs."""
 
@@ -169,8 +157,7 @@ class Prepared:
         # A crop takes its part of the whole picture, so it is decoded whole.
         near = None if self.config.view.crop_scale else self.start.view.size
         cache_bytes = int(self.config.image_cache_mb * 2**20 * share)
-        policy = self.reading.on_bad_image
-        pictures = Pictures(pairs, policy, near=near, cache_bytes=cache_bytes)
+        pictures = Pictures(pairs, self.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
         return ReadPairs(pairs, captions, pictures, self.start.view)
 
     @property
@@ -193,7 +180,7 @@ class Prepared:
         if config.text_model is None:  # otherwise nothing is read of it
             parts["model"] = config.model
         described = {
-            **{part: None if name is None else known_as(name) for part, name in parts.items()},
+            **{part: name and loading.known_as(name) for part, name in parts.items()},
             "fusion_layer": config.fusion_layer,
             **({"fusion_layers": config.fusion_layers} if config.fusion_layers else {}),
             "tokenizer_fingerprint": tokenizer_fingerprint(self.start.tokenizer),
@@ -207,8 +194,8 @@ class Prepared:
         }
         return identity(config.training, described | data)
 
-    def save_model(self, folder: Path, card: str) -> None:
-        """Write the model, tokenizer, preprocessing of pictures, momentum twin and model card."""
+    def save_model(self, folder: Path, document: Mapping[str, Any], **card: Any) -> None:
+        """Write the model, tokenizer, preprocessing, momentum twin, and card; see `model_card`."""
         model, view = self.start.model, self.start.view
         model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
         self.start.tokenizer.save_pretrained(folder)
@@ -227,7 +214,8 @@ class Prepared:
         # Queues hold this dataset's persons and are of no use to another run.
         twin = {n: t for n, t in self.task.extra_state().items() if n.startswith("twin.")}
         save_file({n: t.contiguous().cpu() for n, t in twin.items()}, folder / EXTRA_STATE)
-        write_text(folder / "README.md", card)
+        text = model_card(self.config, self.config.start, document, **card)
+        write_text(folder / "README.md", text)
 
 
 def prepare_model(
@@ -251,24 +239,15 @@ def prepare_model(
     max_length = config.max_length or limit
     captions = read_captions(pairs, start.tokenizer, reading, max_length)
     warn_of_sides(pairs, config.view.flip_probability)
-    # Before the task is made, whose twin starts as a copy.
-    if OUTPUT_BIAS in start.new_parameters:
+    if OUTPUT_BIAS in start.new_parameters:  # before the task is made, whose twin starts as a copy
         counts = captions.token_counts(start.model.config.text_config.vocab_size)
-        start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
-    task = make_task(config, start.model, start.tokenizer, terms, pairs)
+        loading.start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
+    task = make_task(config, start, terms, pairs)
     if config.text_model is None and not config.model.startswith(SCRATCH):
         twin = twin_beside(config.model)
         if twin is not None:
             task.load_twin(twin)
-    return Prepared(
-        config=config,
-        reading=reading,
-        start=start,
-        max_length=max_length,
-        pairs=pairs,
-        captions=captions,
-        task=task,
-    )
+    return Prepared(config, reading, start, max_length, pairs, captions, task)
 
 
 def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
@@ -288,18 +267,17 @@ def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
 
 def make_task(
     config: ImageTextRunConfig,
-    model: ImageTextModel,
-    tokenizer: PreTrainedTokenizerBase,
+    opened: Opened,
     terms: Sequence[Any] = (),
     pairs: Pairs | None = None,
 ) -> ImageTextTask:
     """Make the task of a run; its twin starts as a copy of the model."""
     seed = config.training.seed
-    masker = Masker.of(tokenizer, config.masking, seed=seed)
+    masker = Masker.of(opened.tokenizer, config.masking, seed=seed)
     return ImageTextTask(
-        model,
+        opened.model,
         replace(config.objectives, seed=seed),
-        pad_token_id=int(tokenizer.pad_token_id or 0),
+        pad_token_id=int(opened.tokenizer.pad_token_id or 0),
         masker=masker,
         mrtd_masker=masker.for_generator(config.mrtd_mask_rate),
         terms=terms,
@@ -309,7 +287,7 @@ def make_task(
 
 def twin_beside(name: str) -> dict[str, torch.Tensor] | None:
     """Read the momentum twin in a model folder; None without one."""
-    path = Path(resolve(name)) / EXTRA_STATE
+    path = Path(loading.resolve(name)) / EXTRA_STATE
     if not path.is_file():
         return None
     try:

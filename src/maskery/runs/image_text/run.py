@@ -1,45 +1,25 @@
 """An image-text run of either kind: pairs in; a trained model and its held-out figures out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from maskery.core.system import is_main_process
-from maskery.data.images.loading import Skipped
-from maskery.data.pairs.batches import PairSource
+from maskery.data.pairs.batches import PairSource, Pictures
 from maskery.data.person_search.batches import PersonSource
 from maskery.masking.config import POLICIES
 from maskery.objectives.terms import check_terms
 from maskery.runs.frame.run_folder import MODEL, default_folder
-from maskery.runs.frame.run_frame import run_in_folder, save_model_folder
+from maskery.runs.frame.run_frame import RunResult, run_in_folder, save_model_folder
 from maskery.runs.image_text.config import ImageTextRunConfig
 from maskery.runs.image_text.prepare import Prepared
 from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.optimiser import build_optimiser
 
-ConfigT = TypeVar("ConfigT", bound=ImageTextRunConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextResult(ABC):
-    """The result of a run."""
-
-    folder: Path  # The run folder
-    summary: Summary  # Steps, tokens and time
-
-    @abstractmethod
-    def _figures(self) -> dict[str, Any]: ...
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json` and `evaluation.json`."""
-        named = {"run": str(self.folder), "model": str(self.folder / MODEL)}
-        return {**named, **self._figures(), "training": asdict(self.summary)}
-
-
-ResultT = TypeVar("ResultT", bound=ImageTextResult)
+ResultT = TypeVar("ResultT", bound=RunResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +31,8 @@ class ImageTextRun(ABC, Generic[ResultT]):
     train: PairSource | PersonSource  # Training batches
     identity: str  # What a continuation must share, as JSON
 
-    # What a kind of run adds: where it keeps count of pictures and captions that are left out, the
-    # figures in the log (the first tells the best checkpoint), what is measured at the end, and the
-    # card of the model.
-    @abstractmethod
-    def _skips(self) -> Iterable[Skipped]: ...
-
+    # What a kind of run adds: the figures in the log (the first tells the best checkpoint), what is
+    # measured at the end, and the card of the model.
     @abstractmethod
     def _logged(self) -> dict[str, float]: ...
 
@@ -66,13 +42,14 @@ class ImageTextRun(ABC, Generic[ResultT]):
     @abstractmethod
     def _save(self, folder: Path, result: ResultT) -> None: ...
 
-    def skipped(self) -> tuple[str, ...]:
+    def skipped(self, *held_out: Pictures) -> tuple[str, ...]:
         """Return what was left out while training and measuring, one line a kind."""
-        told = (self.train.captions.skipped, self.train.pictures.skipped, *self._skips())
+        every = (self.train.pictures, *held_out)
+        told = (self.train.captions.skipped, *(pictures.skipped for pictures in every))
         return tuple(str(skipped) for skipped in told if skipped.count)
 
     def train_measure_save(
-        self, folder: Path, *, progress: bool, callbacks: Sequence[Callback]
+        self, folder: Path, callbacks: Sequence[Callback], *, progress: bool
     ) -> ResultT:
         """Train in a run folder, measure, and save the model."""
         model, training = self.prepared.start.model, self.config.training
@@ -96,14 +73,14 @@ class ImageTextRun(ABC, Generic[ResultT]):
 
 
 def train_image_text(
-    config: ConfigT,
+    config: ImageTextRunConfig,
     prepare: Callable[..., ImageTextRun[ResultT]],
     data: str,
+    terms: Sequence[Any],
+    callbacks: Sequence[Callback],
     *,
     progress: bool,
     beside: Path | None,
-    terms: Sequence[Any],
-    callbacks: Sequence[Callback],
 ) -> ResultT:
     """Prepare a run in its folder, named after `data` by default, and train it there."""
     # What cannot be loaded is told before anything is read, and leaves no run folder.
@@ -111,14 +88,11 @@ def train_image_text(
     check_terms(config.objectives.term, terms)
     check_callbacks(callbacks)
     check_trackers(config.training.all_trackers)
+    drawn = progress and is_main_process()
     result: ResultT = run_in_folder(
         config,
         beside or default_folder(data, config.start),
-        prepare=lambda folder: prepare(
-            config, folder=folder, progress=progress and is_main_process(), terms=terms
-        ),
-        train=lambda run, folder: run.train_measure_save(
-            folder, progress=progress, callbacks=callbacks
-        ),
+        prepare=lambda folder: prepare(config, folder=folder, progress=drawn, terms=terms),
+        train=lambda run, folder: run.train_measure_save(folder, callbacks, progress=progress),
     )
     return result

@@ -12,12 +12,7 @@ from maskery.core.errors import ConfigError
 from maskery.data.pairs.batches import HeldOutPairs, JudgedPairs, Pictures, ReadPairs, ViewedPairs
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids
-from maskery.evaluation.image_text.image_fill import (
-    Condition,
-    WordScores,
-    score_pairs,
-    score_words,
-)
+from maskery.evaluation.image_text.image_fill import Condition, WordScores, score_pairs, score_words
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.masked import (
@@ -30,23 +25,20 @@ from maskery.evaluation.text.masked import (
 from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
-from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.image_text.config import DRAWN_PEOPLE, PairsRunConfig
-from maskery.runs.image_text.prepare import make_task, read_captions, twin_beside
+from maskery.runs.image_text.prepare import Opened, make_task, read_captions, twin_beside
 from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
-# Of decoded pictures: each is seen with its own caption and with others'.
-CACHE_BYTES = 2**30
+CACHE_BYTES = 2**30  # of decoded pictures: each is seen with its own caption and with others'
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairsEvaluation:
     """Figures of one model on held-out pairs."""
 
-    # Frozen masks: the same model with the right picture, a wrong one, and none.
-    scores: dict[Condition, MaskedScores]
+    scores: dict[Condition, MaskedScores]  # Frozen masks, with right, wrong and no pictures
     difference: dict[str, dict[str, Interval]]  # `right` minus each of the others: loss, top1, top5
     words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
@@ -54,27 +46,24 @@ class PairsEvaluation:
 
 def summarise_pairs(
     scored: Mapping[Condition, ExampleSums],
-    model: ImageTextModel,
-    tokenizer: PreTrainedTokenizerBase,
+    opened: Opened,
     held_out: HeldOutPairs,
-    *,
     words: tuple[str, ...],
     task: ImageTextTask | None,
 ) -> PairsEvaluation:
     """Compute every held-out figure; the twin of `task` replaces words, for the model to detect."""
-    found = None
+    found = auc = None
     if words:
-        mask_token_id = Vocabulary.of(tokenizer).mask_token_id
-        found = score_words(model.eval(), held_out, accepted_ids(words, tokenizer), mask_token_id)
-    right = scored["right"]
+        ids, mask = accepted_ids(words, opened.tokenizer), Vocabulary.of(opened.tokenizer)
+        found = score_words(opened.model.eval(), held_out, ids, mask.mask_token_id)
+    if task is not None:
+        auc = replaced_words_auc(task, map(_viewed, held_out), progress=1.0)
     others = {name: sums for name, sums in scored.items() if name != "right"}
     return PairsEvaluation(
         scores={condition: summarise(sums) for condition, sums in scored.items()},
-        difference={condition: compare(right, sums) for condition, sums in others.items()},
+        difference={name: compare(scored["right"], sums) for name, sums in others.items()},
         words=found,
-        mrtd_auc=None
-        if task is None
-        else replaced_words_auc(task, map(_viewed, held_out), progress=1.0),
+        mrtd_auc=auc,
     )
 
 
@@ -153,9 +142,9 @@ def evaluate_image_text(
     groups, everything = group_ids(pairs), np.arange(len(pairs))
     for one in opened:
         captions = read_captions(pairs, one.tokenizer, reading, longest)
-        # Pictures stay decoded, for each is seen with its own caption and with others'.
-        near = one.view.size
-        pictures = Pictures(pairs, reading.on_bad_image, near=near, cache_bytes=CACHE_BYTES)
+        pictures = Pictures(
+            pairs, reading.on_bad_image, near=one.view.size, cache_bytes=CACHE_BYTES
+        )
         read = ReadPairs(pairs, captions, pictures, one.view)
         held_out = HeldOutPairs(read, groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
@@ -163,13 +152,10 @@ def evaluate_image_text(
         heading = one.name if one.name not in models else f"{one.name} (again)"
         task, twin = None, twin_beside(one.name)
         if twin is not None:  # as `train pairs` has it
-            settings = ImageTextMLMConfig(alpha=0.0)
-            defaults = PairsRunConfig(pairs="any", objectives=settings)
-            task = make_task(defaults, one.model, one.tokenizer)
+            defaults = PairsRunConfig(pairs="any", objectives=ImageTextMLMConfig(alpha=0.0))
+            task = make_task(defaults, one)
             task.load_twin(twin)
-        models[heading] = summarise_pairs(
-            scored[-1], one.model, one.tokenizer, held_out, words=words, task=task
-        )
+        models[heading] = summarise_pairs(scored[-1], one, held_out, words, task)
         if held_out.pictures.skipped.count:
             log.warning("%s", held_out.pictures.skipped)
     difference = None

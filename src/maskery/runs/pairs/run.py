@@ -1,7 +1,7 @@
 """An image-text run: pairs in; a model that fills words from pictures, and its figures, out."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
 from maskery.core.registry import plugin_identity
-from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.config import FORMATS, PairsConfig
 from maskery.data.pairs.formats import Source
@@ -22,10 +21,10 @@ from maskery.evaluation.image_text.image_fill import Condition, sample_pictures,
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import fingerprint_of, model_card, public_name
+from maskery.runs.frame.run_frame import RunResult, fingerprint_of, public_name
 from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.prepare import prepare_model
-from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
+from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.pairs.evaluate import PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
@@ -34,14 +33,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsResult(ImageTextResult):
+class PairsResult(RunResult):
     """The result of a run on pairs."""
 
     evaluation: PairsEvaluation  # The trained model's held-out figures
     skipped: tuple[str, ...]  # One line for each kind of thing that was left out
-
-    def _figures(self) -> dict[str, Any]:
-        return {**asdict(self.evaluation), "skipped": list(self.skipped)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +48,18 @@ class PairsRun(ImageTextRun[PairsResult]):
     train: PairSource
     held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
 
-    def _skips(self) -> Iterable[Skipped]:
-        return (self.held_out.pictures.skipped,)
-
     def score(self) -> dict[Condition, ExampleSums]:
         """Score held-out captions with the right picture, a wrong one, and none."""
         start = self.prepared.start
         was_training = start.model.training
         # As BERT masks, whatever the run trains with.
-        masker = Masker.of(start.tokenizer)
-        scored = score_pairs(start.model.eval(), self.held_out, masker)
+        scored = score_pairs(start.model.eval(), self.held_out, Masker.of(start.tokenizer))
         start.model.train(was_training)
         return scored
 
     def _logged(self) -> dict[str, float]:
         figures: dict[str, float] = {}
-        # Weighted by tokens and without intervals.
-        for sight, sums in self.score().items():
+        for sight, sums in self.score().items():  # weighted by tokens and without intervals
             totals = sums.sums.sum(axis=0)
             _, loss, top1, top5 = (totals / totals[0]).tolist()
             figures |= {f"{sight}_loss": loss, f"{sight}_top1": top1, f"{sight}_top5": top5}
@@ -77,21 +68,17 @@ class PairsRun(ImageTextRun[PairsResult]):
     def evaluate(self) -> PairsEvaluation:
         """Compute every held-out figure of the model as it is now."""
         start, words, task = self.prepared.start, self.config.score_words, self.prepared.task
-        return summarise_pairs(
-            self.score(), start.model, start.tokenizer, self.held_out, words=words, task=task
-        )
+        return summarise_pairs(self.score(), start, self.held_out, words, task)
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PairsResult:
         del loop  # the last model is kept
-        evaluation, skipped = self.evaluate(), self.skipped()
+        evaluation, skipped = self.evaluate(), self.skipped(self.held_out.pictures)
         return PairsResult(folder=folder, evaluation=evaluation, summary=summary, skipped=skipped)
 
     def _save(self, folder: Path, result: PairsResult) -> None:
-        config, masking = self.config, self.config.masking
-        pairs = public_name(Path(config.pairs).name)
-        card = model_card(
-            config,
-            config.start,
+        pairs, masking = public_name(Path(self.config.pairs).name), self.config.masking
+        self.prepared.save_model(
+            folder,
             result.to_json(),
             title="An image-text masked language model trained with Maskery",
             trained=f"{pairs} with {masking.policy} masking at a rate of {masking.mask_rate}.",
@@ -99,7 +86,6 @@ class PairsRun(ImageTextRun[PairsResult]):
 maskery fill path/of/this/folder "A woman in a [MASK] coat." --image picture.jpg""",
             tags=("image-text",),
         )
-        self.prepared.save_model(folder, card)
 
 
 def train_pairs(
@@ -131,13 +117,7 @@ def train_pairs(
     config = config.anchored()
     prepare = partial(prepare_pairs, source=source)
     return train_image_text(
-        config,
-        prepare,
-        config.pairs,
-        progress=progress,
-        beside=beside,
-        terms=terms,
-        callbacks=callbacks,
+        config, prepare, config.pairs, terms, callbacks, progress=progress, beside=beside
     )
 
 
@@ -214,7 +194,6 @@ def _fingerprint(pairs: Pairs) -> str:
 
 def evaluate_pairs_run(
     folder: Path,
-    *,
     score_words: tuple[str, ...] = (),
     eval_pairs: str | None = None,
     reader: str | None = None,

@@ -3,7 +3,7 @@
 import json
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -14,20 +14,13 @@ import numpy as np
 
 from maskery.core.batch import Ints
 from maskery.core.errors import ConfigError
-from maskery.data.images.config import ViewConfig
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    can_match,
-    open_image_text,
-    preprocessing_of,
-    require_contrast,
-)
+from maskery.evaluation.image_text import opening
 from maskery.evaluation.retrieval.config import (
     ModelRetrieval,
     RetrievalConfig,
@@ -70,15 +63,14 @@ def retrieval_of(
     )
 
 
-def released_retrieval(missing: Iterable[str]) -> ModelRetrieval:
+def released_retrieval(missing: Collection[str]) -> ModelRetrieval:
     """Return retrieval settings for released ALBEF and RaSa checkpoints.
 
     Its `Retrieval.py` and `configs/PS_cuhk_pedes.yaml` (Bai et al., IJCAI 2023): cleaned captions
     of 50 words, cut at 50 tokens, and the 128 most similar pictures ranked by the logit of a match.
     `missing` are parameters of the model that the checkpoint lacks.
     """
-    absent = tuple(missing)
-    trained = (n for n, term in TERMS.items() if not any(belongs(p, term.heads) for p in absent))
+    trained = (n for n, term in TERMS.items() if not any(belongs(p, term.heads) for p in missing))
     return ModelRetrieval(
         clean_captions=True,
         max_words=50,
@@ -115,9 +107,9 @@ def finds_alone(name: str) -> bool:
     return "itc" in known.trained and "mlm" not in known.trained
 
 
-def open_for_retrieval(name: str) -> OpenImageText:
+def open_for_retrieval(name: str) -> opening.OpenImageText:
     """`open_image_text`, with everything that is known of the model."""
-    opened = open_image_text(name)
+    opened = opening.open_image_text(name)
     return replace(opened, retrieval=known_retrieval(name) or opened.retrieval)
 
 
@@ -148,10 +140,7 @@ class RetrievalEvaluation:
 
 
 class Conditions(dict[str, tuple[str, str]]):
-    """Conditions that all runs share, as the first run had them, by their topic.
-
-    Under other conditions a mean over the runs would say nothing.
-    """
+    """Conditions that all runs share, as the first run had them, by their topic."""
 
     def add(self, name: str, conditions: Mapping[str, str], done: str = "measured") -> None:
         """Add conditions under which a run was `done`; refuse others than an earlier run's."""
@@ -186,18 +175,17 @@ def evaluate_retrieval_models(
     """
     require_once(names, "run")
     overrides, read = overrides or Overrides(), read or cache(open_person_search)
-    conditions = Conditions()
+    reading, conditions = reading or PairsConfig(), Conditions()
     runs = {name: own_run(name, needed=data is None and on is None) for name in names}
     for name, run in runs.items() if len(names) > 1 else ():
         # Told before the first is measured, which may take an hour.
-        known = known_retrieval(name)
-        if known is None:
+        if (known := known_retrieval(name)) is None:
             continue
-        ranking = overrides.of_model(known).ranking
-        ranking = ranking if "itm" in known.trained else replace(ranking, rerank=0)
+        known = overrides.of_model(known)
+        ranking = known.ranking if "itm" in known.trained else replace(known.ranking, rerank=0)
         conditions.add(name, ranking_conditions(ranking))
         if run is not None and data is None:
-            dataset = read(overrides.of_data(run.data, overrides.of_model(known)))
+            dataset = read(overrides.of_data(run.data, known))
             conditions.add(name, gallery_conditions(dataset, split))
     own = {name: run_config_of(Path(name).resolve()) for name in names}
     for name, config in own.items():
@@ -210,30 +198,21 @@ def evaluate_retrieval_models(
         source = on or (run.data if run is not None and data is None else None)
         if source is not None:
             dataset = read(overrides.of_data(source, opened.retrieval))
-            view = None if run is None else run.view
-            gallery = held_out_set(opened, view, dataset, source, split, settings)
-            splits[name] = split_of(dataset, split)[0]
+            splits[name], pairs = split_of(dataset, split)
+            gallery = held_out_set(opened, run, pairs, source, settings)
         else:
-            reading, splits[name] = reading or PairsConfig(), None
-            pairs = Pairs.open(str(data), reading)
-            gallery = RetrievalSet.read_by(
-                opened,
-                # Captions are prepared as those were that the model learnt from.
-                pairs.prepared(opened.retrieval.prepare),
-                reading,
-                batch_images=settings.batch_images,
-            )
+            # Captions are prepared as those were that the model learnt from.
+            pairs = Pairs.open(str(data), reading).prepared(opened.retrieval.prepare)
+            splits[name], gallery = None, held_out_set(opened, None, pairs, reading, settings)
         retrieval = evaluate_set(opened.model, gallery, settings, progress=progress)
         found = figures[name] = retrieval.figures
         if each is not None:
             each(gallery, retrieval)
         for line in gallery.skipped:
             log.warning("%s", line)
-        readable = {  # some cannot be read
-            "pictures that can be read": f"{found.num_images:,}",
-            "captions that can be read": f"{found.num_texts:,}",
-        }
-        conditions.add(name, readable)
+        # Some cannot be.
+        readable = {"pictures": found.num_images, "captions": found.num_texts}
+        conditions.add(name, {f"{what} that can be read": f"{n:,}" for what, n in readable.items()})
     return RetrievalEvaluation(
         figures=figures,
         splits=splits,
@@ -316,11 +295,11 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
 
 def open_for_measuring(
     name: str, run: PersonSearchRunConfig | None, overrides: Overrides
-) -> tuple[OpenImageText, RetrievalConfig]:
+) -> tuple[opening.OpenImageText, RetrievalConfig]:
     """Open a model; returns it and how it is measured, both with the overrides."""
     opened = open_for_retrieval(name)
     if run is None:
-        require_contrast(opened)
+        opening.require_contrast(opened)
     opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
     ranking = opened.retrieval.ranking
     if overrides.odds_weight is not None and ranking.score != "sum":
@@ -328,7 +307,7 @@ def open_for_measuring(
             f"odds_weight is set, and '{name}' is ranked by {ranking.score}, which has no use "
             f"for it; add --score sum, or leave it out"
         )
-    if ranking.rerank and not can_match(opened):
+    if ranking.rerank and not opening.can_match(opened):
         log.info("the matching head of '%s' was never trained, so it is left out", name)
         ranking = replace(ranking, rerank=0)
     own = RetrievalConfig() if run is None else run.retrieval
@@ -344,16 +323,15 @@ def split_of(data: PersonSearchData, split: HeldOutSplit) -> tuple[HeldOutSplit,
 
 
 def held_out_set(
-    opened: OpenImageText,
-    view: ViewConfig | None,  # of a run
-    data: PersonSearchData,
-    reading: PersonSearchDataConfig,
-    split: HeldOutSplit,
+    opened: opening.OpenImageText,
+    run: PersonSearchRunConfig | None,
+    pairs: Pairs,
+    reading: PersonSearchDataConfig | PairsConfig,
     settings: RetrievalConfig,
 ) -> RetrievalSet:
-    """Return a split of a dataset, read as the model's run read pictures."""
-    view = view and preprocessing_of(opened.name, opened.model, view)
-    pairs, size = split_of(data, split)[1], settings.batch_images
+    """Return pairs, with pictures as the model's run prepared them or else as the model does."""
+    view = None if run is None else opening.preprocessing_of(opened.name, opened.model, run.view)
+    size = settings.batch_images
     return RetrievalSet.read_by(opened, pairs, reading, view=view, batch_images=size)
 
 
@@ -362,25 +340,17 @@ def run_samples(folder: Path) -> dict[str, Any]:
     run = open_run(folder).finished(PersonSearchRunConfig)
     opened, settings = open_for_measuring(str(folder), run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
-    held_out = held_out_set(opened, run.view, data, run.data, "test", settings)
+    held_out = held_out_set(opened, run, split_of(data, "test")[1], run.data, settings)
     spread, worst = spread_queries(len(held_out.queries)), worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)
-    searches = [
-        {
-            "caption": sample.caption,
-            "rank": rank,
-            "found": [
-                {"picture": png_uri(one.image, height=160), "right": one.right}
-                for one in sample.found
-            ],
-        }
-        for sample, rank in zip(
-            sample_searches(held_out, queries, found.last),
-            found.last_ranks[:, 0].tolist(),
-            strict=True,
-        )
-    ]
+    samples, ranks = sample_searches(held_out, queries, found.last), found.last_ranks[:, 0].tolist()
+    searches = []
+    for sample, rank in zip(samples, ranks, strict=True):
+        pictures = [
+            {"picture": png_uri(one.image, height=160), "right": one.right} for one in sample.found
+        ]
+        searches.append({"caption": sample.caption, "rank": rank, "found": pictures})
     return {"searches": searches[: len(spread)], "worst": searches[len(spread) :]}
 
 

@@ -8,11 +8,7 @@ import torch
 
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    draw_searches,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, spread_queries
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.image_text.config import PersonSearchRunConfig, small
@@ -39,19 +35,14 @@ def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
     """The preset `small`, an epoch longer."""
     config = small(PersonSearchDataConfig(dataset="drawn-people", root=people))
     return replace(
-        config,
-        output=output,
-        training=replace(config.training, epochs=config.training.epochs + 1),
+        config, output=output, training=replace(config.training, epochs=config.training.epochs + 1)
     )
 
 
 def run_person_search_quickstart(
     folder: Path, draw_progress: Callable[[int, int], None] | None = None, *, progress: bool = True
 ) -> tuple[PersonSearchResult, Retrieval, Retrieval]:
-    """Draw people, train, measure on the test split before and after, and draw five searches.
-
-    The folder is new or empty; `draw_progress` is called as `draw_people` does.
-    """
+    """Draw people into a new folder, train, measure on the test split before and after, search."""
     folder.mkdir(parents=True, exist_ok=True)
     draw_people(folder / PEOPLE, people_config(), draw_progress)
     config = quickstart_config(folder / PEOPLE, folder / RUN)

@@ -1,8 +1,8 @@
 """A person-search run: pictures of persons with captions in; a model that finds people out."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from maskery.core.errors import counted
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
-from maskery.data.images.loading import Skipped
 from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
@@ -23,10 +22,10 @@ from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import write_text
-from maskery.runs.frame.run_frame import fingerprint_of, model_card
+from maskery.runs.frame.run_frame import RunResult, fingerprint_of
 from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
-from maskery.runs.image_text.run import ImageTextResult, ImageTextRun, train_image_text
+from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.person_search.evaluate import retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.training.journal import Callback
@@ -38,18 +37,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersonSearchResult(ImageTextResult):
+class PersonSearchResult(RunResult):
     """The result of a person-search run."""
 
     best_step: int  # After which step the model that is kept was the best on `val`
     val: RetrievalFigures  # Its figures there
     test: RetrievalFigures | None  # Those on the test split; None where there is none
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
-
-    def _figures(self) -> dict[str, Any]:
-        test = None if self.test is None else asdict(self.test)
-        figures = {"best_step": self.best_step, "val": asdict(self.val), "test": test}
-        return {**figures, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +54,10 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     train: PersonSource
     data: PersonSearchData
     val: RetrievalSet  # What the best epoch is chosen by
-    # What is measured at the end; None where the dataset has no test split.
-    test: RetrievalSet | None
-
-    def _skips(self) -> Iterable[Skipped]:
-        return (split.pictures.skipped for split in (self.val, self.test) if split is not None)
+    test: RetrievalSet | None  # Measured at the end; None where the dataset has no test split
 
     def measure(self, split: RetrievalSet) -> Retrieval:
-        """Measure how well the captions of a split find their persons among its pictures.
-
-        The run's processes share the matching out: all of them must ask.
-        """
+        """Measure how well a split's captions find their persons; all processes must ask."""
         retrieval, model = self.config.retrieval, whole_model(self.prepared.start.model)
         if "itm" not in self.prepared.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
@@ -94,21 +81,21 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
             found = self.measure(self.test)
         if is_main_process():
             write_text(folder / RANKS, ranks_jsonl(rank_rows(self.test or self.val, found)))
+        measured = [split.pictures for split in (self.val, self.test) if split is not None]
         return PersonSearchResult(
             folder=folder,
             best_step=step,
             val=val.figures,
             test=None if self.test is None else found.figures,
             summary=summary,
-            notes=(*self.data.notes, *self.skipped()),
+            notes=(*self.data.notes, *self.skipped(*measured)),
         )
 
     def _save(self, folder: Path, result: PersonSearchResult) -> None:
         config, task = self.config, self.prepared.task
         losses = ", ".join(f"{name} {weight:g}" for name, weight in task.loss_weights.items())
-        card = model_card(
-            config,
-            config.start,
+        self.prepared.save_model(
+            folder,
             result.to_json(),
             title="A person-search model trained with Maskery",
             trained=f"""{config.data.dataset} with the losses {losses}.
@@ -118,7 +105,6 @@ validation identities.""",
 maskery search path/of/this/folder --gallery pictures/ "a woman in a red coat"''',
             tags=("text-based-person-search", "image-text"),
         )
-        self.prepared.save_model(folder, card)
         save_model_retrieval(folder, retrieval_of(config, task.trained))
 
 
@@ -144,15 +130,9 @@ def train_person_search(
     """
     config.require_start()
     config = config.anchored()
-    data = str(config.data.root)
+    data, prepare = str(config.data.root), prepare_person_search
     return train_image_text(
-        config,
-        prepare_person_search,
-        data,
-        progress=progress,
-        beside=beside,
-        terms=terms,
-        callbacks=callbacks,
+        config, prepare, data, terms, callbacks, progress=progress, beside=beside
     )
 
 

@@ -139,9 +139,8 @@ def _checkpoint(config: TextRunConfig) -> Path:
         if own.is_dir() and find_damage(own) is None:
             return own
     open_origin(config.from_run or "")
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
     kept = kept_checkpoints(folder)
-    path = checkpoints.newest_sound() if step is None else kept.get(step)
+    path = Checkpoints(folder / CHECKPOINTS).newest_sound() if step is None else kept.get(step)
     if path is None:
         which = "sound checkpoint" if step is None else f"checkpoint of step {step}"
         has = f"steps {', '.join(map(str, kept))}" if kept else "none"
@@ -159,8 +158,7 @@ def train_phases(
     Finished phases are found finished, so that a resumed run goes on in the one that was stopped.
     """
     planned, processes = phases_of(config), join_processes()
-    # With paths that hold from any folder.
-    both = zip(config.phases, planned, strict=True)
+    both = zip(config.phases, planned, strict=True)  # with paths that hold from any folder
     phases = tuple({**given, "corpus": [*one.corpus]} for given, one in both)
     result: TextResult | None = None
     with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:

@@ -1,7 +1,6 @@
 """The whole configuration of a text run, light to import."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -143,7 +142,7 @@ class TextRunConfig(VocabularyConfig):
             raise ConfigError(
                 "--group-column is empty: it must be a name; leave it out or name one"
             )
-        texts = [named_text(text) for text in self.eval_data]
+        texts = list(map(named_text, self.eval_data))
         if not all(path for _, path in texts):
             raise ConfigError("--eval-data NAME= names no file; write --eval-data NAME=PATH")
         for kind, found in (("name", [n for n, _ in texts if n]), ("path", [p for _, p in texts])):
@@ -231,18 +230,15 @@ class TextRunConfig(VocabularyConfig):
 
     def anchored(self) -> Self:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""
+        corpus = tuple(map(_anchored, self.corpus))
+        mixed = zip(corpus, self.shares, strict=False)
+        named = (f"{name}={_anchored(path)}" for name, path in self.other_data.items())
         return replace(
             super().anchored(),
-            corpus=_anchored(self.corpus),
-            mix=tuple(
-                f"{path}={share!r}"
-                for path, share in zip(_anchored(self.corpus), self.shares, strict=False)
-            ),
-            eval_data=(
-                *_anchored(self.deciding_data),
-                *(f"{name}={_anchored([path])[0]}" for name, path in self.other_data.items()),
-            ),
-            probe=None if self.probe is None else _anchored([self.probe])[0],
+            corpus=corpus,
+            mix=tuple(f"{path}={share!r}" for path, share in mixed),
+            eval_data=(*map(_anchored, self.deciding_data), *named),
+            probe=None if self.probe is None else _anchored(self.probe),
         )
 
 
@@ -255,11 +251,7 @@ def named_text(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _anchored(sources: Sequence[str]) -> tuple[str, ...]:
-    """Make the paths of files, folders and globs absolute; hub ids and addresses stay."""
-    return tuple(
-        str(Path(source).resolve())
-        if Path(source).exists() or ("://" not in source and set(source) & set("*?["))
-        else source
-        for source in sources
-    )
+def _anchored(source: str) -> str:
+    """Make the path of a file, folder or glob absolute; a hub id or an address stays."""
+    is_glob = "://" not in source and set(source) & set("*?[")
+    return str(Path(source).resolve()) if Path(source).exists() or is_glob else source

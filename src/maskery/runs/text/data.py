@@ -1,4 +1,4 @@
-"""The data of a text run: a corpus tokenised once into the cache, or token shards."""
+"""The data of a text run: a corpus tokenised once into the cache, or shards; rare parts by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Given:
     """Objects of the user's own, in the place of what a configuration names; see `train_text`."""
 
@@ -63,27 +63,26 @@ def open_text(
             "--mix needs each corpus as text of its own (a file, folder or glob), or each as "
             "shards of maskery tokenize; name those"
         )
-    if places and len(config.corpus) > 1 and not config.mix:
+    if not places:
+        return StoredText(config, cache_dir, given, progress=progress)
+    if len(config.corpus) > 1 and not config.mix:
         raise ConfigError(
             f"'{places[0]}' is a folder or address of shards, which is named alone or with a "
             f"--mix; tokenize all of the corpus into one folder, or say how much of each"
         )
-    if places:
-        if config.add_words is not None:
-            raise ConfigError(
-                f"--add-words {config.add_words}: the shards were cut without these words; train "
-                f"on the text itself"
-            )
-        if config.group_column is not None:
-            raise ConfigError(
-                f"--group-column {config.group_column}: shards were split when they were made; "
-                f"train on the text itself, or on an --eval-data of your own"
-            )
-        # By name: a run on text imports nothing of shards.
-        shards = importlib.import_module("maskery.runs.text.shards")
-        sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
-        return sharded
-    return StoredText(config, cache_dir, given, progress=progress)
+    if config.add_words is not None:
+        raise ConfigError(
+            f"--add-words {config.add_words}: the shards were cut without these words; train on "
+            f"the text itself"
+        )
+    if config.group_column is not None:
+        raise ConfigError(
+            f"--group-column {config.group_column}: shards were split when they were made; train "
+            f"on the text itself, or on an --eval-data of your own"
+        )
+    shards = importlib.import_module("maskery.runs.text.shards")
+    sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
+    return sharded
 
 
 class StoredText:
@@ -103,16 +102,15 @@ class StoredText:
         else:
             self.tokenizer = load_tokenizer(config.model)
         self.added = self._add_words(config.add_words)
-        self.held_out_share, self.group_column = config.held_out_share, config.group_column
+        self.config = config
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
         # Equal texts have one id: they are of the first corpus that has them.
-        self.corpora, self.shares = config.corpus, config.shares
+        self.shares = config.shares
         self.owners = np.full(self.store.num_documents if self.shares else 0, -1)
-        for number, path in enumerate(self.corpora if self.shares else ()):
+        for number, path in enumerate(config.corpus if self.shares else ()):
             one = Corpus.open([path], config.reading)
             own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
-            mine = np.isin(self.store.ids, own.ids)
-            self.owners[mine & (self.owners < 0)] = number
+            self.owners[np.isin(self.store.ids, own.ids) & (self.owners < 0)] = number
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)
@@ -122,13 +120,12 @@ class StoredText:
         else:
             self.held_store = self.store
             whole = self.store, self.tokenizer, config.held_out_share
-            if config.group_column is None:
-                sides = split(*whole)
-            else:
-                sides = split_by_value(*whole, corpus.groups(config.group_column))
-            self.train_documents, self.held_documents = sides
+            group = config.group_column
+            self.train_documents, self.held_documents = (
+                split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
+            )
         outside = [store for store, _ in self.others.values()]
-        outside += [self.held_store] if self.has_own_held_out else []
+        outside += [] if self.held_store is self.store else [self.held_store]
         if outside:
             self.train_documents = without_held_out(
                 self.store, self.train_documents, outside, self.tokenizer
@@ -138,11 +135,6 @@ class StoredText:
         parts = [(len(self.held_documents), whole_size)]
         parts += [(len(scored), store.num_documents) for store, scored in self.others.values()]
         self.is_sampled = any(scored < whole for scored, whole in parts)
-
-    @property
-    def has_own_held_out(self) -> bool:
-        """True if the held-out text that decides is not of the corpus."""
-        return self.held_store is not self.store
 
     def _add_words(self, path: str | None) -> AddedWords | None:
         if path is None:
@@ -161,15 +153,15 @@ class StoredText:
     def described(self) -> dict[str, Any]:
         """Return what a continuation must share, by name; for `identity`."""
         # A store's name is a hash of content and tokenizer.
-        own = self.has_own_held_out
+        own = self.held_store is not self.store
         others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": self.store.folder.name,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
             "eval_data_fingerprint": self.held_store.folder.name if own else None,
-            "held_out_share": None if own else self.held_out_share,
+            "held_out_share": None if own else self.config.held_out_share,
             # Not named where there is none, as by versions that knew of none.
-            **({"group_column": self.group_column} if self.group_column else {}),
+            **({"group_column": group} if (group := self.config.group_column) else {}),
             **({"mix": self.shares} if self.shares else {}),
             **({"other_fingerprints": others} if others else {}),
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
@@ -182,13 +174,12 @@ class StoredText:
     def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """Return training and held-out batches."""
         chosen, train = (self.store, self.train_documents, batching), None
-        if self.shares:  # by name: few runs need it
+        if self.shares:
             mixture = importlib.import_module("maskery.data.mixture")
             train = mixture.MixedSource(*chosen, self.owners, self.shares)
-            log.info("%s", train.describe([Path(path).name for path in self.corpora]))
-        return train or TextSource(*chosen), TextSource(
-            self.held_store, self.held_documents, batching
-        )
+            log.info("%s", train.describe([Path(path).name for path in self.config.corpus]))
+        held_out = TextSource(self.held_store, self.held_documents, batching)
+        return train or TextSource(*chosen), held_out
 
     def describe(self) -> str:
         """Return how much there is to train and to be measured on, in words."""
@@ -202,11 +193,7 @@ class StoredText:
 
 
 def other_texts(
-    config: TextRunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    cache_dir: Path,
-    *,
-    progress: bool = True,
+    config: TextRunConfig, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, *, progress: bool
 ) -> dict[str, tuple[TokenStore, Ints]]:
     """Read and tokenise the held-out texts that have names, and choose what of each is scored."""
     found = {}

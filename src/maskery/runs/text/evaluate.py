@@ -1,8 +1,4 @@
-"""Measure finished text runs and models, compare them, and train a sweep of runs to compare.
-
-Each run of a sweep has a folder named after its settings. A second call keeps finished runs and
-goes on with an interrupted one from its newest checkpoint.
-"""
+"""Measure finished text runs and models, compare them, and train a sweep of runs to compare."""
 
 import contextlib
 import itertools
@@ -20,7 +16,6 @@ from maskery.core.batch import TokenBatch
 from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.processes import to_gpu
 from maskery.data.corpus.config import CorpusConfig
-from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.intervals import Interval
 from maskery.evaluation.text.comparison import Row, ScoredRun, compare_runs
 from maskery.evaluation.text.fill import Filler
@@ -46,13 +41,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.config_file import load_config, open_run, run_kind, to_plain, with_settings
 from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.held_out import (
-    AS_LOADED,
-    HELD_OUT,
-    WITH_HEAD,
-    kept_scores,
-    text_auc,
-)
+from maskery.runs.text.held_out import AS_LOADED, HELD_OUT, WITH_HEAD, kept_scores, text_auc
 from maskery.runs.text.prepare import prepare_text, text_parts
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import load_extra, make_text_task
@@ -60,8 +49,7 @@ from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
 
-# Where a run lies and how it was called; not how its model was made.
-PLACES = ("output", "resume", "cache_dir")
+PLACES = ("output", "resume", "cache_dir")  # where a run lies, not how its model was made
 # All runs must be measured on the same text, and lie where the sweep puts them.
 NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache_dir", "engine")
 
@@ -114,7 +102,7 @@ class PlannedRun:
 
 
 def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
-    """Return the runs of a sweep, the last setting changing fastest."""
+    """Return the runs of a sweep, the last setting changing fastest; folders have their names."""
     base = load_config(path, TextRunConfig)
     folder = base.output or default_folder(base.corpus[0], base.model)
     folder = output or folder.with_name(f"{folder.name}-sweep")
@@ -177,8 +165,7 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
     folder = output / re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(named))
     values = {name: _value(value) for name, value in settings.items()}
     config = with_settings(base, values, where=f"{path} with {', '.join(named)}")
-    config = replace(config.anchored(), output=folder, resume="auto")
-    config = replace(config, model=anchored(config.model))
+    config = replace(config.anchored(), model=anchored(config.model), output=folder, resume="auto")
     finished = (folder / EVALUATION).is_file() and has_model(folder)
     if finished:
         found, wanted = map(course_of, (open_run(folder).config, config))
@@ -195,11 +182,9 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
 class Evaluation:
     """Held-out figures of one model, or of two with their paired difference."""
 
-    # By heading: those of a run's result in order of time, or model names
-    scores: dict[str, MaskedScores]
+    scores: dict[str, MaskedScores]  # By heading: of a run in order of time, or model names
     difference: dict[str, Interval] | None  # The last minus the first, where there are two
-    # How well replaced words are told from original ones, of each model that was trained to
-    mrtd_auc: dict[str, float]
+    mrtd_auc: dict[str, float]  # How well models that were trained to tell replaced words
 
 
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
@@ -215,8 +200,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
         scored = {AS_LOADED: scored["before"], "before": with_head}
     trained = open_model(str(folder))
     scored["after"] = run.score(trained.model)
-    judged = {"after": saved_task_auc(trained, config, run.held_out.in_order())}
-    return _both(scored, judged)
+    return _both(scored, {"after": saved_task_auc(trained, config, run.held_out.in_order())})
 
 
 def evaluate_model(
@@ -241,12 +225,7 @@ def evaluate_model(
         # The same model twice is a legitimate question, with the answer 0.
         heading = one.name if one.name not in scored else f"{one.name} (again)"
         source = held_out_source(
-            one,
-            data,
-            reading,
-            cache_dir=cache_dir or default_cache_dir(),
-            batch_tokens=batch_tokens,
-            progress=progress,
+            one, data, reading, cache_dir=cache_dir, batch_tokens=batch_tokens, progress=progress
         )
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored[heading] = score_examples(one.model, scoring(source, progress=progress), masker)

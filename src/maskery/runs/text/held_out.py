@@ -1,12 +1,8 @@
-"""The held-out figures of a run over its course, kept in its folder.
-
-A run has one held-out text that decides, and may have others by name, such as general text that it
-might forget.
-"""
+"""The held-out figures of a run over its course, of the text that decides and of named others."""
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +36,7 @@ AS_LOADED = "as loaded"
 class Measured:
     """Held-out figures of one text."""
 
-    # Of the initial model as it was loaded, where its head was new and was then trained alone
-    as_loaded: MaskedScores | None
+    as_loaded: MaskedScores | None  # Of the start as it was loaded, if its head was trained alone
     before: MaskedScores  # Of the initial model, with the head that was trained alone, if it was
     after: MaskedScores  # Of the trained model
     difference: dict[str, Interval]  # Paired, after minus before: loss, top1, top5
@@ -51,15 +46,6 @@ class Measured:
         """Return the figures by heading, in order of time."""
         loaded = {} if self.as_loaded is None else {AS_LOADED: self.as_loaded}
         return {**loaded, "before": self.before, "after": self.after}
-
-    def figures(self) -> dict[str, Any]:
-        """Return the figures as plain data."""
-        return {
-            "as_loaded": None if self.as_loaded is None else asdict(self.as_loaded),
-            "before": asdict(self.before),
-            "after": asdict(self.after),
-            "difference": self.difference,
-        }
 
 
 class HeldOutText:
@@ -117,8 +103,7 @@ class HeldOutText:
 
     def _write(self, file: str) -> None:
         if is_main_process():
-            path = self.folder / named(file, self.name)
-            write_bytes(path, self.last.to_bytes(self.run.identity))
+            write_bytes(self.folder / named(file, self.name), self.last.to_bytes(self.run.identity))
 
 
 def named(file: str, name: str) -> str:

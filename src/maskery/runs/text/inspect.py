@@ -33,33 +33,25 @@ from maskery.training.stepper import Stepper
 
 # Upper bounds of the histogram of lengths, in tokens; the last bucket has none.
 BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-# Masks are counted over so many batches: their number hardly changes from batch to batch.
-COUNTED_BATCHES = 8
-# Held-out batches that are scored to know how long all of them take.
-SCORED_BATCHES = 3
-# Enough to know which words are frequent; reading on would only take longer.
-MOST_TOKENS = 20_000_000
+COUNTED_BATCHES = 8  # masks are counted over so many: their number hardly changes
+SCORED_BATCHES = 3  # held-out batches that are scored to know how long all of them take
+MOST_TOKENS = 20_000_000  # enough to know which words are frequent; more only takes longer
 # One token for a word of two pieces saves little; longer runs of pieces are rarely words.
 FEWEST_PIECES, MOST_PIECES = 3, 16
-# Texts that are read again to name unknown words.
-UNKNOWN_TEXTS = 500
-# Texts that are read again for the spelling of broken words, which are frequent ones.
-SPELT_TEXTS = 20_000
+UNKNOWN_TEXTS = 500  # texts that are read again to name unknown words
+SPELT_TEXTS = 20_000  # texts that are read again for the spelling of broken words, frequent ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens of the examples, special tokens not counted.
-
-    The histogram has pairs (at most so many tokens, examples); the last has no bound.
-    """
+    """Tokens of the examples, special tokens not counted."""
 
     examples: int
     tokens: int
     median: float
     p95: float
     longest: int
-    histogram: tuple[tuple[int | None, int], ...]
+    histogram: tuple[tuple[int | None, int], ...]  # (at most so many tokens or None, examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +111,8 @@ def inspect_corpus(
     config: TextRunConfig, *, timed_steps: int = 4, listed: int = 20, progress: bool = True
 ) -> Inspection:
     """Look at a run before it is started, with so many steps timed and words listed."""
-    training = config.training.for_device()
-    run = prepare_text(replace(config, training=training), progress=progress)
+    config = replace(config, training=config.training.for_device())
+    run = prepare_text(config, progress=progress)
     source = run.train
     if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
         raise ConfigError(
@@ -161,7 +153,6 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
     """Return what the steps of a run compute, and what other ways of batching would."""
     config, limit = run.config, source.batching.max_length
     documents = source.store.lengths() + source.batching.template.num_special
-    training = config.training
     task: Any = run.task  # of diffusion has a masker of its own; one of a plug-in may have none
     masker = getattr(task, "masker", None) or Masker.of(run.loaded.tokenizer, config.masking)
     masked = []
@@ -175,7 +166,7 @@ def describe_batches(run: TextRun, source: TextSource) -> Batches:
         truncated_tokens=int(np.maximum(documents - limit, 0).sum()),
         layout=source.layout,
         real_share=real_shares(source, limit),
-        steps=planned_steps(source, training)[1],
+        steps=planned_steps(source, config.training)[1],
         tokens=source.num_tokens() / max(1, source.num_steps(0)),
         masked_tokens=statistics.fmean(masked) if masked else 0.0,
     )
@@ -192,10 +183,9 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
         steps = (known[plan.step(step)] for step in range(plan.num_steps))
         return sum(float(members.max() * len(members)) for members in steps)
 
+    own = 1.0 if source.layout == "packed" else total / padded(source.plan(0), source.lengths)
     return {
-        "this run": 1.0
-        if source.layout == "packed"
-        else total / padded(source.plan(0), source.lengths),
+        "this run": own,
         "random batches padded to their longest": total / padded(mixed, lengths),
         "everything padded to max_length": total / (limit * len(lengths)),
     }
@@ -204,10 +194,9 @@ def real_shares(source: TextSource, limit: int) -> dict[str, float]:
 def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     """Take a few steps, and say what all of them would cost; the model is changed by them."""
     training = run.config.training
-    task = run.task
-    new = new_parameters(task, run.model, run.loaded.new_parameters)
+    new = new_parameters(run.task, run.model, run.loaded.new_parameters)
     steps, total = planned_steps(source, training)
-    stepper = Stepper(task, training, total_steps=total, new_parameters=new)
+    stepper = Stepper(run.task, training, total_steps=total, new_parameters=new)
     cuda = torch.cuda.is_available()
     speeds = []
     # One more than asked for: the first step allocates memory and is not counted.

@@ -17,14 +17,12 @@ from maskery.training.optimiser import resolve_precision
 
 log = logging.getLogger(__name__)
 
-# Bytes of a trained weight: itself, its gradient and two moments of the optimiser in float32.
-WEIGHT_BYTES = 16
+WEIGHT_BYTES = 16  # of a trained weight: itself, its gradient and two moments in float32
 # Of the device's memory; the rest is for the text, other programs and what is freed late.
 GPU_SHARE, CPU_SHARE = 0.8, 0.5
 # Of what is kept: the backward pass adds gradients of some of it (seen: a tenth to a fifth).
 PEAK = 1.3
-# Tokens of the passes that are measured: what each adds is the same for more of them.
-MEASURED = 512
+MEASURED = 512  # tokens of the passes that are measured; of more of them, each adds the same
 
 
 def limit_micro_batches(run: TextRun) -> None:

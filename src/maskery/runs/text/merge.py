@@ -23,15 +23,13 @@ from maskery.models.loading import Loaded, load_masked_lm, quiet_transformers, r
 from maskery.models.lora import ADAPTER, folded
 from maskery.models.pooling import copy_modules
 
-# Weights of the second model: both ends, and three between them.
-CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights of the second model: both ends, three between
 Tensors = Mapping[str, torch.Tensor]
 
 
 def merge(
     names: Sequence[str],
     shares: Sequence[float] = (),
-    *,
     base: str | None = None,
     density: float = 0.2,
     output: Path | None = None,

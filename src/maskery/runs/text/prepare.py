@@ -1,4 +1,4 @@
-"""The parts of a text run: everything that it consists of before its first step."""
+"""The parts of a text run before its first step; what few runs need is imported where it is."""
 
 from __future__ import annotations
 
@@ -21,17 +21,9 @@ from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
 from maskery.masking.masker import Masker
+from maskery.models import loading
 from maskery.models.layout import can_pack, max_positions
-from maskery.models.loading import (
-    MODULES,
-    Loaded,
-    add_rows,
-    known_as,
-    load_masked_lm,
-    new_masked_lm,
-    resolve,
-    start_new_head,
-)
+from maskery.models.loading import Loaded
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.runs.frame.run_frame import identity
 from maskery.runs.text.config import SCRATCH, TextRunConfig
@@ -50,10 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# BERT's, and that of most encoders since.
-DEFAULT_MAX_LENGTH = 512
-# Chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding".
-KEEP_WEIGHT = "10"
+DEFAULT_MAX_LENGTH = 512  # BERT's, and that of most encoders since
+KEEP_WEIGHT = "10"  # chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding"
 # Enough for a head to learn most of what it can from a frozen encoder, and most of the steps are
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
@@ -64,8 +54,7 @@ COMPILE_BACKEND = "inductor"
 class TextRun:
     """Everything a text run consists of, before its first step."""
 
-    # All settings; of those that were `auto`, the objectives' and `head_first` are decided.
-    config: TextRunConfig
+    config: TextRunConfig  # Of settings that were `auto`, objectives' and head_first are decided
     model: MaskedLanguageModel  # The initial model
     loaded: Loaded  # The initial model as it was loaded, with its tokenizer
     vocabulary: Vocabulary  # Of the tokenizer
@@ -88,18 +77,15 @@ class TextRun:
         They are of the text that decides, or of the other one of that name. The run's processes
         share the work: all of them must call this.
         """
-        return score_examples(
-            model or self.model,
-            scoring(self.others[name] if name else self.held_out, progress=self.progress),
-            self.frozen_masker,
-            processes=join_processes(),
-        )
+        source = self.others[name] if name else self.held_out
+        model, batches = model or self.model, scoring(source, progress=self.progress)
+        return score_examples(model, batches, self.frozen_masker, processes=join_processes())
 
     @property
     def frozen_masker(self) -> Masker:
         """Return the masker of held-out texts; with diffusion, their loss is the NELBO."""
         masker = Masker
-        if self.config.objectives.objective == DIFFUSION:  # by name: others need none of it
+        if self.config.objectives.objective == DIFFUSION:
             masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         # Never at a random rate: as BERT masks, whatever the run trains with.
         return masker.of(self.vocabulary)
@@ -121,20 +107,19 @@ def prepare_text(
     config: TextRunConfig, *, progress: bool = True, given: Given | None = None
 ) -> TextRun:
     """Read, tokenise and split the corpus, and load or make the initial model."""
-    given = given or Given()
-    pooling = None
+    given, pooling = given or Given(), None
     if given.model is None and not config.model.startswith(SCRATCH):
-        start = Path(resolve(config.model))
-        pooling = start if (start / MODULES).is_file() else None
+        start = Path(loading.resolve(config.model))
+        pooling = start if (start / loading.MODULES).is_file() else None
     config = replace(config, objectives=with_keep(config, given, pooling))
     data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
     loaded = load(config, data, given)
-    if config.frozen_layers is not None:  # by name: few runs need it
+    if config.frozen_layers is not None:
         importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
     if config.lora:
         lora = importlib.import_module("maskery.models.lora")
         settings, seed = lora.Lora.of(config.lora), config.training.seed
-        loaded = lora.add_lora(loaded, settings, start=known_as(config.model), seed=seed)
+        loaded = lora.add_lora(loaded, settings, start=loading.known_as(config.model), seed=seed)
     if config.checkpoint_activations:
         importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
     config = replace(config, head_first=head_first(config, loaded))
@@ -150,11 +135,11 @@ def prepare_text(
     )
     train, held_out = data.sources(batching)
     others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
-    described = identity_of(config, data, given, loaded, layout=layout, max_length=max_length)
+    described = identity_of(config, data, given, loaded, batching)
     branch, first = None, BEGINNING
     if config.from_run is None:
         alone, steps = head_steps(config, train)
-    else:  # By name: a run that begins anew needs none of it.
+    else:
         branching = importlib.import_module("maskery.runs.text.branch")
         branch, first = branching.branch_of(config, described)
         alone, steps = branching.left_steps(config, train, branch, first, loaded.new_parameters)
@@ -228,14 +213,13 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
     tokenizer = data.tokenizer
     scratch = config.model.startswith(SCRATCH)
     if given.model is not None:
-        # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
         loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
     elif scratch:
-        size = config.model.removeprefix(SCRATCH)
-        loaded = new_masked_lm(size, tokenizer, seed=config.training.seed, shape=config.shape)
+        size, seed = config.model.removeprefix(SCRATCH), config.training.seed
+        loaded = loading.new_masked_lm(size, tokenizer, seed=seed, shape=config.shape)
     else:
-        loaded = load_masked_lm(
+        loaded = loading.load_masked_lm(
             config.model,
             attention_dropout=config.attention_dropout,
             tokenizer=tokenizer if data.added is None else None,
@@ -246,7 +230,7 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         rope = importlib.import_module("maskery.models.rope")
         rope.set_rope_base(loaded.model, config.rope_base, config.max_length)
     if data.added is not None:
-        add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
+        loading.add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
         loaded = replace(loaded, tokenizer=tokenizer)
     if loaded.attention_dropouts:
         log.info(
@@ -257,7 +241,7 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
         counts = data.token_counts(loaded.model.config.get_text_config().vocab_size)
-        start_new_head(loaded.model, loaded.new_parameters, counts)
+        loading.start_new_head(loaded.model, loaded.new_parameters, counts)
     return loaded
 
 
@@ -284,15 +268,13 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
 
 def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
     """Return the most tokens of a sequence."""
-    limit = max_positions(loaded.model.config)
-    if config.max_length is not None:
-        if limit is not None and config.max_length > limit:
-            raise ConfigError(
-                f"--max-length is {config.max_length}, and the model has {limit} positions; "
-                f"lower it to {limit} or less (longer documents become windows)"
-            )
-        return config.max_length
-    return min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+    limit, wanted = max_positions(loaded.model.config), config.max_length
+    if limit is not None and wanted is not None and wanted > limit:
+        raise ConfigError(
+            f"--max-length is {wanted}, and the model has {limit} positions; lower it to {limit} "
+            f"or less (longer documents become windows)"
+        )
+    return wanted or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
 
 
 def identity_of(
@@ -300,9 +282,7 @@ def identity_of(
     data: StoredText | ShardedText,
     given: Given,
     loaded: Loaded,
-    *,
-    layout: str,
-    max_length: int,
+    batching: Batching,
 ) -> str:
     """Return everything that decides the course of a run, but not how it is computed."""
     own, objectives = {}, asdict(config.objectives)
@@ -311,38 +291,33 @@ def identity_of(
     if (maker := given.objective) is not None:  # an object is known by its own name
         objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
     if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen
-        # By name: a run of a named model needs none of this.
         own_model = importlib.import_module("maskery.models.own_model")
-        own = {
-            "model_fingerprint": own_model.weights_fingerprint(
-                loaded.model if config.lora else given.model
-            )
-        }
-    return identity(
-        config.training,
-        {
-            "model": known_as(config.model),
-            **own,
-            **data.described(),
-            "vocab_size": config.vocab_size if config.model.startswith(SCRATCH) else None,
-            **(config.learns() if config.model.startswith(SCRATCH) else {}),
-            "layout": layout,
-            "max_length": max_length,
-            "attention_dropout": config.attention_dropout,
-            "hidden_dropout": config.hidden_dropout,
-            "masking": config.masking.described(),
-            "objectives": objectives,
-            # Not named where there is none, as by versions that knew of none.
-            **({"head_first": config.head_share} if config.head_share else {}),
-            **({"from": Path(config.from_run).name} if config.from_run else {}),
-            **({"lr_restart": True} if config.lr_restart else {}),
-            **({"shape": config.shape} if config.shape != "bert" else {}),
-            **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
-            **({"lora": config.lora} if config.lora else {}),
-            **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
-            **({"rope_base": config.rope_base} if config.rope_base else {}),
-        },
-    )
+        weights = own_model.weights_fingerprint(loaded.model if config.lora else given.model)
+        own["model_fingerprint"] = weights
+    scratch = config.model.startswith(SCRATCH)
+    described = {
+        "model": loading.known_as(config.model),
+        **own,
+        **data.described(),
+        "vocab_size": config.vocab_size if scratch else None,
+        **(config.learns() if scratch else {}),
+        "layout": batching.layout,
+        "max_length": batching.max_length,
+        "attention_dropout": config.attention_dropout,
+        "hidden_dropout": config.hidden_dropout,
+        "masking": config.masking.described(),
+        "objectives": objectives,
+        # Not named where there is none, as by versions that knew of none.
+        **({"head_first": config.head_share} if config.head_share else {}),
+        **({"from": Path(config.from_run).name} if config.from_run else {}),
+        **({"lr_restart": True} if config.lr_restart else {}),
+        **({"shape": config.shape} if config.shape != "bert" else {}),
+        **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+        **({"lora": config.lora} if config.lora else {}),
+        **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
+        **({"rope_base": config.rope_base} if config.rope_base else {}),
+    }
+    return identity(config.training, described)
 
 
 def text_parts(
@@ -360,29 +335,22 @@ def text_parts(
 
 def compiled(parts: TextParts, run: TextRun) -> TextParts:
     """Add constant shapes; where that cannot be or does not pay, one line says why."""
-    # Runs that compile nothing need none of this.
     from maskery.tasks.compiling import compile_obstacle, static_shapes
 
-    state = PartialState()
-    obstacle = compile_obstacle(
-        device=state.device,
-        packed=parts.model.packed,
-        half_precision=resolve_precision(run.config.training, parts.model) == "bf16",
-    )
+    state, half = PartialState(), resolve_precision(run.config.training, parts.model) == "bf16"
+    obstacle = compile_obstacle(device=state.device, packed=parts.model.packed, half_precision=half)
     if obstacle is not None or not isinstance(run.train, TextSource):
         obstacle = obstacle or "batches of token shards have no constant shapes yet"
         log.warning("the step is not compiled: %s", obstacle)
         return parts
+    epochs, _ = planned_steps(run.train, run.config.training, run.first)
     shapes = static_shapes(
         run.train,
         parts.masker,
-        epochs=len(planned_steps(run.train, run.config.training, run.first)[0]),
+        epochs=len(epochs),
         num_processes=state.num_processes,
         masked_capacity=run.config.masked_capacity,
     )
-    log.info(
-        "steps are compiled for %s tokens, %s of them masked; the first takes a minute or so",
-        f"{shapes.num_tokens:,}",
-        f"{shapes.num_masked:,}",
-    )
+    sizes = f"{shapes.num_tokens:,} tokens, {shapes.num_masked:,} of them masked"
+    log.info("steps are compiled for %s; the first takes a minute or so", sizes)
     return replace(parts, shapes=shapes, compile_backend=COMPILE_BACKEND)

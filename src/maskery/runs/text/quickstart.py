@@ -78,8 +78,6 @@ def run_quickstart(
     config = quickstart_config(write_corpus(folder), folder / "run")
     result = train_text(config, progress=progress)
     initial = prepare_text(config, progress=False)
-    start, trained = (
-        Filler(initial.model, initial.loaded.tokenizer),
-        Filler.of(result.folder),
-    )
+    start = Filler(initial.model, initial.loaded.tokenizer)
+    trained = Filler.of(result.folder)
     return result, [(start.fill(text), trained.fill(text)) for text in SENTENCES]

@@ -1,9 +1,9 @@
-"""A text run: corpus and encoder in; adapted encoder, figures and a model folder out."""
+"""A text run: corpus in, adapted encoder and figures out; what few runs need comes in by name."""
 
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
 from maskery.runs.frame.run_frame import (
+    RunResult,
     model_card,
     public_name,
     run_in_folder,
@@ -31,13 +32,7 @@ from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
 from maskery.runs.text.prepare import TextRun, prepare_text
-from maskery.tasks.text_mlm import (
-    TextParts,
-    load_extra,
-    new_parameters,
-    report_left_out,
-    save_extra,
-)
+from maskery.tasks import text_mlm
 from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
@@ -50,30 +45,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextResult(Measured):
+class TextResult(RunResult, Measured):
     """The figures of a finished text run; those of `Measured` are of the text that decides."""
 
-    folder: Path  # The run folder
     heads: dict[str, str]  # The head that each column of figures has, in words
     others: dict[str, Measured]  # The figures of other held-out texts, by name
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
-    summary: Summary  # Steps, tokens and time
     vectors: "ProbeResult | None"  # How well the encoder's vectors do; None where nobody asked
     verdict: Verdict  # Whether the run helped, in words
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `evaluation.json` and of `--json`."""
-        return {
-            "run": str(self.folder),
-            "model": str(self.folder / MODEL),
-            **self.figures(),
-            "heads": self.heads,
-            "others": {name: measured.figures() for name, measured in self.others.items()},
-            "mrtd_auc": self.mrtd_auc,
-            "vectors": None if self.vectors is None else asdict(self.vectors),
-            "verdict": str(self.verdict),
-            "training": asdict(self.summary),
-        }
+        """Return the content of `evaluation.json`, with the verdict in words."""
+        return super().to_json() | {"verdict": str(self.verdict)}
 
 
 def train_text(
@@ -85,7 +68,7 @@ def train_text(
     eval_texts: Any = None,
     model: torch.nn.Module | None = None,
     tokenizer: Any = None,
-    objective: Callable[[TextParts], Task[Any, Any]] | None = None,
+    objective: Callable[[text_mlm.TextParts], Task[Any, Any]] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TextResult:
     """Run a text configuration from its corpus to a saved model.
@@ -125,16 +108,8 @@ def train_text(
     training = config.training.for_device()
     config = replace(config.anchored(), model=anchored(config.model), training=training)
     if config.from_run is not None:
-        # By name: a run that begins anew needs none of it.
         config = importlib.import_module("maskery.runs.text.branch").resolved(config)
-    given = Given(
-        texts=texts,
-        eval_texts=eval_texts,
-        model=model,
-        tokenizer=tokenizer,
-        objective=objective,
-        callbacks=tuple(callbacks),
-    )
+    given = Given(texts, eval_texts, model, tokenizer, objective, tuple(callbacks))
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
@@ -147,7 +122,6 @@ def train_text(
 
     folder = beside or default_folder(config.corpus[0], config.model)
     if config.phases:
-        # By name: a run of one phase needs none of it.
         phases = importlib.import_module("maskery.runs.text.branch")
         one = partial(train_text, progress=progress, **vars(given))
         last: TextResult = phases.train_phases(config, folder, one)
@@ -166,8 +140,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
     check: Any = None
     if run.config.probe is not None or run.sentence_encoder is not None:
-        # By name: a run whose vectors nobody asks about needs none of it. Made before the loop
-        # restores a checkpoint: the start's vectors are compared with.
+        # Made before the loop restores a checkpoint: the start's vectors are compared with.
         check = importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -178,13 +151,12 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     anew = run.given.model is None and run.branch is None
     if anew and not run.config.model.startswith(SCRATCH):
         # A model folder that holds a twin or heads goes on with them.
-        load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
+        text_mlm.load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
     summary = fit(run, task, folder, evaluate)
     if run.config.training.patience is not None:  # the best model is back, and measured last
         evaluate(summary.steps)
     vectors = None if check is None else check.result()
-    # A run that was finished already has evaluated nothing.
-    scored = summary.resumed_from < summary.steps
+    scored = summary.resumed_from < summary.steps  # a finished run has evaluated nothing
     decides, *others = (text.finish(scored=scored) for text in texts.values())
     named = dict(zip(run.others, others, strict=True))
     result = TextResult(
@@ -208,14 +180,11 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
 
 
 def fit(
-    run: TextRun,
-    task: Task[Any, Any],
-    folder: Path,
-    evaluate: Callable[[int], dict[str, float]],
+    run: TextRun, task: Task[Any, Any], folder: Path, evaluate: Callable[[int], dict[str, float]]
 ) -> Summary:
     """Train the run's model in place."""
     config, training = run.config, run.config.training
-    new = new_parameters(task, run.model, run.loaded.new_parameters)
+    new = text_mlm.new_parameters(task, run.model, run.loaded.new_parameters)
     factors = None
     if config.layer_decay < 1:
         depth = importlib.import_module("maskery.models.depth")
@@ -238,10 +207,9 @@ def fit(
         first=run.first,
     )
     if run.branch is not None:
-        branching = importlib.import_module("maskery.runs.text.branch")
-        branching.take_over(run.branch, run.first, loop)
+        importlib.import_module("maskery.runs.text.branch").take_over(run.branch, run.first, loop)
     summary = loop.train(resume=config.resume == "auto" or run.branch is not None)
-    report_left_out(task)
+    text_mlm.report_left_out(task)
     return summary
 
 
@@ -252,12 +220,11 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
         setattr(hf.config, name, value)
     with quiet_transformers():
         if run.loaded.adapter is not None:
-            importlib.import_module("maskery.models.lora").save_merged(
-                run.loaded, folder / "adapter"
-            )
+            lora = importlib.import_module("maskery.models.lora")
+            lora.save_merged(run.loaded, folder / "adapter")
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
-    save_extra(task, run.model, folder)
+    text_mlm.save_extra(task, run.model, folder)
     if run.sentence_encoder is not None:
         from maskery.models.pooling import copy_modules
 

@@ -24,8 +24,7 @@ from maskery.runs.text.data import other_texts
 
 log = logging.getLogger(__name__)
 
-# Shards whose token frequencies a new head starts from.
-COUNTED_SHARDS = 4
+COUNTED_SHARDS = 4  # shards whose token frequencies a new head starts from
 
 
 class ShardedText:
@@ -125,19 +124,16 @@ class ShardedText:
         return tokenizer
 
     def _held_out(self, cache_dir: Path, progress: bool) -> Documents:
-        config = self.config
-        if not config.deciding_data:
-            most = config.streaming.held_out_tokens
+        texts, most = self.config.deciding_data, self.config.streaming.held_out_tokens
+        if not texts:
             sets = zip(self.sets, self.shares, strict=True)
             parts = [one.held_out(round(share * most)) for one, share in sets]
             return Documents.gather((p.tokens, p.word_starts, p.lengths(), p.ids) for p in parts)
-        if len(config.deciding_data) == 1 and holds_shards(config.deciding_data[0]):
-            other = TokenShards(open_place(config.deciding_data[0], cache_dir))
+        if len(texts) == 1 and holds_shards(texts[0]):
+            other = TokenShards(open_place(texts[0], cache_dir))
             self._require_same_tokenizer(other, "--eval-data ")
             entries = other.manifest.shards
             ends = np.cumsum([entry.tokens for entry in entries])
-            return other.open(
-                entries[: np.searchsorted(ends, config.streaming.held_out_tokens) + 1]
-            )
-        corpus = Corpus.open(config.deciding_data, config.reading)
+            return other.open(entries[: np.searchsorted(ends, most) + 1])
+        corpus = Corpus.open(texts, self.config.reading)
         return tokenise(corpus, self.tokenizer, cache_dir, progress=progress)

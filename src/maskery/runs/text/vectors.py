@@ -18,10 +18,8 @@ from maskery.runs.text.prepare import TextRun
 
 log = logging.getLogger(__name__)
 
-# Halves of more texts tell nothing that these do not, and each is encoded at every evaluation.
-MOST_HALVES = 1000
-# Training texts that labelled ones are looked for in.
-MOST_READ = 200_000
+MOST_HALVES = 1000  # more texts tell nothing more, and each is encoded at every evaluation
+MOST_READ = 200_000  # training texts that labelled ones are looked for in
 
 
 class Remembered(Encoder):
@@ -40,17 +38,14 @@ class Remembered(Encoder):
 
 
 class VectorCheck:
-    """Compares the run's encoder with the one that it started from, on one task.
+    """Compares the run's encoder with the one that it started from, on one task."""
 
-    It is made before the run's first step: the start's vectors are made now.
-    """
-
+    # Before the run's first step: the start's vectors are made now.
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
         self.run, self.labelled = run, labelled
         parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
         self.after = Remembered(*parts, name="after")
         self.before = Remembered(*parts, name="before")
-        self.head_steps = run.head_steps
         self.task = Task.of(labelled, ())
         self.task.linear = False  # it takes most of the time
         self.task.encode(self.before, progress=False)
@@ -94,7 +89,7 @@ class VectorCheck:
     def figure(self, step: int) -> float:
         """Return the first figure of the encoder as it is at a step, for the log."""
         # Until its head is trained, the encoder is the start's to the bit.
-        self.after.kept = dict(self.before.kept) if step <= self.head_steps else {}
+        self.after.kept = dict(self.before.kept) if step <= self.run.head_steps else {}
         judged = self.task.judge(self.task.encode(self.after, progress=False))
         return float(next(iter(judged.values())).scores.mean())
 
