@@ -232,13 +232,9 @@ def _takes(function: Any, argument: str) -> bool:
 def can_flash(query: Tensor) -> bool:
     """Return True if variable-length flash attention takes these queries."""
     width = query.shape[-1]
-    return (
-        query.is_cuda
-        and query.dtype in HALF
-        and width <= FLASH_WIDTH
-        and width % FLASH_WIDTH_MULTIPLE == 0
-        and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
-    )
+    fits = width <= FLASH_WIDTH and width % FLASH_WIDTH_MULTIPLE == 0
+    taken = query.is_cuda and query.dtype in HALF and fits
+    return taken and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
 
 
 def padded_attention(

@@ -44,8 +44,7 @@ ALIASES = ("minilm",)
 # Errors of damaged files and of a hub out of reach, whose first line says what is wrong. Others, of
 # many kinds, come from JSON that holds a list for an object, and the like.
 CLEAR = (OSError, ValueError, LookupError, RuntimeError, SafetensorError)
-# The file of a sentence encoder that lists its modules; `models/pooling.py` reads it.
-MODULES = "modules.json"
+MODULES = "modules.json"  # Lists the modules of a sentence encoder; `models/pooling.py` reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +161,11 @@ def load_masked_lm(
     require_rows(f"'{name}'", model, tokenizer)
     if config.model_type not in PACKABLE:  # those are tried where it is decided to pack
         require_readable(model, int(tokenizer.pad_token_id or 0))
+    base = f"{model.base_model_prefix}."
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
-        new_parameters=frozenset(
-            key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}.")
-        ),
+        new_parameters=frozenset(k for k in info["missing_keys"] if not k.startswith(base)),
         attention_dropouts=dropouts,
     )
 

@@ -102,12 +102,10 @@ class MaskedLanguageModel(nn.Module):
 
     def lay_out(self, masked: MaskedTokens) -> EncoderInputs:
         """Turn a masked batch into forward arguments, on the CPU; rows are the masked tokens."""
-        ids, boundaries = masked.input_ids, masked.batch.boundaries
+        parts = masked.input_ids, masked.batch.boundaries, masked.positions
         if self.packed:
-            start = first_position(self.hf.config)
-            return pack(ids, boundaries, masked.positions, first_position=start)
-        least = least_length(self.hf.config)
-        return pad(ids, boundaries, masked.positions, pad_token_id=self.pad_token_id, least=least)
+            return pack(*parts, first_position=first_position(self.hf.config))
+        return pad(*parts, pad_token_id=self.pad_token_id, least=least_length(self.hf.config))
 
     def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
         """Turn a masked batch into forward arguments of constant shapes; for packed models."""

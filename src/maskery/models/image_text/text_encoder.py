@@ -120,10 +120,7 @@ class SelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Text tokens attend to their own row (BERT's `attention`), or to an image's tokens.
-
-    The latter, ALBEF's `crossattention`, has `key_width`, the width of an image's tokens.
-    """
+    """Attends to the own row (BERT's `attention`) or, of width `key_width`, an image (ALBEF's)."""
 
     def __init__(self, config: Any, key_width: int | None = None):
         super().__init__()
