@@ -40,7 +40,7 @@ FLASH_WIDTH, FLASH_WIDTH_MULTIPLE = 256, 8
 
 
 def attention_forward(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -79,8 +79,7 @@ def pack(
     lengths = np.diff(boundaries)
     position_ids = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths) + first_position
     cumulative = torch.from_numpy(boundaries.astype(np.int32))
-    if longest is None:
-        longest = int(lengths.max(initial=0))
+    longest = int(lengths.max(initial=0)) if longest is None else longest
     return EncoderInputs(
         input_ids=torch.from_numpy(input_ids).unsqueeze(0),
         rows=torch.from_numpy(positions),

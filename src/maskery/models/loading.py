@@ -147,9 +147,7 @@ def load_masked_lm(
                 dropouts[setting] = float(value)
                 setattr(config, setting, 0.0)
     if hidden_dropout is not None:
-        for setting in HIDDEN_DROPOUTS:
-            if hasattr(config, setting):
-                setattr(config, setting, hidden_dropout)
+        config.update({name: hidden_dropout for name in HIDDEN_DROPOUTS if hasattr(config, name)})
     tokenizer = tokenizer or load_tokenizer(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -318,9 +316,8 @@ def new_masked_lm(
         pad_token_id=tokenizer.pad_token_id,
         **{f"{role}_token_id": number for role, number in ids.items()},
     )
-    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if hasattr(config, dropout):
-            setattr(config, dropout, 0.0)
+    dropouts = "hidden_dropout_prob", "attention_probs_dropout_prob"
+    config.update({name: 0.0 for name in dropouts if hasattr(config, name)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention.NAME)
