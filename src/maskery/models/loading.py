@@ -147,7 +147,7 @@ def load_masked_lm(
                 dropouts[setting] = float(value)
                 setattr(config, setting, 0.0)
     if hidden_dropout is not None:
-        config.update({name: hidden_dropout for name in HIDDEN_DROPOUTS if hasattr(config, name)})
+        config.update({one: hidden_dropout for one in HIDDEN_DROPOUTS if hasattr(config, one)})
     tokenizer = tokenizer or load_tokenizer(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -317,7 +317,7 @@ def new_masked_lm(
         **{f"{role}_token_id": number for role, number in ids.items()},
     )
     dropouts = "hidden_dropout_prob", "attention_probs_dropout_prob"
-    config.update({name: 0.0 for name in dropouts if hasattr(config, name)})
+    config.update({one: 0.0 for one in dropouts if hasattr(config, one)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention.NAME)
