@@ -12,14 +12,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    BertConfig,
-    ViTModel,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoConfig, BertConfig, ViTModel
+from transformers.models.auto import modeling_auto
 
 from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
@@ -148,7 +142,7 @@ def import_state(
         return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
+    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
         return import_bert(state, described, num_text_heads)
@@ -187,7 +181,8 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     # Whatever a damaged config.json makes a model's code do.
     with explained(problem, "", Exception, kind=ModelError, most=120), quiet_transformers():
         config = AutoConfig.for_model(**described)
-        kind = (MODEL_MAPPING if family else MODEL_FOR_MASKED_LM_MAPPING)[type(config)]
+        heads = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
+        kind = (modeling_auto.MODEL_MAPPING if family else heads)[type(config)]
         model, info = kind.from_pretrained(
             None,
             config=config,
