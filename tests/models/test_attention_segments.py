@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskery.models.attention import runs_of, segment_attention
+from maskery.models.attention import Attending, runs_of, segment_attention
 
 HEADS, WIDTH = 2, 8
 
@@ -49,7 +49,7 @@ def test_values_and_gradients_equal_the_formula(
     for length in lengths:
         boundaries.append(boundaries[-1] + length)
     own, other = inputs(boundaries[-1]), inputs(boundaries[-1])
-    result = segment_attention(*own, boundaries, scale=0.3, dropout=dropout, reach=reach)
+    result = segment_attention(*own, boundaries, Attending(0.3, dropout, reach))
     expected = plain(*other, boundaries, 0.3, reach)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     weights = torch.linspace(-1, 1, result.numel()).view_as(result)
@@ -66,7 +66,7 @@ def test_bfloat16_comes_and_goes_and_is_computed_in_float32(dropout: float, auto
     own = [t.detach().bfloat16().requires_grad_() for t in inputs(30)]
     other = [t.detach().float().requires_grad_() for t in own]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        result = segment_attention(*own, boundaries, scale=0.3, dropout=dropout)
+        result = segment_attention(*own, boundaries, Attending(0.3, dropout))
     expected = plain(*other, boundaries, 0.3)
     assert result.dtype == torch.bfloat16
     # One rounding to bfloat16, which has 8 bits, and none before.
@@ -89,7 +89,7 @@ def test_dropout_keeps_the_mean_and_has_exact_gradients() -> None:
     expected = plain(query, key, value, boundaries, 0.3)
     torch.manual_seed(0)
     draws = [
-        segment_attention(query, key, value, boundaries, scale=0.3, dropout=0.25)
+        segment_attention(query, key, value, boundaries, Attending(0.3, dropout=0.25))
         for _ in range(3000)
     ]
     stacked = torch.stack(draws)
@@ -99,7 +99,7 @@ def test_dropout_keeps_the_mean_and_has_exact_gradients() -> None:
 
     def seeded(*tensors: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(7)
-        return segment_attention(*tensors, boundaries, scale=0.3, dropout=0.25)
+        return segment_attention(*tensors, boundaries, Attending(0.3, dropout=0.25))
 
     assert torch.autograd.gradcheck(seeded, double)
 
@@ -113,6 +113,6 @@ def test_a_segment_does_not_see_another(dropout: float) -> None:
     results = []
     for tensors in ((query, key, value), other):
         torch.manual_seed(1)
-        results.append(segment_attention(*tensors, [0, 5, 9], scale=0.3, dropout=dropout))
+        results.append(segment_attention(*tensors, [0, 5, 9], Attending(0.3, dropout)))
     assert torch.equal(results[0][:5], results[1][:5])
     assert not torch.equal(results[0][5:], results[1][5:])

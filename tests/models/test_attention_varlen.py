@@ -62,8 +62,7 @@ def test_padded_attention_equals_the_formula(
         *own,
         torch.tensor(boundaries, dtype=torch.int32),
         max(lengths) + more,
-        scale=0.3,
-        reach=reach,
+        attention.Attending(0.3, reach=reach),
     )
     expected = plain(*other, boundaries, 0.3, reach)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
@@ -113,7 +112,9 @@ def test_flash_attention_is_called_by_its_own_signature(
     monkeypatch.setattr(attention, "can_flash", lambda query: True)
     query, key, value = inputs(6, 2)
     boundaries = torch.tensor([0, 4, 6, 6], dtype=torch.int32)
-    result = attention.varlen_attention(query, key, value, boundaries, 5, scale=0.5, reach=reach)
+    result = attention.varlen_attention(
+        query, key, value, boundaries, 5, attention.Attending(0.5, reach=reach)
+    )
     assert result is query
     (call,) = calls
     assert call["cu_seq_q"] is boundaries
@@ -138,7 +139,7 @@ def test_where_pytorch_takes_no_shared_heads_they_are_repeated(
     monkeypatch.setattr(attention, "can_flash", lambda query: True)
     query, key, value = inputs(6, key_heads)
     boundaries = torch.tensor([0, 4, 6], dtype=torch.int32)
-    attention.varlen_attention(query, key, value, boundaries, 4, scale=0.5)
+    attention.varlen_attention(query, key, value, boundaries, 4, attention.Attending(0.5))
     for passed, (got,) in zip((key, value), zip(*calls, strict=True), strict=True):
         # Query head h reads key head h // (H / G).
         heads = [head * key_heads // HEADS for head in range(HEADS)]
@@ -152,5 +153,8 @@ def test_flash_attention_is_for_half_precision_on_a_gpu() -> None:
 def test_dropout_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has none.*--layout padded"):
         attention.varlen_attention(
-            *inputs(2, HEADS), torch.tensor([0, 2], dtype=torch.int32), 2, scale=1.0, dropout=0.1
+            *inputs(2, HEADS),
+            torch.tensor([0, 2], dtype=torch.int32),
+            2,
+            attention.Attending(1.0, 0.1),
         )

@@ -16,11 +16,7 @@ OF = "{desc}: {percentage:.0f}% ({n_fmt}/{total_fmt}), {elapsed} so far, {remain
 class Bar(tqdm):  # type: ignore[type-arg]  # tqdm is not generic when it runs
     """A progress bar on standard error: a context manager, or a loop over an `iterable`.
 
-    Args:
-        total: How much there is to do; None where nobody knows.
-        doing: The word before the bar, such as `training`.
-        shown: False for nothing at all.
-        more: Of tqdm.
+    `total` is None where nobody knows it; `doing` stands before the bar; `more` is of tqdm.
     """
 
     def __init__(self, total: int | None, doing: str, *, shown: bool = True, **more: Any) -> None:

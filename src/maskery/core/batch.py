@@ -19,8 +19,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 Ids: TypeAlias = npt.NDArray[np.uint64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.float64]
-# The label of a token that nothing is learned from, as in PyTorch and Hugging Face.
-IGNORE_INDEX = -100
+IGNORE_INDEX = -100  # The label of what nothing is learned from, as in PyTorch and Hugging Face
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,10 +115,8 @@ class Vocabulary:
     size: int  # Ids run from 0 to `size` - 1
     mask_token_id: int
     special_ids: tuple[int, ...]  # Never masked; sorted
-    # (size,), True at `special_ids`
-    protected: Bools = field(init=False, repr=False, compare=False)
-    # What a masked token may be replaced by: all ids that are not special
-    replacements: Ints = field(init=False, repr=False, compare=False)
+    protected: Bools = field(init=False, repr=False, compare=False)  # (size,), True at special ids
+    replacements: Ints = field(init=False, repr=False, compare=False)  # (N,), all other ids
 
     def __post_init__(self) -> None:
         protected = np.zeros(self.size, np.bool_)

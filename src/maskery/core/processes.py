@@ -25,10 +25,8 @@ from maskery.core.system import launched_world_size
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-# The main process may tokenise a corpus for hours while the others wait.
-PATIENCE = timedelta(days=14)
-# All work alike after that: one that is silent for so many seconds has ended, or is stopped.
-SILENCE = "1800"
+PATIENCE = timedelta(days=14)  # The main process may tokenise for hours while the others wait
+SILENCE = "1800"  # Seconds, after that: all work alike, so a silent one has ended or is stopped
 # Words of backends' errors when a connection is gone; gloo's have no type of their own.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
 
@@ -160,10 +158,7 @@ def join_processes() -> Processes:
 
 
 def launch(processes: int | None, arguments: Sequence[str]) -> int | None:
-    """Run a command in processes of this machine, by default one for each GPU.
-
-    Returns the exit code of the first to fail, or 0; None if this process is to do it.
-    """
+    """Run a command in processes of this machine; returns its exit code, None to run it here."""
     launched = launched_world_size()
     if "RANK" in os.environ and processes not in (None, launched):
         raise ConfigError(

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 # `Path` makes one slash of two. A single letter is a drive.
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-# Limits from here on that are one below a power of two are written so: 2**63 - 1.
-WRITTEN_AS_POWERS = 1 << 31
+WRITTEN_AS_POWERS = 1 << 31  # Limits from here on, one below a power of two: 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,8 @@ def check_ranges(config: DataclassInstance) -> None:
     for name, allowed in _declared(type(config)):
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
-        if all(v is None or _stands_in(v) or v in allowed for v in values):
+        # A preset has `tyro.MISSING` where the user must give a flag.
+        if all(v is None or type(v).__module__.startswith("tyro") or v in allowed for v in values):
             continue
         shown = f"'{value}'" if isinstance(value, str) else value
         if not isinstance(allowed, Range):
@@ -142,11 +142,6 @@ def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range
             f"{allowed.rule.removeprefix('be ')}; {allowed.hint}"
         )
     return number
-
-
-def _stands_in(value: object) -> bool:
-    """Return True for `tyro.MISSING`, which a preset has where the user must give a flag."""
-    return type(value).__module__.partition(".")[0] == "tyro"
 
 
 @cache

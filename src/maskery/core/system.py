@@ -32,10 +32,8 @@ from typing import Any, Self
 
 from maskery.core.errors import ConfigError, StoppedError
 
-# Parameters of `mallopt`, from glibc's <malloc.h>.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-# The heap grows by this much at a time, so that a step does not ask the system for each tensor.
-TOP_PAD = 64 << 20
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # Of `mallopt`, from glibc's <malloc.h>
+TOP_PAD = 64 << 20  # The heap grows by this much at a time, not for each tensor of a step
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A launcher passes on the Ctrl-C that the terminal has already sent to everyone: within these
 # seconds a second signal is taken for an echo of the first.
@@ -262,13 +260,11 @@ def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
         else:
             damaged.append(number)
     if damaged and tell:
-        log.warning(
+        told = (
             "'%s' has %d damaged lines, which are left out (the first is line %d): each must be a "
-            "JSON object with a kind, a whole number as step, and numbers",
-            path,
-            len(damaged),
-            damaged[0],
+            "JSON object with a kind, a whole number as step, and numbers"
         )
+        log.warning(told, path, len(damaged), damaged[0])
     return lines
 
 

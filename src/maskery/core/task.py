@@ -23,8 +23,7 @@ from torch import nn
 
 from maskery.core.errors import PluginError
 
-# File in a model folder that holds what `Task.extra_state` returned.
-EXTRA_STATE = "extra_state.safetensors"
+EXTRA_STATE = "extra_state.safetensors"  # In a model folder, what `Task.extra_state` returned
 
 BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
 BatchT_co = TypeVar("BatchT_co", covariant=True)

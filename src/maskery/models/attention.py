@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,17 @@ FLASH_CAPABILITY = (8, 0)
 FLASH_WIDTH, FLASH_WIDTH_MULTIPLE = 256, 8
 
 
+class Attending(NamedTuple):
+    """How the tokens of a segment attend to each other."""
+
+    scale: float  # Of the products of queries and keys
+    dropout: float = 0.0
+    reach: int | None = None  # The furthest |i - j| of a sliding window
+    causal: bool = False  # True to attend to oneself and what is before alone
+
+
 def attention_forward(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -67,16 +76,15 @@ def attention_forward(
         return output.to(query.dtype), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach = None if sliding_window is None else sliding_window - 1
-    how: dict[str, Any] = {"scale": scale, "dropout": dropout, "reach": reach}
     queries, keys, values = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
 
     def attend(causal: bool) -> Tensor:
+        how = Attending(scale, dropout, reach, causal)
         if stays_on_device(query):
             assert max_length_q is not None
-            parts = queries, keys, values, cu_seq_lens_q, max_length_q
-            return varlen_attention(*parts, **how, causal=causal)
+            return varlen_attention(queries, keys, values, cu_seq_lens_q, max_length_q, how)
         key, value = _repeated(queries, keys, values)
-        return segment_attention(queries, key, value, cu_seq_lens_q.tolist(), **how, causal=causal)
+        return segment_attention(queries, key, value, cu_seq_lens_q.tolist(), how)
 
     if isinstance(causal, bool):
         return attend(causal).unsqueeze(0), None
@@ -129,20 +137,9 @@ def runs_of(boundaries: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def segment_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    boundaries: Sequence[int],
-    *,
-    scale: float,
-    dropout: float = 0.0,
-    reach: int | None = None,
-    causal: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Sequence[int], how: Attending
 ) -> Tensor:
-    """Attend in both directions, or to what is before, in each segment; all tensors are (T, H, E).
-
-    `boundaries` go from 0 to T; `reach` is the furthest |i - j| of a sliding window.
-    """
+    """Attend within each segment, `boundaries` of which go from 0 to T; tensors are (T, H, E)."""
     runs, dtype = runs_of(boundaries), query.dtype
     sizes = [length * count for length, count in runs]
     with in_float32(query, key, value) as wide:
@@ -152,61 +149,50 @@ def segment_attention(
         for (length, count), *parts in zip(runs, *splits, strict=True):
             # (n, H, L, E) each
             q, k, v = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in parts)
-            output = _attend(q, k, v, seen_from(length, reach, causal, q.device), scale, dropout)
+            output = _attend(q, k, v, seen_from(length, how, q.device), how)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).to(dtype) if outputs else query.new_empty(query.shape)
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: Attending
 ) -> Tensor:
     """Attend in sequences of one length, all (n, H, L, E), where the mask (L, L) is True."""
-    if dropout == 0.0:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    if how.dropout == 0.0:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=how.scale)
     # Written out, since the CPU's flash attention knows no dropout.
-    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    scores = torch.matmul(query * how.scale, key.transpose(2, 3))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), dropout), value)
+    return torch.matmul(fast_dropout(torch.softmax(scores, dim=-1), how.dropout), value)
 
 
-def seen_from(length: int, reach: int | None, causal: bool, device: torch.device) -> Tensor | None:
+def seen_from(length: int, how: Attending, device: torch.device) -> Tensor | None:
     """Return which tokens j (columns) each token i (rows) sees: (length, length) bool, or None."""
-    reach = length if reach is None else reach
-    if not causal and reach >= length - 1:
+    reach = length if how.reach is None else how.reach
+    if not how.causal and reach >= length - 1:
         return None  # everything
     index = torch.arange(length, device=device)
     apart = index[:, None] - index
     seen = apart.abs() <= reach
-    return seen & (apart >= 0) if causal else seen
+    return seen & (apart >= 0) if how.causal else seen
 
 
 def varlen_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    boundaries: Tensor,
-    longest: int,
-    *,
-    scale: float,
-    dropout: float = 0.0,
-    reach: int | None = None,
-    causal: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, how: Attending
 ) -> Tensor:
     """Attend within each segment as `segment_attention` does, with boundaries on the device.
 
     Queries are (T, H, E), keys and values (T, G, E), G dividing H; `boundaries` (S + 1,) int32
     from 0 to T, of segments that may be empty and have at most `longest` tokens.
     """
-    if dropout > 0.0:
+    if how.dropout > 0.0:
         raise ConfigError(
-            f"attention dropout is {dropout}, and variable-length attention has none; leave it "
+            f"attention dropout is {how.dropout}, and variable-length attention has none; leave it "
             f"off, or train with --layout padded"
         )
     if not can_flash(query):
-        return padded_attention(
-            query, key, value, boundaries, longest, scale=scale, reach=reach, causal=causal
-        )
+        return padded_attention(query, key, value, boundaries, longest, how)
     from torch.nn.attention.varlen import varlen_attn
 
     shared: dict[str, Any] = {}
@@ -216,10 +202,10 @@ def varlen_attention(
             shared = {"enable_gqa": True}
         else:
             key, value = _repeated(query, key, value)
-    behind = -1 if reach is None else reach  # -1: all
-    window = behind, 0 if causal else behind
+    behind = -1 if how.reach is None else how.reach  # -1: all
+    window = behind, 0 if how.causal else behind
     ends = boundaries, boundaries, longest, longest  # of queries and of keys
-    output = varlen_attn(query, key, value, *ends, scale=scale, window_size=window, **shared)
+    output = varlen_attn(query, key, value, *ends, scale=how.scale, window_size=window, **shared)
     assert isinstance(output, Tensor)
     return output
 
@@ -232,25 +218,13 @@ def _takes(function: Any, argument: str) -> bool:
 def can_flash(query: Tensor) -> bool:
     """Return True if variable-length flash attention takes these queries."""
     width = query.shape[-1]
-    return (
-        query.is_cuda
-        and query.dtype in HALF
-        and width <= FLASH_WIDTH
-        and width % FLASH_WIDTH_MULTIPLE == 0
-        and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
-    )
+    fits = width <= FLASH_WIDTH and width % FLASH_WIDTH_MULTIPLE == 0
+    taken = query.is_cuda and query.dtype in HALF and fits
+    return taken and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
 
 
 def padded_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    boundaries: Tensor,
-    longest: int,
-    *,
-    scale: float,
-    reach: int | None = None,
-    causal: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, how: Attending
 ) -> Tensor:
     """Attend as `varlen_attention` does, by padding every segment to `longest`: slow, but plain."""
     key, value = _repeated(query, key, value)
@@ -259,12 +233,12 @@ def padded_attention(
     places = starts[:, None] + inside
     # The first key is always there to attend to: a softmax over nothing would be NaN.
     seen = ((places < ends[:, None]) | (inside == 0))[:, None, None, :]
-    if (near := seen_from(longest, reach, causal, query.device)) is not None:
+    if (near := seen_from(longest, how, query.device)) is not None:
         # Padding may be out of reach of every key; it attends to itself.
         seen = (seen & near) | torch.eye(longest, dtype=torch.bool, device=query.device)
     places = places.clamp(max=len(query) - 1)
     q, k, v = (t[places].transpose(1, 2) for t in (query, key, value))
-    output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=how.scale)
     tokens = torch.arange(len(query), device=query.device)
     segments = torch.searchsorted(ends, tokens, right=True)
     return output.transpose(1, 2)[segments, tokens - starts[segments]]

@@ -62,10 +62,7 @@ def freeze(hf: PreTrainedModel, most: int) -> None:
 
 
 def decayed_rates(hf: PreTrainedModel, decay: float) -> dict[nn.Parameter, float]:
-    """Return each weight's share of its learning rate: `decay` once for each layer above its own.
-
-    Layers as in ELECTRA's fine-tuning (Clark et al. 2020), with the top layer and head at 1.
-    """
+    """Return each weight's share of its rate, `decay` for each layer above (Clark et al. 2020)."""
     depths, count = depths_of(hf)
     return {p: decay ** max(count - depths[name], 0) for name, p in hf.named_parameters()}
 

@@ -32,8 +32,7 @@ POSITIONS_AFTER_PADDING = frozenset({
 })  # fmt: skip
 # Largest difference of logits, relative to the largest logit, that rounding explains in float32.
 TOLERANCE = 1e-3
-# In bf16, whose logits differ by rounding alone; a leak between segments differs by more.
-HALF_TOLERANCE = 0.05
+HALF_TOLERANCE = 0.05  # In bf16, whose rounding differs; a leak between segments differs by more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +63,8 @@ class EncoderInputs:
                 made[id(value)] = function(value)
             return made[id(value)]
 
-        return replace(
-            self,
-            input_ids=one(self.input_ids),
-            rows=one(self.rows),
-            arguments={name: one(value) for name, value in self.arguments.items()},
-        )
+        others = {name: one(value) for name, value in self.arguments.items()}
+        return replace(self, input_ids=one(self.input_ids), rows=one(self.rows), arguments=others)
 
 
 def pack(
@@ -84,8 +79,7 @@ def pack(
     lengths = np.diff(boundaries)
     position_ids = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths) + first_position
     cumulative = torch.from_numpy(boundaries.astype(np.int32))
-    if longest is None:
-        longest = int(lengths.max(initial=0))
+    longest = int(lengths.max(initial=0)) if longest is None else longest
     return EncoderInputs(
         input_ids=torch.from_numpy(input_ids).unsqueeze(0),
         rows=torch.from_numpy(positions),

@@ -44,8 +44,7 @@ ALIASES = ("minilm",)
 # Errors of damaged files and of a hub out of reach, whose first line says what is wrong. Others, of
 # many kinds, come from JSON that holds a list for an object, and the like.
 CLEAR = (OSError, ValueError, LookupError, RuntimeError, SafetensorError)
-# The file of a sentence encoder that lists its modules; `models/pooling.py` reads it.
-MODULES = "modules.json"
+MODULES = "modules.json"  # Lists the modules of a sentence encoder; `models/pooling.py` reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +147,7 @@ def load_masked_lm(
                 dropouts[setting] = float(value)
                 setattr(config, setting, 0.0)
     if hidden_dropout is not None:
-        for setting in HIDDEN_DROPOUTS:
-            if hasattr(config, setting):
-                setattr(config, setting, hidden_dropout)
+        config.update({one: hidden_dropout for one in HIDDEN_DROPOUTS if hasattr(config, one)})
     tokenizer = tokenizer or load_tokenizer(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -162,12 +159,11 @@ def load_masked_lm(
     require_rows(f"'{name}'", model, tokenizer)
     if config.model_type not in PACKABLE:  # those are tried where it is decided to pack
         require_readable(model, int(tokenizer.pad_token_id or 0))
+    base = f"{model.base_model_prefix}."
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
-        new_parameters=frozenset(
-            key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}.")
-        ),
+        new_parameters=frozenset(k for k in info["missing_keys"] if not k.startswith(base)),
         attention_dropouts=dropouts,
     )
 
@@ -320,9 +316,8 @@ def new_masked_lm(
         pad_token_id=tokenizer.pad_token_id,
         **{f"{role}_token_id": number for role, number in ids.items()},
     )
-    for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if hasattr(config, dropout):
-            setattr(config, dropout, 0.0)
+    dropouts = "hidden_dropout_prob", "attention_probs_dropout_prob"
+    config.update({one: 0.0 for one in dropouts if hasattr(config, one)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention.NAME)

@@ -59,10 +59,7 @@ def peft() -> Any:
 
 
 def add_lora(loaded: Loaded, settings: Lora, *, start: str, seed: int) -> Loaded:
-    """Put products into a model, in place, and freeze all else but a new head.
-
-    `start` is the name of the model that is written into the adapter's configuration.
-    """
+    """Put products into a model, named `start`, in place, and freeze all else but a new head."""
     import torch
 
     hf, library = loaded.model, peft()

@@ -19,15 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from maskery.core.batch import MaskedTokens, StaticShapes
 from maskery.core.errors import ConfigError, ModelError
-from maskery.models.layout import (
-    EncoderInputs,
-    StaticInputs,
-    first_position,
-    least_length,
-    pack,
-    pack_static,
-    pad,
-)
+from maskery.models import layout
+from maskery.models.layout import EncoderInputs, StaticInputs
 
 # Model types whose last encoder layer is `encoder.layer[-1]` with
 # `attention.output(context, residual)` followed by `intermediate` and `output`, each row by row.
@@ -102,18 +95,17 @@ class MaskedLanguageModel(nn.Module):
 
     def lay_out(self, masked: MaskedTokens) -> EncoderInputs:
         """Turn a masked batch into forward arguments, on the CPU; rows are the masked tokens."""
-        ids, boundaries = masked.input_ids, masked.batch.boundaries
+        parts = masked.input_ids, masked.batch.boundaries, masked.positions
         if self.packed:
-            start = first_position(self.hf.config)
-            return pack(ids, boundaries, masked.positions, first_position=start)
-        least = least_length(self.hf.config)
-        return pad(ids, boundaries, masked.positions, pad_token_id=self.pad_token_id, least=least)
+            return layout.pack(*parts, first_position=layout.first_position(self.hf.config))
+        least = layout.least_length(self.hf.config)
+        return layout.pad(*parts, pad_token_id=self.pad_token_id, least=least)
 
     def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
         """Turn a masked batch into forward arguments of constant shapes; for packed models."""
         assert self.packed
-        start, pad_id = first_position(self.hf.config), self.pad_token_id
-        return pack_static(masked, shapes, pad_token_id=pad_id, first_position=start)
+        start, pad_id = layout.first_position(self.hf.config), self.pad_token_id
+        return layout.pack_static(masked, shapes, pad_token_id=pad_id, first_position=start)
 
     def forward(
         self,

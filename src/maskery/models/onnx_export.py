@@ -14,19 +14,15 @@ from maskery.core.errors import ModelError, reason_of
 from maskery.core.registry import require
 from maskery.models.layout import PACKABLE, max_positions
 
-# Sequences and tokens of what is compared; the export sees the second.
-SHAPES = ((1, 8), (3, 16), (2, 50))
+SHAPES = ((1, 8), (3, 16), (2, 50))  # Sequences and tokens compared; the export sees the second
 TOLERANCE = 1e-4  # Largest difference of logits: other kernels add in another order
-# Protocol buffers hold two gigabytes; weights beyond lie in a file of their own.
-MOST_BYTES = 1_800_000_000
+MOST_BYTES = 1_800_000_000  # Protocol buffers hold 2 GB; weights beyond lie in another file
 
 
 def export_onnx(hf: PreTrainedModel, path: Path) -> float:
     """Write a model as ONNX; returns the largest difference of its logits at three lengths.
 
-    Raises:
-        MissingExtraError: A package of the extra `onnx` is not installed.
-        ModelError: ONNX cannot take the model, or computes something else.
+    A ModelError says that ONNX cannot take the model, or computes something else.
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         runtime: Any = require(module, extra="onnx", purpose="write ONNX")

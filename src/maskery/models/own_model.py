@@ -45,8 +45,7 @@ NEEDED = (
     "vocab_size: int, hidden(input_ids, attention_mask) -> (B, L, D), logits(rows) -> (M, V), and "
     "max_positions: int where sequences have a limit"
 )
-# Largest change of the hidden states, beside their size, that padding may bring by rounding.
-PADDING_TOLERANCE = 1e-3
+PADDING_TOLERANCE = 1e-3  # Largest change of hidden states, beside their size, by rounding
 
 
 class OwnConfig(PreTrainedConfig):  # type: ignore[misc]  # Transformers is not typed

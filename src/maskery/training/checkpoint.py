@@ -28,8 +28,7 @@ BEST = "best.json"
 KEPT = "kept"
 FILES = (MODEL, OPTIMISER, EXTRA, STATE)
 RETRY = "free some space there and continue with --resume auto"
-# Bytes that a checkpoint takes besides its tensors: file headers, the state and the manifest.
-HEADROOM = 1 << 20
+HEADROOM = 1 << 20  # Bytes of a checkpoint besides its tensors: file headers, state, manifest
 
 
 class Checkpoints:
@@ -63,14 +62,12 @@ class Checkpoints:
             self._writing = self._thread.submit(flush_and_write)
             return
         newest = self.complete()[-1:]
-        log.warning(
+        start = f"'{newest[0].name}'" if newest else "its beginning"
+        told = (
             "no checkpoint at step %d: %s in '%s'; the run goes on, and could be resumed from %s; "
-            "free some space",
-            snapshot.position.step,
-            missing,
-            self.folder,
-            f"'{newest[0].name}'" if newest else "its beginning",
+            "free some space"
         )
+        log.warning(told, snapshot.position.step, missing, self.folder, start)
 
     def begin_mark_best(self, step: int) -> None:
         """Mark the checkpoint of a step as the best once it is written; in the thread."""

@@ -19,8 +19,7 @@ TrackerName = Literal[
 ]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
 
-# Tokens of a step where none are given, by device.
-CPU_TOKENS, GPU_TOKENS = 4096, 32_768
+CPU_TOKENS, GPU_TOKENS = 4096, 32_768  # Tokens of a step where none are given
 
 # They change how a run is computed and kept, not what it learns: it may be resumed with others.
 HOW = frozenset({

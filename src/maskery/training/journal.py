@@ -26,21 +26,17 @@ log = logging.getLogger(__name__)
 TRAIN, HELD_OUT = "train", "held_out"
 SPIKE = "loss_spike_above"
 WAITING = "waiting_time_share"
-# Of a line, all that does not follow from the steps.
-SPEEDS = ("tokens_per_second", "pairs_per_second", WAITING)
+SPEEDS = ("tokens_per_second", "pairs_per_second", WAITING)  # What does not follow from the steps
 NONE, BEST = "none", "best"
-# Figures that are better when they are lower; all others are better when they are higher.
-LOWER_IS_BETTER = ("loss", "perplexity")
+LOWER_IS_BETTER = ("loss", "perplexity")  # Ends of figures; of all others, higher is better
 WHOLE = "grad_norm"  # Already the same on every process; loss terms are shares and must be summed
 COUNTS = STEPS, SKIPPED, TOKENS, PAIRS = "steps", "skipped_steps", "tokens", "pairs"
 COUNTED = "counted."
 # A line's loss is a spike this many deviations above the median of the lines before it.
 DEVIATIONS = 6.0
 HISTORY, LEAST_HISTORY = 32, 8  # of fewer lines the deviation says little
-# The median absolute deviation of a normal distribution is this share of its standard deviation.
-MAD_OF_NORMAL = 0.6745
-# Below this share of the loss nothing is called a spike, however quiet the lines before were.
-LEAST_RISE = 0.1
+MAD_OF_NORMAL = 0.6745  # Median absolute deviation of a normal distribution, in standard deviations
+LEAST_RISE = 0.1  # Share of the loss below which nothing is a spike, however quiet the lines before
 Sums: TypeAlias = Mapping[str, float]  # Of a process over steps, by name
 EVENTS = ("on_step", "on_evaluation", "on_save", "on_end")
 
@@ -140,8 +136,7 @@ class Window:
     ) -> None:
         """Add a step's losses, this process's tokens, pairs and other counts, without waiting."""
         sound = torch.isfinite(losses[WHOLE])
-        more: dict[str, Any] = {STEPS: 1, SKIPPED: (~sound).float()}
-        more |= {TOKENS: tokens, PAIRS: pairs}
+        more: dict[str, Any] = {STEPS: 1, SKIPPED: (~sound).float(), TOKENS: tokens, PAIRS: pairs}
         for name, value in losses.items():
             more[name] = torch.where(sound, value, torch.zeros_like(value)).float()
         more |= {f"{COUNTED}{name}": count for name, count in (counted or {}).items()}
@@ -159,9 +154,8 @@ class Window:
         names = sorted(means.keys() - {WHOLE})
         own = [*(means[name] for name in names), *(sums[name] for name in counted), *read]
         *shared, tokens, pairs = processes.sum(own)
-        values = means | dict(zip(names, shared, strict=False))
-        for name, count in zip(counted, shared[len(names) :], strict=True):
-            values[name.removeprefix(COUNTED)] = count
+        names += [name.removeprefix(COUNTED) for name in counted]
+        values = means | dict(zip(names, shared, strict=True))
         seconds = time.perf_counter() - self.began
         values["tokens_per_second"] = tokens / seconds
         if pairs:
@@ -260,20 +254,13 @@ class Journal:
         if not self.processes.is_main:
             return values
         if SKIPPED in values:
-            log.warning(
-                "skipped up to step %d: %s, with a loss or gradient that was no finite number",
-                step,
-                counted(values[SKIPPED], "step"),
-            )
+            told = "skipped up to step %d: %s, with a loss or gradient that was no finite number"
+            log.warning(told, step, counted(values[SKIPPED], "step"))
         usual = self._spikes.usual(values["loss"]) if "loss" in values else None
         if usual is not None:
             values[SPIKE] = usual
-            log.warning(
-                "the loss is %.3f at step %d, and was about %.3f before",
-                values["loss"],
-                step,
-                usual,
-            )
+            told = "the loss is %.3f at step %d, and was about %.3f before"
+            log.warning(told, values["loss"], step, usual)
         self.tracker.log(TRAIN, step, values)
         return values
 

@@ -144,12 +144,8 @@ class TrainingLoop:
             self.bad_steps = BadSteps(self.config.max_bad_steps, start.bad_steps)
         self._done = self._saved = start.step
         # A run may have been stopped between a step's checkpoint and its evaluation.
-        if (
-            self._due(start.step)
-            and not (resume and self.journal.has_held_out(start.step))
-            and self._evaluate(start.step)
-            and self.processes.is_main
-        ):
+        due = self._due(start.step) and not (resume and self.journal.has_held_out(start.step))
+        if due and self._evaluate(start.step) and self.processes.is_main:
             self.checkpoints.mark_best(start.step)
         self._saved_at = self._resumed_at = time.perf_counter()
         self._take_steps(start)
@@ -157,9 +153,8 @@ class TrainingLoop:
             best = self.processes.on_main(lambda: str(self.checkpoints.best_sound() or ""))
             if best:
                 step = restore_task(Path(best), self.task)
-                log.info(
-                    "ended after step %d; the model is the best one, of step %d", self._done, step
-                )
+                told = "ended after step %d; the model is the best one, of step %d"
+                log.info(told, self._done, step)
         self._tell_saved()
         gather(self.task)
         tokens, pairs = map(int, self.processes.sum([self._tokens, self._pairs]))

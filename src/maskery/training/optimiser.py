@@ -21,21 +21,17 @@ from torch import nn
 from maskery.training.config import BaseTrainingConfig, Precision
 from maskery.training.parallel import laid_out_like, whole
 
-# On a CPU that multiplies bfloat16, narrower matrices lose more by converting than they gain.
-NARROW = 256
-# Its attribute is made at run time, so type checkers do not know of it.
-UNINITIALIZED: Any = torch.utils.deterministic
+NARROW = 256  # On a CPU with bfloat16, narrower matrices lose more by converting than they gain
+UNINITIALIZED: Any = torch.utils.deterministic  # its attribute is made at run time
 # Keys of parameter groups: the peak learning rate, True for groups that Muon moves, and the step
 # before which a group stays as it is.
 PEAK, ORTHOGONAL, STARTS_AT = "peak_lr", "orthogonal", "starts_at"
 BUFFER = "momentum_buffer"
-# The paper's.
-MOMENTUM = 0.95
+MOMENTUM = 0.95  # the paper's
 # Quintic iteration of the paper: its slope at zero is as steep as possible, so that five rounds
 # bring singular values to between 0.7 and 1.2.
 COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
-# Matrices with a shorter side are output layers of a few answers: nothing to make orthogonal.
-SMALLEST_SIDE = 32
+SMALLEST_SIDE = 32  # Matrices with a shorter side are output layers of a few answers
 
 
 def resolve_precision(config: BaseTrainingConfig, model: nn.Module) -> Precision:

@@ -131,12 +131,10 @@ def _leave_fsdp(module: FSDPModule) -> None:
     for group in filter(None, groups):
         for parameter in group.fsdp_params:
             parameter._post_load_hook_handle.remove()
-        for handles in (
-            group._module_to_pre_save_state_dict_hook_handle,
-            group._module_to_pre_load_state_dict_hook_handle,
-        ):
-            for handle in handles.values():
-                handle.remove()
+        saves = group._module_to_pre_save_state_dict_hook_handle
+        loads = group._module_to_pre_load_state_dict_hook_handle
+        for handle in (*saves.values(), *loads.values()):
+            handle.remove()
     for name in getattr(module, "FORWARD_METHODS", ()):
         module.__dict__.pop(name, None)  # the wrapped method; the class still has the plain one
     module.__class__ = type(module).__bases__[1]

@@ -43,8 +43,7 @@ class Position:
     epoch: int = 0  # The epoch of the next step
     epoch_step: int = 0  # Steps done in that epoch
     identity: str  # Settings and data that a resumed run must share, as JSON
-    # For each process, its sums since the last line of `metrics.jsonl`, by name
-    window: tuple[Mapping[str, float], ...] = ()
+    window: tuple[Mapping[str, float], ...] = ()  # Each process's sums since the last line, by name
     bad_steps: int = 0  # How many of the last steps in a row were skipped for not being finite
 
     def to_json(self) -> str:
@@ -66,8 +65,7 @@ class Snapshot:
     """The state of a run after a step, which no later step changes."""
 
     position: Position  # The step it was taken after
-    # By file name, its tensors; empty on other processes than the main one
-    files: Mapping[str, Mapping[str, Tensor]]
+    files: Mapping[str, Mapping[str, Tensor]]  # By file name; empty but on the main process
 
 
 class SnapshotMaker:
@@ -122,9 +120,8 @@ def optimiser_tensors(model: nn.Module, optimiser: Optimizer) -> dict[str, Tenso
     return {
         f"{moment}.{name}": optimiser.state[parameter][moment]
         for name, parameter in model.named_parameters()
-        if parameter in optimiser.state
         for moment in MOMENTS
-        if moment in optimiser.state[parameter]
+        if moment in optimiser.state.get(parameter, ())
     }
 
 

@@ -35,8 +35,7 @@ from maskery.training.optimiser import (
 from maskery.training.parallel import clip_gradients, explain_unused, last_backward, spread
 
 ItemT = TypeVar("ItemT")
-# Seconds to wait for the thread at the end; it may hang in a read that never returns.
-PATIENCE = 5.0
+PATIENCE = 5.0  # Seconds to wait for the thread at the end, which may hang in a read
 
 
 class Stepper:
@@ -192,16 +191,13 @@ def update_if_finite(
 ) -> None:
     """Update the parameters, unless the gradient's norm is not finite; gradients are cleared."""
     # Fused AdamW decides on the device, so that nothing waits for the norm; for others it is read.
-    fused: Any = optimiser
-    whole = not any(isinstance(parameter, DTensor) for parameter in parameters)
-    if (
-        type(optimiser) is torch.optim.AdamW
-        and whole
-        and all(group.get("fused") for group in optimiser.param_groups)
-    ):
-        fused.grad_scale, fused.found_inf = None, (~torch.isfinite(norm)).float()
+    adamw: Any = optimiser
+    sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+    fused = all(group.get("fused") for group in optimiser.param_groups)
+    if type(optimiser) is torch.optim.AdamW and fused and not sharded:
+        adamw.grad_scale, adamw.found_inf = None, (~torch.isfinite(norm)).float()
         optimiser.step()
-        del fused.grad_scale, fused.found_inf
+        del adamw.grad_scale, adamw.found_inf
     elif torch.isfinite(norm):
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -103,7 +103,8 @@ def test_all_rows_may_look_at_chosen_images(
     chosen = [2, 0, 0, 1, 2, 1]
     with torch.no_grad():
         images = encoder.project_images(tokens)
-        fused = encoder(*text, images, torch.tensor(chosen))[text[1]]
+        hidden = encoder.encode_text(*text)
+        fused = encoder.fuse(hidden, text[1], images, torch.tensor(chosen))[text[1]]
         expected = one_by_one(encoder, text, tokens, chosen)
     torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
 

@@ -12,14 +12,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    BertConfig,
-    ViTModel,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoConfig, BertConfig, ViTModel
+from transformers.models.auto import modeling_auto
 
 from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
@@ -148,7 +142,7 @@ def import_state(
         return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
+    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
         return import_bert(state, described, num_text_heads)
@@ -187,7 +181,8 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     # Whatever a damaged config.json makes a model's code do.
     with explained(problem, "", Exception, kind=ModelError, most=120), quiet_transformers():
         config = AutoConfig.for_model(**described)
-        kind = (MODEL_MAPPING if family else MODEL_FOR_MASKED_LM_MAPPING)[type(config)]
+        heads = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
+        kind = (modeling_auto.MODEL_MAPPING if family else heads)[type(config)]
         model, info = kind.from_pretrained(
             None,
             config=config,
@@ -205,13 +200,9 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
         )
     refuse_random_layers("the checkpoint", model, info)
     own = model.state_dict()
-    passed_over = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
-    left_over = {
-        name
-        for name in state
-        if name in info["unexpected_keys"]
-        or (name not in own and any(pattern.search(name) for pattern in passed_over))
-    }
+    patterns = model._keys_to_ignore_on_load_unexpected or ()
+    passed_over = {n for n in state if n not in own and any(re.search(p, n) for p in patterns)}
+    left_over = passed_over | (set(info["unexpected_keys"]) & state.keys())
     report = ImportReport(
         kind=config.model_type,
         used={n: n if n in own else "renamed" for n in state if n not in left_over},
@@ -250,10 +241,8 @@ def import_albef(
     placed = {name: _albef_places(name, tensor) for name, tensor in state.items()}
     report = _fill(model, "albef", placed, _told(state), resized)
     twin = {n: t for places in placed.values() for n, t in places.items() if n.startswith(TWIN)}
-    extra: State = {}
-    if twin:
-        # The heads have no twin in the file; they are never read from it.
-        extra = {TWIN + n: twin.get(TWIN + n, t) for n, t in model.state_dict().items()}
+    # The heads have no twin in the file; they are never read from it.
+    extra = {TWIN + n: twin.get(TWIN + n, t) for n, t in model.state_dict().items() if twin}
     return Imported(model=model, extra_state=extra | _queues(state), report=report)
 
 
@@ -302,10 +291,7 @@ def _queues(state: State) -> State:
 def text_config(
     state: State, prefix: str, described: Mapping[str, Any], num_heads: int | None
 ) -> BertConfig:
-    """Read the sizes of a BERT off its tensors, whose names begin with `prefix`.
-
-    What no tensor tells is taken from `described`; sizes there have to be those of the tensors.
-    """
+    """Read a BERT's sizes off its tensors below `prefix`, and the rest from what is `described`."""
     embeddings, layers = f"{prefix}embeddings.", f"{prefix}encoder.layer."
     vocab_size, width = shape_of(state, f"{embeddings}word_embeddings.weight", 2)
     sizes = {

@@ -23,8 +23,7 @@ from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import MALFORMED, ConfigError, ModelError, explained, listed, reason_of
 from maskery.models.loading import quiet_transformers
 
-# Training loops keep the weights beside the optimiser, under one of these.
-NESTED_UNDER = ("model", "state_dict")
+NESTED_UNDER = ("model", "state_dict")  # Where training loops keep weights beside the optimiser
 WHOLE, INDEX = ("model.safetensors", "pytorch_model.bin"), ".index.json"
 # What other files begin with, that are taken for checkpoints.
 STARTS = {
@@ -52,8 +51,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 # Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
 # and DeiT has 6; small BERTs differ as well.
 HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
-# Rows of padding, as of all vocabularies that are rounded up, are fewer than this share.
-PADDING = 0.01
+PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 
 
 State = dict[str, torch.Tensor]  # Tensors by name
@@ -222,11 +220,9 @@ class ImportReport:
 
     kind: str  # What the checkpoint was taken for: "albef", "vit", or the family ("bert", ...)
     used: dict[str, str]  # By name in the file, where in the model it went
-    # Parameters of the model that the file does not have; freshly initialised.
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  # Parameters that the file does not have; freshly initialised
     left_over: tuple[str, ...]  # Names in the file that the model has no place for
-    # Position tables that were interpolated, with their old and new lengths.
-    resized: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()  # Position tables that were interpolated, with both sizes
     notes: tuple[str, ...] = ()  # What was taken for granted
 
     def lines(self) -> list[str]:

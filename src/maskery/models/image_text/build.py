@@ -23,8 +23,7 @@ from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_
 
 log = logging.getLogger(__name__)
 
-# Two-tower checkpoints whose vision tower is taken.
-WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two-tower checkpoints
 MASK = "<|mask|>"  # Added to a tokenizer without a mask token, as IRRA does
 # ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")

@@ -107,16 +107,16 @@ class VisionFamily:
     token_norm: str | None = None
     # Positions may be of an image that is not square; others are interpolated in every pass.
     oblong: bool = False
-    # Settings that leave out parts which nothing reads.
-    unused_settings: dict[str, Any] = field(default_factory=dict)
+    any_size: bool = False  # It interpolates positions without being asked
+    unused_settings: dict[str, Any] = field(default_factory=dict)  # Leave out what nothing reads
     arguments: dict[str, Any] = field(default_factory=dict)  # Likewise, for the constructor
 
 
 VISION_FAMILIES: dict[str, VisionFamily] = {
     "vit": VisionFamily(oblong=True, arguments={"add_pooling_layer": False}),
     "deit": VisionFamily(oblong=True, arguments={"add_pooling_layer": False}),
-    "dinov2": VisionFamily(unused_settings={"use_mask_token": False}),
-    "dinov2_with_registers": VisionFamily(),
+    "dinov2": VisionFamily(any_size=True, unused_settings={"use_mask_token": False}),
+    "dinov2_with_registers": VisionFamily(any_size=True),
     "clip_vision_model": VisionFamily(token_norm="post_layernorm"),
     "siglip_vision_model": VisionFamily(
         class_token=False, unused_settings={"vision_use_head": False}
@@ -153,10 +153,8 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, height, width), normalised, to (B, N, W)."""
         # Positions are interpolated where the images are not of the encoder's own size.
-        other_size = tuple(pixel_values.shape[-2:]) != self.image_size
-        options = {"interpolate_pos_encoding": True} if other_size else {}
-        if self.backbone.config.model_type.startswith("dinov2"):
-            options = {}  # interpolates by itself
+        asks = not self.family.any_size and tuple(pixel_values.shape[-2:]) != self.image_size
+        options = {"interpolate_pos_encoding": True} if asks else {}
         tokens: Tensor = self.backbone(pixel_values, **options).last_hidden_state
         if self.family.token_norm is not None:
             tokens = getattr(self.backbone, self.family.token_norm)(tokens)
@@ -235,10 +233,7 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
     def text_feature(
         self, hidden: Tensor, mask: Tensor | None = None, *, unit: bool = True
     ) -> Tensor:
-        """(B, L, D) at the fusion boundary to (B, E), likewise.
-
-        From the class token or, of a tower, the last token where the mask (B, L) is not 0.
-        """
+        """(B, L, D) at the fusion boundary to (B, E); a tower reads the end by the mask (B, L)."""
         feature: Tensor = self.text_proj(self.text_encoder.summarise(hidden, mask))
         return F.normalize(feature, dim=-1) if unit else feature
 

@@ -24,12 +24,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import (
-    BertIntermediate,
-    BertOutput,
-    BertPredictionHeadTransform,
-    BertSelfOutput,
-)
+from transformers.models.bert import modeling_bert
 
 from maskery.models.attention import in_float32
 
@@ -120,15 +115,12 @@ class SelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Text tokens attend to their own row (BERT's `attention`), or to an image's tokens.
-
-    The latter, ALBEF's `crossattention`, has `key_width`, the width of an image's tokens.
-    """
+    """Attends to the own row (BERT's `attention`) or, of width `key_width`, an image (ALBEF's)."""
 
     def __init__(self, config: Any, key_width: int | None = None):
         super().__init__()
         self.self = SelfAttention(config, key_width)
-        self.output = BertSelfOutput(config)
+        self.output = modeling_bert.BertSelfOutput(config)
 
     def forward(
         self,
@@ -211,8 +203,8 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         if image_width is not None:
             self.crossattention = Attention(config, image_width)
-        self.intermediate = BertIntermediate(config)
-        self.output = BertOutput(config)
+        self.intermediate = modeling_bert.BertIntermediate(config)
+        self.output = modeling_bert.BertOutput(config)
 
     def project_image(self, image_tokens: Tensor) -> ImageKeys:
         """Project (I, N, W) image tokens to the cross-attention's keys and values."""
@@ -239,7 +231,7 @@ class Predictions(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
+        self.transform = modeling_bert.BertPredictionHeadTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:

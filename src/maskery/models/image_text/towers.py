@@ -124,10 +124,7 @@ class TextTower(TextFusionEncoder):
         return [self.fusion] if hasattr(self, "fusion") else []
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Run the tower: (R, L) int64 to (R, L, D).
-
-        SigLIP's feature is that of its last place, so the end-of-text token is given its state.
-        """
+        """Run the tower: (R, L) int64 to (R, L, D); SigLIP's last state is put at a text's end."""
         if not self.fills_up:  # causal: what follows a text does not change it
             states: Tensor = self.tower(input_ids).last_hidden_state
             return states
