@@ -18,7 +18,7 @@ from tiny_pairs import save_tiny_pairs
 
 from maskery.cli.main import main
 from maskery.core.errors import CheckpointError
-from maskery.evaluation.image_text.opening import can_contrast, open_image_text
+from maskery.evaluation.image_text.opening import open_image_text
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.objectives.itc import Features
 from maskery.objectives.terms import LossTerm
@@ -125,7 +125,7 @@ def test_it_trains_the_projections_from_the_command_line_and_from_python(tmp_pat
         assert not torch.equal(first[name], last[name]), name
     assert torch.equal(first["temp"], last["temp"])  # the contrast's own is not trained
     # The model that is saved is a plain one, and retrieval may compare its features.
-    assert can_contrast(open_image_text(str(output)))
+    assert open_image_text(str(output)).trained("itc")
     assert not [n for n in load_file(output / "model" / "model.safetensors") if "loss_terms" in n]
     assert evaluate_pairs_run(output).scores["right"].masked_tokens > 0
 

@@ -16,10 +16,9 @@ Shapes: N examples.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import stdtrit
 
 from maskery.core.batch import Floats, Ids, Ints
@@ -77,9 +76,7 @@ def ratio_interval(numerators: Floats, weights: Floats, kind: Kind = "mean") -> 
     return Interval(value, low, high)
 
 
-def grouped_interval(
-    values: npt.NDArray[Any], groups: Ints | Ids, kind: Kind = "share"
-) -> Interval:
+def grouped_interval(values: Floats, groups: Ints | Ids, kind: Kind = "share") -> Interval:
     """Return the mean of (N,) values, such as hits, with an interval over their groups (N,)."""
     numbers = np.unique(groups, return_inverse=True)[1]
     sums, counts = (np.bincount(numbers, each).astype(np.float64) for each in (values, None))

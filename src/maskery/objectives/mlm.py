@@ -3,10 +3,8 @@
 Devlin et al., "BERT" (NAACL 2019), section 3.1; softened by a momentum teacher: Li et al.,
 "Align before Fuse" (ALBEF, NeurIPS 2021), section 3.3, equation 7.
 
-On a CPU the cross-entropy over the vocabulary is computed without copies of the logits.
-`torch.nn.functional.cross_entropy` writes the log-probabilities and reads them again for the
-gradient, both in float32; `CrossEntropySum` reads the logits twice, some rows at a time, and writes
-their gradient alone.
+On a CPU `CrossEntropySum` reads the logits twice, some rows at a time, and writes their gradient
+alone: PyTorch's own writes the log-probabilities, too, and reads them again, both in float32.
 
 Shapes: B sequences, L tokens each, M masked tokens, V vocabulary.
 """
@@ -19,8 +17,7 @@ import torch.nn.functional as F
 
 from maskery.core.batch import IGNORE_INDEX
 
-# Rows of so many logits are worked on at once: 4 MB in float32, which stay in the cache.
-BLOCK_LOGITS = 1 << 20
+BLOCK_LOGITS = 1 << 20  # worked on at once: 4 MB in float32, which stay in the cache
 
 
 def mlm_loss_sum(

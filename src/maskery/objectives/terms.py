@@ -10,8 +10,6 @@ checkpointed with the model. Its attributes `name`, `label` and `heads` may say 
 defaults of `LossTerm` do.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,8 +19,7 @@ from typing import Any
 from maskery.core.errors import ConfigError, PluginError
 from maskery.core.registry import Registry, anchored_choice, split_weight
 
-# The contrast's learnt temperature is trained with the projections, but comparing needs it not.
-TEMPERATURE = "temp"
+TEMPERATURE = "temp"  # learnt with the projections by the contrast, but comparing needs it not
 PROJECTIONS = ("vision_proj", "text_proj")
 CONTRACT = (
     "a function or torch.nn.Module that turns the step's TermInputs into a loss sum, a tensor "
@@ -37,8 +34,7 @@ class Term:
 
     name: str  # In flags, configurations and `metrics.jsonl`
     label: str  # For people
-    # Parts of the model that nothing trains unless such a term is on; other terms may share them.
-    # Names of modules or parameters of `ImageTextModel`.
+    # Modules or parameters of `ImageTextModel` that nothing trains unless such a term is on.
     heads: tuple[str, ...]
 
     @property
@@ -57,8 +53,7 @@ TERMS: Mapping[str, Term] = {
         ("mrtd", "Replaced-token loss (MRTD)", ("mrtd_head",)),
     )
 }
-# A dual encoder's losses, loaded when they are named.
-BATCH_TERMS = ("sdm", "tal", "infonce", "sigmoid", "id")
+BATCH_TERMS = ("sdm", "tal", "infonce", "sigmoid", "id")  # a dual encoder's, loaded when named
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.
 RESERVED = {"kind", "step", "epoch", "loss", "grad_norm", "learning_rate"}
@@ -77,7 +72,7 @@ class LossTerm(Term):
     choice: str  # How the user named it, for messages
 
     @classmethod
-    def of(cls, thing: Any, *, weight: float = 1.0, choice: str = "") -> LossTerm:
+    def of(cls, thing: Any, *, weight: float = 1.0, choice: str = "") -> "LossTerm":
         """Describe a function or module by its attributes.
 
         Its attribute `name` is the term's name (default: its own, or its class's), `label` the one

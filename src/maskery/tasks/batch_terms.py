@@ -25,10 +25,7 @@ Rows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def compared(step: TermInputs, rows: Rows) -> tuple[torch.Tensor, int]:
-    """Ask images for the texts of all processes, and texts for the images.
-
-    Returns the sum over both directions, and B: the papers' mean over the batch.
-    """
+    """Sum the losses both ways, to all processes; returns that, and B, as the papers divide."""
     sides = [step.features.image, step.features.text]
     same = step.ids[:, None] == step.crowd.gather(step.ids)[None]
     unscaled, total = step.temperature.new_ones(()), torch.zeros((), device=same.device)

@@ -7,8 +7,6 @@ Shapes: B pairs, H x W pixels, L caption length in tokens, D text width, V vocab
 tokens, N sampled tokens, P judged tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -124,11 +122,9 @@ def pad_text(batch: TokenBatch, length: int, pad_token_id: int) -> PaddedText:
 def pad_masked(masked: MaskedTokens, length: int, pad_token_id: int) -> MaskedText:
     """Lay a masked batch side by side."""
     places = padded_places(masked.batch, length)
-    return MaskedText(
-        input_ids=_pad(masked.batch, masked.input_ids, length, pad_token_id),
-        positions=torch.from_numpy(places[masked.positions]),
-        targets=torch.from_numpy(masked.targets),
-    )
+    ids = _pad(masked.batch, masked.input_ids, length, pad_token_id)
+    positions, targets = map(torch.from_numpy, (places[masked.positions], masked.targets))
+    return MaskedText(input_ids=ids, positions=positions, targets=targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +152,11 @@ class Block:
     hidden: torch.Tensor  # (B, L, D)
     mask: torch.Tensor  # (B, L) bool
 
-    def lengthened(self, length: int) -> Block:
+    def lengthened(self, length: int) -> Self:
         """Return the rows with padding up to a length."""
         missing = length - self.mask.shape[1]
-        hidden = F.pad(self.hidden, (0, 0, 0, missing))
-        return Block(hidden=hidden, mask=F.pad(self.mask, (0, missing))) if missing else self
+        hidden, mask = F.pad(self.hidden, (0, 0, 0, missing)), F.pad(self.mask, (0, missing))
+        return replace(self, hidden=hidden, mask=mask) if missing else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,26 +254,23 @@ class CaptionSteps:
 
     def replace(self, text: PaddedText, plan: MRTDPlan, weights: torch.Tensor) -> Replacements:
         """Step 7: sample words from the twin's probabilities (N, V)."""
+        original, mask, sampled = text.input_ids, text.attention_mask, plan.sampled
         if self.config.mrtd_sample_at == "every":
-            sampled = (
-                mrtd.sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
-            )
-            drawn = text.input_ids.flatten().index_copy(0, plan.sampled_at, sampled)
+            if sampled is None:
+                sampled = mrtd.sample_tokens(weights, plan.uniforms)
+            drawn = original.flatten().index_copy(0, plan.sampled_at, sampled).view_as(original)
             ids, labels = mrtd.mrtd_mask_modeling_everywhere(
-                text.input_ids,
-                text.attention_mask,
-                drawn.view_as(text.input_ids),
-                pad_token_id=self.pad_token_id,
+                original, mask, drawn, pad_token_id=self.pad_token_id
             )
         else:
             ids, labels = mrtd.mrtd_mask_modeling(
                 plan.masked_ids,
-                text.input_ids,
-                text.attention_mask,
+                original,
+                mask,
                 weights,
                 positions=plan.sampled_at,
                 uniforms=plan.uniforms,
-                sampled=plan.sampled,
+                sampled=sampled,
                 special_ids=self.masker.vocabulary.special_ids,
             )
             sampled = ids.flatten()[plan.sampled_at]

@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
 COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
-# Sizes are rounded up to a multiple that the tiles of a GPU's matrix products divide.
-MULTIPLE = 64
+MULTIPLE = 64  # that sizes are rounded up to, for the tiles of a GPU's matrix products
 SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
 DEVIATIONS = 6.0  # one batch in a thousand million overflows, if counts are about normal
 

@@ -1,7 +1,7 @@
 """Settings of the image-text tasks; light to import, so that flags and help are made from them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
@@ -63,8 +63,7 @@ class ImageTextMLMConfig(Settings):
     @classmethod
     def _terms(cls) -> list[Term]:
         """The built-in terms that this kind of run has: those with a `*_weight` of theirs."""
-        settings = {field.name for field in fields(cls)}
-        return [term for term in TERMS.values() if term.flag in settings]
+        return [term for term in TERMS.values() if hasattr(cls, term.flag)]
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -80,9 +79,8 @@ class ImageTextMLMConfig(Settings):
     @property
     def learns(self) -> bool:
         """True if any term is on, of the user's own or built in."""
-        return bool(self.weights) or any(
-            split_weight(choice)[0] not in TERMS for choice in self.term
-        )
+        own = {split_weight(choice)[0] for choice in self.term} - TERMS.keys()
+        return bool(self.weights or own)
 
     def described(self) -> dict[str, Any]:
         """Return what decides the course of a run: the settings, plug-ins by their files' code."""

@@ -93,10 +93,8 @@ class KeepEmbedding(TextMLM):
             return model.logits(rows[prepared.masked]), rows[prepared.kept]
 
         logits, rows = self.model(prepared.inputs, read=read)
-        vectors, start = (
-            self.pooling.pool(hidden, prepared.kept_lengths)
-            for hidden in (rows, self._start_rows(prepared.inputs)[prepared.kept])
-        )
+        own_and_start = (rows, self._start_rows(prepared.inputs)[prepared.kept])
+        vectors, start = (self.pooling.pool(one, prepared.kept_lengths) for one in own_and_start)
         distance = 1.0 - F.cosine_similarity(vectors, start)
         return {"mlm": mlm_loss_sum(logits, prepared.targets), KEEP: distance.sum()}
 

@@ -7,13 +7,11 @@ Shapes: B pairs of this process, G of all processes, C candidates (the G, then t
 tokens, W image width, L caption length, D text width, E features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -54,7 +52,7 @@ class Candidates:
         pair: Block,
         ids: torch.Tensor,  # (B,) int64
         queues: Mapping[str, FeatureQueue],  # Of images, then of texts, or empty
-    ) -> Candidates:
+    ) -> Self:
         """Gather the twin's features of all processes, then those of the queues."""
         text = twin.text_feature(pair.hidden, pair.mask)
         own = Features(image=twin.image_feature(tokens), text=text)
@@ -100,7 +98,7 @@ class Candidates:
             belief=self.belief,
         )
 
-    def doubted(self) -> Candidates:
+    def doubted(self) -> Self:
         """Return the same with the belief in captions that fits those of the crowd and queues."""
         known = (self.ids != NOBODY).nonzero().squeeze(1)[: max(FITTED, len(self.crowd_ids))]
         image, text, ids = self.everyone.image[known], self.everyone.text[known], self.ids[known]
@@ -119,10 +117,8 @@ class Candidates:
         for_texts, for_images = prepared.negative_uniforms
         same = prepared.ids.unsqueeze(1) == self.crowd_ids.unsqueeze(0)
         mine = self.crowd.mine
-        return (
-            itm.draw_hard_negatives(contrast.text_to_image, same, for_texts, mine),
-            itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine),
-        )
+        images = itm.draw_hard_negatives(contrast.text_to_image, same, for_texts, mine)
+        return images, itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine)
 
 
 def with_negatives(
@@ -137,10 +133,8 @@ def with_negatives(
     # Everyone's captions as long as the longest of any process, so that they can be exchanged.
     paired = {name: block.lengthened(crowd.longest) for name, block in blocks.items()}
     match = paired["match"]
-    paired["wrong text"] = Block(
-        hidden=crowd.gather_with_gradients(match.hidden)[for_images],
-        mask=crowd.gather(match.mask)[for_images],
-    )
+    hidden = crowd.gather_with_gradients(match.hidden)[for_images]
+    paired["wrong text"] = Block(hidden=hidden, mask=crowd.gather(match.mask)[for_images])
     paired["wrong image"] = match
     if crowd.is_alone:
         return paired, for_texts
@@ -176,8 +170,7 @@ class TermInputs:
     teacher: Features  # (B, E) each, the momentum twin's, of the second view; no gradients
     candidates: Features  # (C, E) each, the twin's of all processes and, with persons, queues
     candidate_ids: torch.Tensor  # (C,) int64
-    # Scalar, the contrast's; a term that trains it names "temp" in its `heads`.
-    temperature: torch.Tensor
+    temperature: torch.Tensor  # The contrast's; a term that trains it has "temp" in its `heads`
     alpha: float  # Weight of soft labels at this point of the run, in [0, 1]
     trust: torch.Tensor  # (B,) in [0, 1]: how far each caption is believed to be its picture's
     # By what they are read for ("mlm", "mrtd"; with persons "match", "wrong text", "wrong image"),

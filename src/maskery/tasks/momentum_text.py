@@ -150,13 +150,9 @@ class MomentumTextMLM(TextMLM):
         count = len(copies)
         starts = np.arange(count)[:, None] * batch.num_tokens
         ends = (starts + batch.boundaries[1:]).ravel()
-        whole = TokenBatch(
-            input_ids=np.tile(batch.input_ids, count),
-            boundaries=np.concatenate((batch.boundaries[:1], ends)),
-            example_ids=np.tile(batch.example_ids, count),
-            starts=np.tile(batch.starts, count),
-            word_starts=np.tile(batch.word_starts, count),
-        )
+        names = ("input_ids", "example_ids", "starts", "word_starts")
+        columns = {name: np.tile(getattr(batch, name), count) for name in names}
+        whole = TokenBatch(**columns, boundaries=np.concatenate((batch.boundaries[:1], ends)))
         rows = [start + rows for start, (_, rows) in zip(starts, copies, strict=True)]
         masked = MaskedTokens.unmasked(whole, np.concatenate(rows))
         ids = np.concatenate([ids for ids, _ in copies])
@@ -180,19 +176,14 @@ class MomentumTextMLM(TextMLM):
             sums = {"mlm": soft_mlm_loss_sum(self.model(prepared.inputs), *right)}
             return TextStep(loss_sums=sums, prepared=prepared)
         logits, judgements = self._read(prepared, taught.input_ids)
-        sums = {
-            "mlm": soft_mlm_loss_sum(logits, *right),
-            "mrtd": mrtd_loss_sum(judgements, taught.labels),
-        }
+        sums = {"mlm": soft_mlm_loss_sum(logits, *right)}
+        sums["mrtd"] = mrtd_loss_sum(judgements, taught.labels)
         plan = replace(plan, sampled=taught.input_ids[plan.sampled_at])
         return TextStep(loss_sums=sums, prepared=replace(prepared, plan=plan))
 
     @torch.no_grad()
     def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge, in evaluation mode, which words the twin replaced.
-
-        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
-        """
+        """Judge in evaluation mode which words were replaced: (P,) log-odds, and (P,) 1 if so."""
         taught = self._teach(prepared)
         if taught.input_ids is None or taught.labels is None:
             raise ConfigError("there is no detection to judge; train with --objective mlm+mrtd")
@@ -217,19 +208,13 @@ class MomentumTextMLM(TextMLM):
             sampled=plan.sampled,
             special_ids=self.masker.vocabulary.special_ids,
         )
-        return TwinTargets(
-            soft_labels=probabilities[:num_soft] if self.config.alpha > 0 else None,
-            input_ids=replaced,
-            labels=labels[plan.judged_at],
-        )
+        soft = probabilities[:num_soft] if self.config.alpha > 0 else None
+        return TwinTargets(soft_labels=soft, input_ids=replaced, labels=labels[plan.judged_at])
 
     def _read(
         self, prepared: PreparedMomentumText, replaced: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read the masked text and the text with replacements (S,) in one pass.
-
-        Returns (M, V), logits at the masked tokens, and (P, 2), original against replaced.
-        """
+        """Return (M, V) logits of masked tokens, and (P, 2) of the text with replacements (S,)."""
         inputs, num_masked = prepared.inputs, len(prepared.targets)
         ids = torch.cat((inputs.input_ids.flatten()[: len(replaced)], replaced))
         inputs = replace(inputs, input_ids=ids.view_as(inputs.input_ids))

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import StaticShapes, TokenBatch
@@ -138,7 +139,7 @@ class TextMLM:
         compile_backend: str | None = None,
         pin_memory: bool = False,
     ) -> None:
-        self.model: torch.nn.Module = model
+        self.model: nn.Module = model
         self.masker, self.shapes, self.pin_memory = masker, shapes, pin_memory
         self.loss_weights: Mapping[str, float] = {"mlm": 1.0}
         # Masked tokens that the loss has run over, and those for which a batch had no rows.
@@ -178,11 +179,8 @@ class TextMLM:
         self.num_predicted += prepared.counts["mlm"]
         left_out = prepared.counts.get(LEFT_OUT, 0)
         if left_out and not self.num_left_out:
-            log.warning(
-                "a batch has %d more masked tokens than its step has rows for; they are left out "
-                "of the loss, and counted",
-                left_out,
-            )
+            told = "a batch has %d more masked tokens than its step has rows for; they are left"
+            log.warning(f"{told} out of the loss, and counted", left_out)
         self.num_left_out += left_out
         return {"mlm": self._loss(self.model, prepared.inputs, prepared.targets, prepared.weights)}
 
@@ -198,10 +196,7 @@ class TextMLM:
 
 
 def masked_loss_sum(
-    model: torch.nn.Module,
-    inputs: EncoderInputs,
-    targets: torch.Tensor,
-    weights: torch.Tensor | None = None,
+    model: nn.Module, inputs: EncoderInputs, targets: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor:
     """Encode and predict: what is compiled as one."""
     return mlm_loss_sum(model(inputs), targets, weights)
@@ -211,14 +206,11 @@ def report_left_out(task: Task[Any, Any]) -> None:
     """Say how many masked tokens the loss of a run has left out, if any."""
     if isinstance(task, TextMLM) and task.num_left_out:
         assert task.shapes is not None
-        everything = task.num_left_out + task.num_predicted
+        left_out, everything = task.num_left_out, task.num_left_out + task.num_predicted
         log.warning(
-            "%s of %s masked tokens (%.2g%%) were left out of the loss: a compiled step has %s "
-            "rows for them; raise --masked-capacity to keep them all",
-            f"{task.num_left_out:,}",
-            f"{everything:,}",
-            100.0 * task.num_left_out / everything,
-            f"{task.shapes.num_masked:,}",
+            f"{left_out:,} of {everything:,} masked tokens ({100.0 * left_out / everything:.2g}%) "
+            f"were left out of the loss: a compiled step has {task.shapes.num_masked:,} rows for "
+            f"them; raise --masked-capacity to keep them all"
         )
 
 
@@ -237,10 +229,7 @@ def save_extra(task: Task[Any, Any], model: MaskedLanguageModel, folder: Path) -
 def load_extra(
     task: Task[Any, Any], model: MaskedLanguageModel, folder: Path, *, needed: bool
 ) -> None:
-    """Take over the twin and the heads that `save_extra` wrote, where the task has any.
-
-    What is missing is an error only where it is `needed`.
-    """
+    """Take over the twin and heads that `save_extra` wrote; what is `needed` must be there."""
     path, state = folder / EXTRA_STATE, task.extra_state()
     own = own_tensors(task, model)
     if not (own or any(n.startswith(TWIN) for n in state)) or not (needed or path.is_file()):

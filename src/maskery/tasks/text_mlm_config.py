@@ -1,7 +1,5 @@
 """Text objectives by name, and their settings; light to import, for flags and help."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +18,7 @@ DIFFUSION = "diffusion"
 AUTO_OFF = ("auto", "off")
 NEED_NO_TWIN = ("objective", "keep_embedding", "time_sampling")
 
-OBJECTIVES: Registry[Callable[[TextParts], Task[Any, Any]]] = Registry(
+OBJECTIVES: "Registry[Callable[[TextParts], Task[Any, Any]]]" = Registry(
     "--objective",
     "a callable that makes a Task (maskery.core.task) from TextParts (maskery.tasks.text_mlm)",
     {

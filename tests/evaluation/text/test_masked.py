@@ -145,7 +145,7 @@ def test_a_word_shares_its_places_with_its_equals() -> None:
     logits = torch.tensor(
         [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [9.0, 9.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
     )
-    rows = token_rows(logits[[0, 1, 1, 1]], torch.tensor([3, 0, 2, 5]))
+    rows = token_rows(logits[[0, 1, 1, 1]], np.array([3, 0, 2, 5]))
     # Of 8 equals; of 2 first ones; alone in the third place; of 5 in places 4 to 8.
     assert rows[:, 2].tolist() == [1 / 8, 1 / 2, 0, 0]
     assert rows[:, 3].tolist() == [5 / 8, 1, 1, 2 / 5]

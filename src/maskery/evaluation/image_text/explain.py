@@ -22,8 +22,7 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text import opening
-from maskery.evaluation.image_text.opening import OpenImageText, Word
+from maskery.evaluation.image_text.opening import OpenImageText, Word, load_picture, words_of
 from maskery.models.image_text.model import ImageTextModel, pair
 from maskery.models.image_text.text_encoder import ImageKeys
 
@@ -64,18 +63,18 @@ def explain(
 ) -> Explanation:
     """Compute a heat map over a picture for each word of a caption; see `maskery.explain`."""
     if isinstance(image, str | Path | bytes):
-        image = opening.load_picture(image)
+        image = load_picture(image)
     network = opened.model
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(network.text_encoder.fusion_layers) == 1
-    ids, words = opening.words_of(opened, caption)
+    ids, words = words_of(opened, caption)
     pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
         tokens = network.encode_image(pixels)
         keys = network.project_images(tokens)
         match = None
-        if opening.can_match(opened):
+        if opened.trained("itm"):
             fused = network.text_encoder(ids[None].to(network.device), None, keys)
             match = float(network.itm_head(fused[:, 0]).float().softmax(dim=-1)[0, 1])
     if target == "matching":
@@ -91,15 +90,12 @@ def explain(
     # Patches from top to bottom and from left to right; they are the last of the image tokens.
     height, width = pair(network.config.vision_config.patch_size)
     grid = pixels.shape[-2] // height, pixels.shape[-1] // width
+    maps = rows[:, -grid[0] * grid[1] :].unflatten(1, grid).float().cpu().numpy()
     return Explanation(
         caption=caption,
         words=tuple(
-            WordHeat(
-                word=word.text,
-                heat=row[-grid[0] * grid[1] :].view(grid).float().cpu().numpy(),
-                probability=chance,
-            )
-            for word, row, chance in zip(words, rows, chances, strict=True)
+            WordHeat(word=word.text, heat=heat, probability=chance)
+            for word, heat, chance in zip(words, maps, chances, strict=True)
         ),
         whole=whole,
         target=target,
@@ -170,7 +166,7 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
-    matches, fills = opening.can_match(opened), opening.can_fill(opened)
+    matches, fills = opened.trained("itm"), opened.trained("mlm")
     problems = {
         "has no fusion layers: its words never look at the picture; use another model": (
             not opened.model.text_encoder.fusion_layers

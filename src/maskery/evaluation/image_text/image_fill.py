@@ -24,7 +24,7 @@ from maskery.data.images.loading import pillow
 from maskery.data.images.views import view
 from maskery.data.pairs.batches import JudgedPairs
 from maskery.evaluation.image_text.opening import OpenImageText, load_picture
-from maskery.evaluation.intervals import Interval, ratio_interval
+from maskery.evaluation.intervals import Interval, Kind, ratio_interval
 from maskery.evaluation.text.fill import Candidate, Filler, candidates
 from maskery.evaluation.text.masked import FROZEN_EPOCH, ExampleSums, require_numbers, token_rows
 from maskery.evaluation.text.samples import context, whole_words
@@ -35,8 +35,7 @@ from maskery.models.layout import pad
 
 Condition = Literal["right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-# Captions with pictures, their ids with masks in them, and the masked positions.
-Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]
+Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]  # captions, their ids masked, and where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +59,8 @@ def score_pairs(
             masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
             yield batch, masked.input_ids, masked.positions
 
-    def measure(logits: torch.Tensor, originals: Ints) -> Floats:
-        return token_rows(logits, torch.from_numpy(originals).to(model.device)).cpu().numpy()
-
     none = "no held-out caption has a token that can be masked; bring more pairs"
-    scored = _score(model, questions(), measure, none)
+    scored = _score(model, questions(), token_rows, none)
     for sums in scored.values():
         require_numbers(torch.from_numpy(sums.sums))
     return scored
@@ -101,13 +97,11 @@ def score_words(
     scored = _score(model, questions(), measure, none)
     count = scored["right"].sums[:, 0]
     hits = {condition: sums.sums[:, 1] for condition, sums in scored.items()}
+    gains = {name: hits["right"] - hit for name, hit in hits.items() if name != "right"}
+    kind: Kind = "difference of shares"
     return WordScores(
         accuracy={name: ratio_interval(hit, count, "share") for name, hit in hits.items()},
-        difference={
-            name: ratio_interval(hits["right"] - hit, count, "difference of shares")
-            for name, hit in hits.items()
-            if name != "right"
-        },
+        difference={name: ratio_interval(gain, count, kind) for name, gain in gains.items()},
         words=int(count.sum()),
         examples=len(count),
     )
@@ -116,8 +110,7 @@ def score_words(
 def _score(
     model: ImageTextModel,
     questions: Iterable[Question],
-    # Turns logits (M, V) and original ids (M,) into one row a token.
-    measure: Callable[[torch.Tensor, Ints], Floats],
+    measure: Callable[[torch.Tensor, Ints], Floats],  # of logits (M, V) and ids (M,), a row each
     none: str,
 ) -> dict[Condition, ExampleSums]:
     """Ask questions under each condition and sum by picture or person; `none` is told of none."""

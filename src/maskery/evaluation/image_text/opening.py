@@ -53,6 +53,11 @@ class OpenImageText:
         positions = int(self.model.config.text_config.max_position_embeddings)
         return min(positions, self.retrieval.max_length or positions)
 
+    def trained(self, term: str) -> bool:
+        """Return True if a loss term's heads are trained: `itm` to match, `mlm` to fill words."""
+        blind = term == "itm" and not self.model.text_encoder.fusion_layers
+        return term in self.retrieval.trained and not blind
+
 
 def is_image_text(name: str) -> bool:
     """Return True if a name is the folder of an image-text model, of its run, or of a CLIP."""
@@ -79,13 +84,9 @@ def open_image_text(name: str) -> OpenImageText:
             f"convert has written, or a CLIP or SigLIP"
         )
     to_gpu(model.eval())
-    return OpenImageText(
-        name=name,
-        model=model,
-        tokenizer=tokenizer,
-        view=preprocessing_of(name, model, ViewConfig()),
-        retrieval=read_model_retrieval(name) or _guess_model_retrieval(model),
-    )
+    view = preprocessing_of(name, model, ViewConfig())
+    own = read_model_retrieval(name) or _guess_model_retrieval(model)
+    return OpenImageText(name=name, model=model, tokenizer=tokenizer, view=view, retrieval=own)
 
 
 def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
@@ -101,24 +102,9 @@ def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     return ModelRetrieval(trained=tuple(trained))
 
 
-def can_match(opened: OpenImageText) -> bool:
-    """Return True if the matching head (ITM) has been trained."""
-    return "itm" in opened.retrieval.trained and bool(opened.model.text_encoder.fusion_layers)
-
-
-def can_contrast(opened: OpenImageText) -> bool:
-    """Return True if the contrastive projections (ITC) have been trained."""
-    return "itc" in opened.retrieval.trained
-
-
-def can_fill(opened: OpenImageText) -> bool:
-    """Return True if the head over the vocabulary (MLM) has been trained."""
-    return "mlm" in opened.retrieval.trained
-
-
 def require_contrast(opened: OpenImageText) -> None:
     """Refuse a model whose features say nothing."""
-    if not can_contrast(opened):
+    if not opened.trained("itc"):
         raise ModelError(
             f"the contrastive projections of '{opened.name}' were never trained, so its features "
             f"cannot be compared; train with --itc-weight above 0"
@@ -126,19 +112,13 @@ def require_contrast(opened: OpenImageText) -> None:
 
 
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
-    """Return `view` with what is not set taken from the model and its preprocessor.
-
-    Where a model has no `preprocessor_config.json`, mean and deviation are its family's.
-    """
+    """Return `view` with what is not set taken from the model's preprocessor, or its family's."""
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
     mean, std = NORMALISATION.get(str(model_type), (config.HALF_MEAN, config.HALF_STD))
+    mean = _channels(described.get("image_mean"), mean)
+    std = _channels(described.get("image_std"), std)
     height, width = map(int, model.config.image_size)
-    return view.for_encoder(
-        height=height,
-        width=width,
-        mean=_channels(described.get("image_mean"), mean),
-        std=_channels(described.get("image_std"), std),
-    )
+    return view.for_encoder(height=height, width=width, mean=mean, std=std)
 
 
 def _channels(found: Any, usual: Channels) -> Channels:

@@ -18,6 +18,7 @@ import torch
 from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
+from maskery.evaluation.retrieval import rerank
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import (
     RankingFigures,
@@ -28,13 +29,7 @@ from maskery.evaluation.retrieval.metrics import (
     summarise_texts,
     text_figures,
 )
-from maskery.evaluation.retrieval.rerank import (
-    ReadImages,
-    ReadTexts,
-    match_scores,
-    read_images,
-    read_texts,
-)
+from maskery.evaluation.retrieval.rerank import ReadImages, ReadTexts
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
@@ -63,8 +58,7 @@ class Retrieval:
     """Figures, and the rankings that they come from."""
 
     figures: RetrievalFigures  # of all texts
-    # (T, max(K, 10) or I) int64, the best images of each text, best first.
-    contrastive: torch.Tensor
+    contrastive: torch.Tensor  # (T, max(K, 10) or I) int64, the images of each text, best first
     reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
     scores: torch.Tensor | None  # (T, K) float32, that `reranked` is sorted by; None likewise
     ranks: dict[str, torch.Tensor]  # (T, G) of either ranking; see `right_ranks`
@@ -106,11 +100,8 @@ def evaluate_retrieval(
     described, shown = torch.from_numpy(text_persons), torch.from_numpy(image_persons)
     num_images, right = len(shown), right_columns(described, shown)
     if config.rerank > num_images:
-        log.info(
-            "rerank is %d and there are %d images: all of them are ranked anew",
-            config.rerank,
-            num_images,
-        )
+        told = "rerank is %d and there are %d images: all of them are ranked anew"
+        log.info(told, config.rerank, num_images)
         config = replace(config, rerank=num_images)
     matched = config.rerank > 0
     if matched and not model.text_encoder.fusion_layers:
@@ -121,10 +112,9 @@ def evaluate_retrieval(
     was_training = model.training
     model.eval()
     try:
-        read = read_images(
-            model, images, num_images, tokens=matched, memory_bytes=config.memory_bytes
-        )
-        encoded = read_texts(model, texts, states=matched, batch_tokens=config.batch_tokens)
+        most, at_once = config.memory_bytes, config.batch_tokens
+        read = rerank.read_images(model, images, num_images, tokens=matched, memory_bytes=most)
+        encoded = rerank.read_texts(model, texts, states=matched, batch_tokens=at_once)
         for features in (read.features, encoded.features):
             require_numbers(features)
         contrast = _contrast(encoded, read, right, config)
@@ -199,7 +189,7 @@ def _rerank(
     order, similar = (part[:, : config.rerank] for part in (contrast.order, contrast.scores))
     if processes is not None:  # another's last digits may differ, and so its candidates
         order, similar = processes.agree(order), processes.agree(similar)
-    scores, logits = match_scores(
+    scores, logits = rerank.match_scores(
         model, texts, images, order, similar, config, processes=processes, progress=progress
     )
     sorting = rank(scores)

@@ -8,8 +8,6 @@ means over texts.
 Shapes: T texts (queries), I images (gallery), G right images of a text, F = 5 figures.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np

@@ -242,25 +242,18 @@ def by_image(candidates: Ints) -> list[ImageTexts]:
     order = np.argsort(flat, kind="stable")
     images, firsts = np.unique(flat[order], return_index=True)
     each = [np.split(part, firsts[1:]) for part in np.divmod(order, candidates.shape[1])]
-    return [
-        ImageTexts(image=int(image), texts=texts, columns=columns)
-        for image, texts, columns in zip(images, *each, strict=True)
-    ]
+    return list(map(ImageTexts, images.tolist(), *each))
 
 
 @inference()
 def _judge(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    one: ImageTexts,
-    keys: Sequence[ImageKeys],
-    batch_tokens: int,
+    model: ImageTextModel, texts: ReadTexts, one: ImageTexts, keys: Sequence[ImageKeys], most: int
 ) -> torch.Tensor:
-    """Return (R, 2) logits on the CPU, of one image with all its texts."""
+    """Return (R, 2) logits on the CPU, of one image and all its texts, `most` tokens at once."""
     assert texts.states is not None
     lengths = texts.lengths[one.texts]
     judged = torch.empty(len(lengths), 2)
-    for chosen in by_length(lengths, batch_tokens):
+    for chosen in by_length(lengths, most):
         places = torch.from_numpy(tokens_of(texts.boundaries, one.texts[chosen])).to(model.device)
         rows = Rows.of_lengths(lengths[chosen], model.device)
         states = texts.states.index_select(0, places)

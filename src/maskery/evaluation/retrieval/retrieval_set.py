@@ -7,11 +7,9 @@ Shapes: N pairs, I pictures, T captions, Q chosen captions, B pictures of a batc
 W width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -49,7 +47,7 @@ class RetrievalSet:
         # Where nobody is named, equal bytes are one picture under any name.
         first: dict[str | int, int] = {}
         known = pairs.contents.tolist() if not pairs.person_names else pairs.names.to_pylist()
-        self._first = np.array([first.setdefault(name, i) for i, name in enumerate(known)])
+        self._first: Ints = np.array([first.setdefault(name, i) for i, name in enumerate(known)])
         persons = pairs.persons
         two = (persons != NOBODY) & (persons != persons[self._first])
         for index in np.flatnonzero(two)[:1].tolist():
@@ -69,7 +67,7 @@ class RetrievalSet:
         *,
         view: ViewConfig | None = None,  # of the pictures; by default the model's
         batch_images: int = 64,
-    ) -> RetrievalSet:
+    ) -> Self:
         """Return pairs, their captions prepared, as a model reads them; it cuts long captions."""
         view, reading = view or opened.view, reading or PairsConfig()
         skipped = Skipped("caption", reading.on_bad_caption)
@@ -110,8 +108,7 @@ class RetrievalSet:
     @property
     def text_persons(self) -> Ints:
         """The person that each caption describes: (T,) int64."""
-        persons: Ints = self._persons[self._first[self.captions.owners[self.queries]]]
-        return persons
+        return self._persons[self._first[self.captions.owners[self.queries]]]
 
     def texts_of(self, queries: Ints) -> TokenBatch:
         """Return some of the T captions."""
@@ -169,7 +166,7 @@ def evaluate_set(
 class FoundPicture(NamedTuple):
     """A picture of the gallery."""
 
-    image: Image  # RGB, as loaded
+    image: "Image"  # RGB, as loaded
     right: bool  # True if it shows the person who is described
 
 
@@ -209,7 +206,7 @@ def draw_searches(
     ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
     *,
     height: int = 192,  # pixels of a picture
-) -> Image:
+) -> "Image":
     """Draw captions with their ten best pictures, right ones framed."""
     rows = []
     for sample in sample_searches(split, queries, ranking):

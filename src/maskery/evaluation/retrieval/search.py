@@ -8,8 +8,6 @@ processor's cache; docs/search.md says why there is no approximate index.
 Shapes: I pictures, E features, K pictures that are matched, or nearest.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -37,7 +35,6 @@ from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
 from maskery.evaluation.retrieval.rerank import ReadTexts, match_scores, read_images, read_texts
-from maskery.models.image_text.model import ImageTextModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,10 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_OF_NAME = 100  # bytes of a gallery's own name in the name of its index
-# Numbers of a block: 2 MiB as float32, which stays in the second-level cache.
-BLOCK_NUMBERS = 1 << 19
-# More than are wanted, compared again exactly: close ones may change places by rounding.
-MARGIN = 16
+BLOCK_NUMBERS = 1 << 19  # of a block: 2 MiB as float32, which stays in the second-level cache
+MARGIN = 16  # more than are wanted, compared again exactly: rounding may swap close ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +80,8 @@ def index_folder(cache_dir: Path, folder: Path, fingerprint: str) -> Path:
 
 def fingerprint(opened: OpenImageText) -> str:
     """Return a hash of everything that a picture's feature depends on: weights and preparation."""
-    hashed = blake2b(digest_size=8)
-    view = opened.view
-    hashed.update(repr((view.size, view.normalisation)).encode())
-    model: ImageTextModel = opened.model
+    view, model = opened.view, opened.model
+    hashed = blake2b(repr((view.size, view.normalisation)).encode(), digest_size=8)
     for module in (model.visual_encoder, model.vision_proj):
         for name, tensor in module.state_dict().items():
             hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -245,10 +238,7 @@ def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Floa
 
 
 class Searcher:
-    """Finds pictures of one gallery with one model, which the gallery was indexed with.
-
-    The settings say how many of the most similar are ranked anew, and by which score.
-    """
+    """Finds pictures of a gallery, ranked as the settings say, by the model that indexed it."""
 
     def __init__(
         self, opened: OpenImageText, gallery: Gallery, config: RetrievalConfig | None = None
@@ -256,12 +246,9 @@ class Searcher:
         self.opened, self.gallery = opened, gallery
         self.config = config or opened.retrieval.ranking
         self.rerank = min(self.config.rerank, len(gallery))
-        if self.rerank and not opening.can_match(opened):
-            log.warning(
-                "the matching head of '%s' was never trained, so the ranking is by similarity "
-                "alone",
-                opened.name,
-            )
+        if self.rerank and not opened.trained("itm"):
+            told = "the matching head of '%s' was never trained, so the ranking is by similarity "
+            log.warning(f"{told}alone", opened.name)
             self.rerank = 0
         elif self.config.rerank > len(gallery):
             log.info("the gallery has %d pictures: all of them are ranked anew", len(gallery))
@@ -287,15 +274,13 @@ class Searcher:
             raise DataError("there is nothing to search for; give words, a picture, or both")
         wanted = min(max(top, rerank), len(self.gallery))
         rows, similar = nearest(self.gallery.matrix, query, wanted)
-        hits = [
-            Hit(path=self.gallery.paths[row], similarity=float(value))
-            for row, value in zip(rows.tolist(), similar, strict=True)
-        ]
+        found = zip(rows.tolist(), similar.tolist(), strict=True)
+        hits = [Hit(self.gallery.paths[row], similarity) for row, similarity in found]
         if rerank:
             hits = self._match(read, hits[:rerank]) + hits[rerank:]
         return hits[:top]
 
-    def picture(self, path: str) -> Image:
+    def picture(self, path: str) -> "Image":
         """Return a picture of the gallery, as RGB; DataError if it can no longer be read."""
         return galleries.read_picture(self.gallery.folder, path).load()
 

@@ -34,8 +34,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
 
 MASK = "[MASK]"
-# Nine digits at most, since the digits of a longer number take long to read.
-REPEATED = re.compile(r"\[MASK\]\*([0-9]{1,9})(?![0-9])")
+REPEATED = re.compile(r"\[MASK\]\*([0-9]{1,9})(?![0-9])")  # longer numbers take long to read
 MOST_MASKS = 1 << 16  # more than a model has positions: it says so, before memory runs out
 
 
@@ -128,16 +127,12 @@ class Filler:
         ids, read = self.encode(text), self._read(text)
         logs = self.log_probabilities([ids])[0]
         offered = [self.places.offered(read, span, pieces) for span in self.places.spans(read)]
-        search = together and len(logs) > 1
-        return Filling(
-            text=text,
-            masks=tuple(
-                candidates(only(row, some), self.tokenizer, top_k)
-                for row, some in zip(logs, offered, strict=True)
-            ),
-            completions=self._joint(ids, read, offered, top_k, beams) if search else (),
-            words=tuple(self._word(ids, read, word) for word in words),
-        )
+        rows = zip(logs, offered, strict=True)
+        masks = tuple(candidates(only(row, some), self.tokenizer, top_k) for row, some in rows)
+        several = together and len(logs) > 1
+        joint = self._joint(ids, read, offered, top_k, beams) if several else ()
+        asked = tuple(self._word(ids, read, word) for word in words)
+        return Filling(text=text, masks=masks, completions=joint, words=asked)
 
     @inference()
     def sample(
@@ -188,12 +183,7 @@ class Filler:
                 surest = chosen.topk(math.ceil(len(still) / turn)).indices.numpy()
                 ids[at[surest]] = tokens.numpy()[surest]
                 total += float(chosen[surest].sum())
-        tokens = ids[places].tolist()
-        return Completion(
-            text=self.places.fill(read, tokens),
-            tokens=self.reader.pieces(tokens),
-            log_probability=total,
-        )
+        return self._completion(read, ids[places].tolist(), total)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a sentence with masks, special tokens included."""
@@ -271,13 +261,13 @@ class Filler:
                     grown.append((score, [*sequence[:place], token, *sequence[place + 1 :]]))
             states = grown
         return tuple(
-            Completion(
-                text=self.places.fill(text, [sequence[place] for place in places]),
-                tokens=self.reader.pieces([sequence[place] for place in places]),
-                log_probability=score,
-            )
+            self._completion(text, [sequence[place] for place in places], score)
             for score, sequence in states[:top_k]
         )
+
+    def _completion(self, text: str, tokens: list[int], score: float) -> Completion:
+        filled, spelt = self.places.fill(text, tokens), self.reader.pieces(tokens)
+        return Completion(text=filled, tokens=spelt, log_probability=score)
 
     def _word(self, ids: list[int], text: str, word: str) -> WordProbability:
         """Return the probability of a word in place of the first mask."""
@@ -292,9 +282,8 @@ class Filler:
         for offset, piece in enumerate(pieces):
             total += float(self.log_probabilities([sequence])[0, 0, piece])
             sequence[place + offset] = piece
-        return WordProbability(
-            word=word, pieces=self.reader.pieces(pieces), probability=math.exp(total)
-        )
+        spelt = self.reader.pieces(pieces)
+        return WordProbability(word=word, pieces=spelt, probability=math.exp(total))
 
 
 def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
@@ -332,12 +321,9 @@ def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
     words = filler.reader.read(text).words
     sums = [float(norms[word.first : word.last].sum()) for word in words]
     total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
-    return Saliency(
-        token=filler.tokenizer.decode([token]).strip(),
-        probability=float(logs[token].exp()),
-        words=words,
-        weights=tuple(value / total for value in sums),
-    )
+    spelt, probability = filler.tokenizer.decode([token]).strip(), float(logs[token].exp())
+    weights = tuple(value / total for value in sums)
+    return Saliency(token=spelt, probability=probability, words=words, weights=weights)
 
 
 def _gradient(

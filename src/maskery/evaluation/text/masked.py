@@ -35,8 +35,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 
 # Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
 FROZEN_EPOCH = (1 << 24) - 1
-# Of the sums of an example: the first divides the others.
-COLUMNS = ("count", "loss", "top1", "top5")
+COLUMNS = ("count", "loss", "top1", "top5")  # sums of an example; the first divides the others
 BAR_AFTER = 3.0  # seconds; a small run would have a bar come and go at each of its evaluations
 log = logging.getLogger(__name__)
 
@@ -116,20 +115,18 @@ def score_examples(
     of them must call this, and all get the whole result.
     """
     processes = processes or Processes()
-    was_training, device = model.training, model.hf.device
+    was_training = model.training
     model.eval()
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
     for masked, counts in _shares(batches, masker, processes):
-        batch, targets = masked.batch, torch.from_numpy(masked.targets).to(device)
         logits = predict(model, masked)
-        sequence = batch.sequences_of(masked.positions)
         if counts:
-            ids.append(batch.example_ids[sequence])
-            each = token_rows(logits, targets).cpu()
+            batch, each = masked.batch, token_rows(logits, masked.targets)
             if masked.weights is not None:
                 # As float32, so that the order of adding changes nothing here, either.
-                each = (each * torch.from_numpy(masked.weights)[:, None]).float().double()
-            rows.append(each.numpy())
+                each = (each * masked.weights[:, None]).astype(np.float32).astype(np.float64)
+            ids.append(batch.example_ids[batch.sequences_of(masked.positions)])
+            rows.append(each)
     model.train(was_training)
     # Float32 losses added in float64: the order in which they come changes nothing.
     all_ids = processes.join(torch.from_numpy(np.concatenate(ids).view(np.int64)))
@@ -153,15 +150,16 @@ def true_log_probabilities(logits: torch.Tensor, targets: Ints) -> Floats:
     return (-losses).double().cpu().numpy()
 
 
-def token_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return (M, 4) float64, as `COLUMNS` names them, from logits (M, V) and true tokens (M,)."""
-    loss = F.cross_entropy(logits, targets, reduction="none").double()
-    true = logits.gather(1, targets[:, None])
+def token_rows(logits: torch.Tensor, targets: Ints) -> Floats:
+    """Return (M, 4), as `COLUMNS` names them, from logits (M, V) and true tokens (M,)."""
+    right = torch.from_numpy(targets).to(logits.device)
+    loss = F.cross_entropy(logits, right, reduction="none").double()
+    true = logits.gather(1, right[:, None])
     better = (logits > true).sum(dim=1)
     equal = (logits == true).sum(dim=1)  # the true token among them
     # NaN equals nothing, itself included.
     hits = [((k - better).double() / equal.clamp(min=1)).clamp(0.0, 1.0) for k in (1, 5)]
-    return torch.stack((torch.ones_like(loss), loss, *hits), dim=1)
+    return torch.stack((torch.ones_like(loss), loss, *hits), dim=1).cpu().numpy()
 
 
 def require_numbers(values: torch.Tensor) -> None:

@@ -27,8 +27,7 @@ from maskery.evaluation.text.opening import OpenModel
 from maskery.evaluation.text.words_of_text import EncodedText
 
 Method = Literal["original", "within-word"]
-# Texts that are sorted by length together: enough to fill batches with copies of like length.
-CHUNK = 1_000
+CHUNK = 1_000  # texts sorted by length together: they fill batches with copies of like length
 LOGITS = 1 << 25  # in memory at once, whatever the vocabulary: 128 MB of float32
 
 
@@ -125,12 +124,10 @@ class Scorer:
                 yield self._text_score(text, one, values)
 
     def _encode(self, text: str, name: str) -> EncodedText:
-        encoded = self.filler.reader.read(text)
+        encoded, what = self.filler.reader.read(text), f"{name} ({text!r:.60})"
         if not encoded.words:
-            raise DataError(f"{name} ({text!r:.60}) has no words to score; give it some")
-        self.filler.require_room(
-            len(encoded.ids), f"{name} ({text!r:.60})", "cut it into sentences"
-        )
+            raise DataError(f"{what} has no words to score; give it some")
+        self.filler.require_room(len(encoded.ids), what, "cut it into sentences")
         return encoded
 
     def _copies(self, encoded: EncodedText, text: int) -> Iterator[Copy]:
@@ -146,8 +143,7 @@ class Scorer:
     @inference()
     def _log_probabilities(self, copies: Sequence[Copy]) -> list[float]:
         batch = end_to_end([copy.ids for copy in copies])
-        places = np.array([copy.position for copy in copies], np.int64)
-        targets = np.array([copy.target for copy in copies], np.int64)
+        places, targets = np.array([(c.position, c.target) for c in copies], np.int64).T
         masked = MaskedTokens.unmasked(batch, batch.boundaries[:-1] + places)
         logs = true_log_probabilities(self.filler.predict(masked), targets)
         require_numbers(torch.from_numpy(logs))
@@ -165,9 +161,6 @@ class Scorer:
             )
             for word in encoded.words
         )
-        return TextScore(
-            text=text,
-            log_probability=sum(word.log_probability for word in words),
-            tokens=sum(len(word.pieces) for word in words),
-            words=words,
-        )
+        total = sum(word.log_probability for word in words)
+        tokens = sum(len(word.pieces) for word in words)
+        return TextScore(text=text, log_probability=total, tokens=tokens, words=words)

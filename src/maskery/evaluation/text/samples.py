@@ -3,9 +3,9 @@
 Shapes: M masked tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -19,11 +19,11 @@ from maskery.masking.masker import Masker
 
 # Of masked words (M,) each: their ids, their examples, log-probabilities before and after.
 Hidden = tuple[Ints, Ids, Floats, Floats]
-# Words masked less often changed by luck; they are listed where no word was masked so often.
-FEWEST = 5
+# Held-out batches, each with True for its tokens (T,) that are whole words.
+Held = list[tuple[TokenBatch, Bools]]
+FEWEST = 5  # words masked less often changed by luck; listed where none was masked so often
 CONTEXT_TOKENS = 16  # on each side of the hidden word, so that a fill is read at a glance
-# Fills are drawn from examples with at least so many whole words, which give some context.
-FEWEST_WORDS = 4
+FEWEST_WORDS = 4  # whole ones, of examples that fills are drawn from: they give some context
 LONGER_WORD = 4  # shorter ones are mostly articles and prepositions, which any model fills
 
 
@@ -81,17 +81,15 @@ def sample_text(
         total += batch.num_tokens
         if total >= most_tokens:
             break
-    masked = _changes(before, after, held_out, vocabulary, rounds)
+    maskers = [Masker.of(vocabulary, seed=seed) for seed in range(rounds)]
+    masked = _changes((before, after), held_out, maskers)
     improved, worsened = rank_changes(masked, tokenizer, listed)
     hidden = _hidden_words(held_out, tokenizer)
     count = min(fills, len(hidden))
     spread = [hidden[i * len(hidden) // count] for i in range(count)]
-    return TextSamples(
-        fills=tuple(_fill(before, after, ids, place, top_k) for ids, place in spread),
-        improved=improved,
-        worsened=worsened,
-        masked_words=len(masked[0]),
-    )
+    shown = tuple(_fill(before, after, ids, place, top_k) for ids, place in spread)
+    total = len(masked[0])
+    return TextSamples(fills=shown, improved=improved, worsened=worsened, masked_words=total)
 
 
 def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Bools:
@@ -107,13 +105,13 @@ def rank_changes(
     """Return the words whose mean log-probability rose most, and fell most."""
     words, examples, before, after = masked
     unique, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)
-    old = np.bincount(inverse, before) / counts
-    new = np.bincount(inverse, after) / counts
+    old, new = (np.bincount(inverse, logs) / counts for logs in (before, after))
     spelled = [tokenizer.decode([token]).strip() for token in unique.tolist()]
+    rise, change = after - before, new - old
     letters = np.array([any(map(str.isalpha, word)) for word in spelled], np.bool_)
     most = int(counts[letters].max(initial=1))
     chosen = np.flatnonzero((counts >= min(FEWEST, most)) & letters)
-    order = chosen[np.argsort(-(new - old)[chosen], kind="stable")]
+    order = chosen[np.argsort(-change[chosen], kind="stable")]
 
     def described(indices: Ints) -> tuple[WordChange, ...]:
         return tuple(
@@ -123,45 +121,30 @@ def rank_changes(
                 before=float(old[i]),
                 after=float(new[i]),
                 # The changes in one example count as one observation.
-                change=grouped_interval(
-                    (after - before)[inverse == i], examples[inverse == i], "mean"
-                ),
+                change=grouped_interval(rise[inverse == i], examples[inverse == i], "mean"),
             )
             for i in indices[:listed].tolist()
         )
 
-    change = (new - old)[order]
-    return described(order[change > 0]), described(order[change < 0][::-1])
+    return described(order[change[order] > 0]), described(order[change[order] < 0][::-1])
 
 
-def _changes(
-    before: Filler,
-    after: Filler,
-    held_out: Sequence[tuple[TokenBatch, Bools]],
-    vocabulary: Vocabulary,
-    rounds: int,
-) -> Hidden:
-    """Mask words and predict them by both models."""
+def _changes(models: tuple[Filler, Filler], held_out: Held, maskers: Iterable[Masker]) -> Hidden:
+    """Mask words by each masker in turn, and predict them by both models."""
     found: list[Hidden] = [(np.zeros(0, np.int64), np.zeros(0, np.uint64), *np.zeros((2, 0)))]
-    for seed in range(rounds):
-        masker = Masker.of(vocabulary, seed=seed)
-        for batch, whole in held_out:
-            masked = masker.mask(batch, epoch=FROZEN_EPOCH)
-            keep = whole[masked.positions]
-            if keep.any():
-                old, new = (
-                    true_log_probabilities(model.predict(masked), masked.targets)[keep]
-                    for model in (before, after)
-                )
-                examples = batch.example_ids[batch.sequences_of(masked.positions[keep])]
-                found.append((masked.targets[keep], examples, old, new))
+    for masker, (batch, whole) in product(maskers, held_out):
+        masked = masker.mask(batch, epoch=FROZEN_EPOCH)
+        keep = whole[masked.positions]
+        if keep.any():
+            predicted = (model.predict(masked) for model in models)
+            old, new = (true_log_probabilities(one, masked.targets)[keep] for one in predicted)
+            examples = batch.example_ids[batch.sequences_of(masked.positions[keep])]
+            found.append((masked.targets[keep], examples, old, new))
     words, examples, old, new = map(np.concatenate, zip(*found, strict=True))
     return words, examples, old, new
 
 
-def _hidden_words(
-    held_out: Iterable[tuple[TokenBatch, Bools]], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[Ints, int]]:
+def _hidden_words(held_out: Held, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Ints, int]]:
     """Return the ids of each example and one of its longer words, drawn by a fixed seed."""
     generator = np.random.default_rng(0)
     hidden = []

@@ -23,8 +23,7 @@ from maskery.evaluation.intervals import ratio_interval
 
 SENTENCES = ("sentence_good", "sentence_bad")
 NAMES = ("linguistics_term", "field", "UID")
-# Log-probabilities are sums of float32, in which equal sentences may differ by their last digits.
-TIE = 1e-5
+TIE = 1e-5  # log-probabilities of equal sentences, sums of float32, may differ by so much
 
 
 class MinimalPair(NamedTuple):

@@ -307,7 +307,7 @@ def open_for_measuring(
             f"odds_weight is set, and '{name}' is ranked by {ranking.score}, which has no use "
             f"for it; add --score sum, or leave it out"
         )
-    if ranking.rerank and not opening.can_match(opened):
+    if ranking.rerank and not opened.trained("itm"):
         log.info("the matching head of '%s' was never trained, so it is left out", name)
         ranking = replace(ranking, rerank=0)
     own = RetrievalConfig() if run is None else run.retrieval
