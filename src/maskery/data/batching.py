@@ -53,7 +53,8 @@ class Plan:
     def in_order(self, steps: Ints) -> "Plan":
         """Return the plan with its steps in another order, a permutation (S,) int64."""
         order = np.concatenate([self.order[:0], *map(self.step, steps.tolist())])
-        return Plan(order=order, boundaries=np.cumsum([0, *np.diff(self.boundaries)[steps]]))
+        boundaries = np.append(0, np.cumsum(np.diff(self.boundaries)[steps]))
+        return Plan(order=order, boundaries=boundaries)
 
 
 def plan_epoch(

@@ -239,14 +239,12 @@ def merge_pictures(
     that an earlier record of the picture has word for word is left out; what a single record lists
     twice is left alone, as it was published.
     """
-    firsts: dict[str, Record] = {}  # by picture, its first record
-    listed: dict[str, set[str]] = {}  # its captions as the annotations have them
-    captions: dict[str, list[str]] = {}  # those that can be used, prepared
+    # By picture: its first record, its captions as the annotations have them, and prepared.
+    pictures: dict[str, tuple[Record, set[str], list[str]]] = {}
     joined = repeated = 0
     for record in records:
         own = record.caption if isinstance(record.caption, list) else [record.caption]
-        first = firsts.setdefault(record.image, record)
-        known = listed.setdefault(record.image, set())
+        first, known, captions = pictures.setdefault(record.image, (record, set(), []))
         # What is no string is left for the check.
         fresh = [text for text in own if not (isinstance(text, str) and text in known)]
         known.update(text for text in fresh if isinstance(text, str))
@@ -260,9 +258,8 @@ def merge_pictures(
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
-        prepared = prepare(replace(record, caption=fresh))
-        captions.setdefault(record.image, []).extend(prepared)
-    merged = [replace(firsts[name], caption=own) for name, own in captions.items() if own]
+        captions += prepare(replace(record, caption=fresh))
+    merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
     note = (
         f"records that name the picture of an earlier one: {joined:,}; each picture counts once, "
