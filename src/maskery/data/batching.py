@@ -200,10 +200,8 @@ class Template:
         # "a" may be no letter of its script: then any of the tokens that it has.
         others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
         probes = chain(["a"], (tokenizer.decode([index]) for index in sorted(others)))
-        bare: list[int] = []
         for probe in probes:
-            bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-            if bare:
+            if bare := tokenizer(probe, add_special_tokens=False)["input_ids"]:
                 break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
         # Where the bare text lies within the full one, template tokens are what is around it.
