@@ -175,11 +175,9 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     first = np.cumsum(num_windows) - num_windows
     index = np.arange(len(documents)) - np.repeat(first, num_windows)
     size, longer = (np.repeat(part, num_windows) for part in np.divmod(total, num_windows))
-    return Windows(
-        documents=documents,
-        starts=index * size + np.minimum(index, longer),
-        lengths=size + (index < longer),  # the first ones take the remainder, a token each
-    )
+    starts = index * size + np.minimum(index, longer)
+    sizes = size + (index < longer)  # the first ones take the remainder, a token each
+    return Windows(documents=documents, starts=starts, lengths=sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
