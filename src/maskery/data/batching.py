@@ -53,7 +53,8 @@ class Plan:
     def in_order(self, steps: Ints) -> "Plan":
         """Return the plan with its steps in another order, a permutation (S,) int64."""
         order = np.concatenate([self.order[:0], *map(self.step, steps.tolist())])
-        return Plan(order=order, boundaries=np.cumsum([0, *np.diff(self.boundaries)[steps]]))
+        boundaries = np.append(0, np.cumsum(np.diff(self.boundaries)[steps]))
+        return Plan(order=order, boundaries=boundaries)
 
 
 def plan_epoch(
@@ -174,11 +175,9 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     first = np.cumsum(num_windows) - num_windows
     index = np.arange(len(documents)) - np.repeat(first, num_windows)
     size, longer = (np.repeat(part, num_windows) for part in np.divmod(total, num_windows))
-    return Windows(
-        documents=documents,
-        starts=index * size + np.minimum(index, longer),
-        lengths=size + (index < longer),  # the first ones take the remainder, a token each
-    )
+    starts = index * size + np.minimum(index, longer)
+    sizes = size + (index < longer)  # the first ones take the remainder, a token each
+    return Windows(documents=documents, starts=starts, lengths=sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +198,8 @@ class Template:
         # "a" may be no letter of its script: then any of the tokens that it has.
         others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
         probes = chain(["a"], (tokenizer.decode([index]) for index in sorted(others)))
-        bare: list[int] = []
         for probe in probes:
-            bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-            if bare:
+            if bare := tokenizer(probe, add_special_tokens=False)["input_ids"]:
                 break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
         # Where the bare text lies within the full one, template tokens are what is around it.

@@ -166,7 +166,6 @@ class GalleryStore:
         query = "SELECT digest FROM contents WHERE digest = ?"
         if readable:
             query += " AND feature IS NOT NULL"
-
         return self._run(
             lambda database: {d for d in digests if database.execute(query, (d,)).fetchone()}
         )
@@ -217,10 +216,8 @@ class GalleryStore:
             with safe_open(self.folder / SNAPSHOT, "pt") as file:
                 found = file.metadata()
                 if found and found["version"] == version:
-                    features = file.get_tensor("features").numpy()
-                    return Snapshot(
-                        features, json.loads(file.get_tensor("paths").numpy().tobytes())
-                    )
+                    paths = json.loads(file.get_tensor("paths").numpy().tobytes())
+                    return Snapshot(file.get_tensor("features").numpy(), paths)
         except FileNotFoundError:  # as in a new folder
             pass
         except (OSError, SafetensorError, LookupError, ValueError):

@@ -110,10 +110,8 @@ def without_held_out(
             "on; name other held-out text, or leave it out to hold out a share"
         )
     if leaked.any():
-        log.warning(
-            "%s examples also stand in --eval-data, or nearly so, and are not trained on",
-            f"{leaked.sum():,}",
-        )
+        told = "%s examples also stand in --eval-data, or nearly so, and are not trained on"
+        log.warning(told, f"{leaked.sum():,}")
     return documents[~leaked]
 
 

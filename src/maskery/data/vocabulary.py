@@ -142,14 +142,10 @@ def _special(lstrip: bool = False) -> list[AddedToken]:
 def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.BertPreTokenizer(),
-            # There are too many ideographs for pieces of several, and one that is unknown would
-            # make its whole sentence so.
-            pre_tokenizers.Split(Regex(rf"\p{{Han}}|.{{{MAX_WORD_CHARS}}}"), "isolated"),
-        ]
-    )
+    # There are too many ideographs for pieces of several, and one that is unknown would make its
+    # whole sentence so.
+    single = pre_tokenizers.Split(Regex(rf"\p{{Han}}|.{{{MAX_WORD_CHARS}}}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), single])
     unwritten = decoders.Replace(Regex(UNWRITTEN_SPACES), "")
     words = decoders.WordPiece(CONTINUING, cleanup=False)
     backend.decoder = decoders.Sequence([words, decoders.Fuse(), unwritten])
@@ -183,12 +179,9 @@ def _train_pieces(backend: Tokenizer, config: VocabularyConfig, texts: Texts) ->
 def _learn_bpe(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(BYTE_LEVEL_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(BYTE_LEVEL_WORDS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,

@@ -122,12 +122,11 @@ class MaskCollator:
     def flatten(self, rows: Sequence[Row]) -> TokenBatch:
         """Lay rows end to end, with their names and words."""
         batch = flatten(rows)
-        size = self.masker.vocabulary.size
-        if batch.num_tokens and not 0 <= int(batch.input_ids.min()) <= batch.input_ids.max() < size:
-            wrong = batch.input_ids[(batch.input_ids < 0) | (batch.input_ids >= size)][0]
+        ids, size = batch.input_ids, self.masker.vocabulary.size
+        if (wrong := ids[(ids < 0) | (ids >= size)]).size:
             raise DataError(
-                f"a row has the token id {wrong}, and the tokenizer has the ids 0 to {size - 1}; "
-                f"use the tokenizer that made the rows"
+                f"a row has the token id {wrong[0]}, and the tokenizer has the ids 0 to "
+                f"{size - 1}; use the tokenizer that made the rows"
             )
         if "word_starts" not in rows[0]:
             # Where there is no column, each token was taken for a word.

@@ -61,12 +61,9 @@ class Masker:
         settings |= {name: value for name, value in chosen.items() if value is not None}
         config = replace(config or MaskingConfig(), **settings)
         known = isinstance(tokenizer, Vocabulary)
-        return cls(
-            vocabulary=tokenizer if known else Vocabulary.of(tokenizer),
-            policy=_make_policy(config, None if known else tokenizer),
-            config=config,
-            seed=seed,
-        )
+        vocabulary = tokenizer if known else Vocabulary.of(tokenizer)
+        made = _make_policy(config, None if known else tokenizer)
+        return cls(vocabulary=vocabulary, policy=made, config=config, seed=seed)
 
     def mask(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> MaskedTokens:
         """Mask a batch of sequences with their special tokens; it is not modified.

@@ -140,11 +140,8 @@ class SpanPolicy:
         named = first.copy()
         inside = span_of_word >= 0
         named[inside] = first[firsts[span_of_word[inside]]]
-        return Selection(
-            selected=inside[word] & maskable,
-            anchors=named[word],
-            values=draws.uniforms(Stream.SELECT, batch)[first][word],
-        )
+        values = draws.uniforms(Stream.SELECT, batch)[first][word]
+        return Selection(selected=inside[word] & maskable, anchors=named[word], values=values)
 
 
 def span_lengths(p: float, longest: int) -> Floats:

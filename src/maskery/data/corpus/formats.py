@@ -14,6 +14,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -153,7 +154,6 @@ class CorpusFile(io.TextIOBase):
         self._reading, self._stack = reading, ExitStack()
         self._blocks = self._stack.enter_context(open_blocks(reading))
         self._block = io.StringIO()
-        self._buffer: io.BufferedReader | None = None
 
     def readable(self) -> bool:
         """Return True."""
@@ -164,8 +164,7 @@ class CorpusFile(io.TextIOBase):
         del size  # part of the interface; lines come whole
         parts, length, most = [""], 0, self._reading.max_record_chars
         while not parts[-1].endswith("\n"):
-            part = self._block.readline() or self._next_block().readline()
-            if not part:
+            if not (part := self._block.readline() or self._next_block().readline()):
                 break
             parts.append(part)
             length += len(part)
@@ -189,14 +188,12 @@ class CorpusFile(io.TextIOBase):
         self._block = io.StringIO(next(filter(None, self._blocks), ""))
         return self._block
 
-    @property
+    @cached_property
     def buffer(self) -> io.BufferedReader:
         """The decompressed bytes of the file, from its start."""
-        if self._buffer is None:
-            reading = self._reading
-            opened = open_stream(reading.path, reading.on_read, reading.span)
-            self._buffer = io.BufferedReader(self._stack.enter_context(opened))
-        return self._buffer
+        reading = self._reading
+        opened = open_stream(reading.path, reading.on_read, reading.span)
+        return io.BufferedReader(self._stack.enter_context(opened))
 
     def close(self) -> None:
         """Close the file."""

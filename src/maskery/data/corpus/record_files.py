@@ -254,12 +254,8 @@ def read_parquet(reading: Reading) -> Iterator[str]:
         columns = _check_columns(table.schema_arrow, reading)
         first, end = reading.span or (0, table.num_row_groups)
         reading.number = sum(table.metadata.row_group(group).num_rows for group in range(first))
-        for batch in table.iter_batches(
-            _batch_rows(table.metadata, columns),
-            row_groups=range(first, end),
-            columns=columns,
-            use_threads=False,
-        ):
+        chosen = {"row_groups": range(first, end), "columns": columns, "use_threads": False}
+        for batch in table.iter_batches(_batch_rows(table.metadata, columns), **chosen):
             yield from reading.texts(_values(batch, reading))
             if not packed:  # else it was counted when it was unpacked
                 reading.on_read(size * batch.num_rows // max(1, table.metadata.num_rows))

@@ -139,7 +139,9 @@ class Pairs:
         if not tables:
             left_out = f" ({skipped})" if skipped.count else ""
             raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
-        return cls(pa.concat_tables(tables).combine_chunks(), reader, skipped)
+        # The records themselves are let go.
+        table = pa.concat_tables(tables).combine_chunks()
+        return cls(table, replace(reader, records=()), skipped)
 
     def __len__(self) -> int:
         return len(self.ids)

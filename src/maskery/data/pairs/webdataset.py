@@ -142,11 +142,9 @@ class Shard:
                 raise DataError(f"{self.path}: member {member.name!r} occurs twice; remove one")
             last, found[stem][suffix] = stem, member
         if apart:
-            log.warning(
-                "%s: members of %s lie apart, first of %r; they are joined here, but other "
-                "readers lose them: pack them side by side",
-                *(self.path, counted(len(apart), "sample"), min(apart)),
-            )
+            told = "%s: members of %s lie apart, first of %r; they are joined here, but other "
+            told += "readers lose them: pack them side by side"
+            log.warning(told, self.path, counted(len(apart), "sample"), min(apart))
         if passed_over:
             told = "%s: passed over: %s, hidden, notes or without a key"
             log.info(told, self.path, counted(passed_over, "member"))

@@ -153,9 +153,8 @@ def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
                 f"left out of the {split} split: {counted(count, 'picture')}, held out as well "
                 f"under other names (links, or files of equal bytes)"
             )
-            _need_two_persons(
-                kept, f"without its {counted(count, 'copy', 'copies')}, the {split} split"
-            )
+            what = f"without its {counted(count, 'copy', 'copies')}, the {split} split"
+            _need_two_persons(kept, what)
         by_split[split] = kept
     return notes
 
@@ -239,14 +238,12 @@ def merge_pictures(
     that an earlier record of the picture has word for word is left out; what a single record lists
     twice is left alone, as it was published.
     """
-    firsts: dict[str, Record] = {}  # by picture, its first record
-    listed: dict[str, set[str]] = {}  # its captions as the annotations have them
-    captions: dict[str, list[str]] = {}  # those that can be used, prepared
+    # By picture: its first record, its captions as the annotations have them, and prepared.
+    pictures: dict[str, tuple[Record, set[str], list[str]]] = {}
     joined = repeated = 0
     for record in records:
-        own = record.caption if isinstance(record.caption, list) else [record.caption]
-        first = firsts.setdefault(record.image, record)
-        known = listed.setdefault(record.image, set())
+        own = record.caption
+        first, known, captions = pictures.setdefault(record.image, (record, set(), []))
         # What is no string is left for the check.
         fresh = [text for text in own if not (isinstance(text, str) and text in known)]
         known.update(text for text in fresh if isinstance(text, str))
@@ -260,9 +257,8 @@ def merge_pictures(
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
-        prepared = prepare(replace(record, caption=fresh))
-        captions.setdefault(record.image, []).extend(prepared)
-    merged = [replace(firsts[name], caption=own) for name, own in captions.items() if own]
+        captions += prepare(replace(record, caption=fresh))
+    merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
     note = (
         f"records that name the picture of an earlier one: {joined:,}; each picture counts once, "
@@ -274,7 +270,7 @@ def merge_pictures(
 def read_annotations(
     dataset: DatasetName, root: Path, images: Path | None = None
 ) -> Iterator[Record]:
-    """Yield every record of a dataset with its split; image and person are names, and checked."""
+    """Yield each record of a dataset, checked: split, image and person named, captions a list."""
     layout = LAYOUTS[dataset]
     if dataset == "jsonl" and root.is_file():
         files: list[tuple[str | None, Path]] = [(None, root)]
@@ -338,4 +334,6 @@ def _checked(layout: Layout, record: Record, split: str | None) -> Record:
         raise DataError(
             f"{record.where}: no person is named; person search needs an id for each image"
         )
-    return replace(record, split=named, person=person, image=picture_name(record))
+    captions = record.caption if isinstance(record.caption, list) else [record.caption]
+    name = picture_name(record)
+    return replace(record, split=named, person=person, image=name, caption=captions)

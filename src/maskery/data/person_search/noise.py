@@ -17,10 +17,7 @@ def exchanged(records: Sequence[Record], path: Path) -> tuple[list[Record], str]
     RDE's `noiseindex` (Qin et al., CVPR 2024): an index for each caption of the training split, in
     the order of the annotations, into the same captions.
     """
-    listed = [
-        r if isinstance(r.caption, list) else replace(r, caption=[r.caption]) for r in records
-    ]
-    captions = [caption for r in listed if r.split == "train" for caption in r.caption]
+    captions = [caption for r in records if r.split == "train" for caption in r.caption]
     try:
         index, count = np.asarray(np.load(path)), len(captions)
     except (OSError, ValueError, EOFError) as error:
@@ -36,5 +33,5 @@ def exchanged(records: Sequence[Record], path: Path) -> tuple[list[Record], str]
     moved = int((index != np.arange(len(index))).sum())
     return [
         replace(r, caption=list(islice(given, len(r.caption)))) if r.split == "train" else r
-        for r in listed
+        for r in records
     ], f"exchanged by '{path}': {moved:,} of {counted(len(captions), 'training caption')}"

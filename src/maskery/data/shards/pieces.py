@@ -244,9 +244,8 @@ class PieceRecord:
     def __post_init__(self) -> None:
         counts = [self.shards, *self.report.values(), *self.encodings.values()]
         check_sound(all(map(is_count, counts)), "count")
-        check_sound(
-            self.report.keys() <= {f.name for f in fields(ReadingReport) if f.init}, "report"
-        )
+        known = {field.name for field in fields(ReadingReport) if field.init}
+        check_sound(self.report.keys() <= known, "report")
 
 
 def do_piece(number: int, job: Job) -> Done:
