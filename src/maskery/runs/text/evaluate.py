@@ -184,7 +184,7 @@ class Evaluation:
 
     scores: dict[str, MaskedScores]  # By heading: of a run in order of time, or model names
     difference: dict[str, Interval] | None  # The last minus the first, where there are two
-    mrtd_auc: dict[str, float]  # How well models that were trained to tell replaced words
+    mrtd_auc: dict[str, float]  # How well models that were trained for it tell replaced words
 
 
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
