@@ -130,10 +130,8 @@ class EvaluateText(Way):
                 f"name some with --data FILE"
             )
         found = asdict(result)
-        shown = tables.scores_table(
-            found["scores"], found["difference"], mrtd_auc=found["mrtd_auc"]
-        )
-        self.answer(found, as_text(shown))
+        scores, change, auc = found["scores"], found["difference"], found["mrtd_auc"]
+        self.answer(found, as_text(tables.scores_table(scores, change, mrtd_auc=auc)))
 
 
 @dataclass(frozen=True, kw_only=True)
