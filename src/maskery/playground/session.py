@@ -158,10 +158,8 @@ class Session:
         filler = self._asked(values)
         read = Shifted(values["text"], filler.reader.mask_token)
         found = saliency(filler, read.text, mask=values["mask"])
-        words = [
-            {"word": word.text, **read.place(word), "weight": weight}
-            for word, weight in zip(found.words, found.weights, strict=True)
-        ]
+        weighed = zip(found.words, found.weights, strict=True)
+        words = [{"word": w.text, **read.place(w), "weight": weight} for w, weight in weighed]
         return {"token": found.token, "probability": found.probability, "words": words}
 
     def replaced(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -176,10 +174,8 @@ class Session:
             raise RequestError("this model was not trained to detect replaced words")
         chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
         shares = [float(chances[word.first : word.last].max()) for word in encoded.words]
-        words = [
-            {"word": word.text, **read.place(word), "probability": share}
-            for word, share in zip(encoded.words, shares, strict=True)
-        ]
+        judged = zip(encoded.words, shares, strict=True)
+        words = [{"word": w.text, **read.place(w), "probability": share} for w, share in judged]
         return {"words": words}
 
     def explain(self, values: dict[str, Any]) -> dict[str, Any]:

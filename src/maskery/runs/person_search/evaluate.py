@@ -281,11 +281,10 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
         found = [getattr(one, ranking) for one in figures]
         if None in found:
             continue
-        values = {name: [getattr(one, name).value for one in found] for name in FIGURES}
-        spread[ranking] = {
-            name: Spread(statistics.fmean(each), statistics.stdev(each))
-            for name, each in values.items()
-        }
+        spread[ranking] = {}
+        for name in FIGURES:
+            values = [getattr(one, name).value for one in found]
+            spread[ranking][name] = Spread(statistics.fmean(values), statistics.stdev(values))
     return spread
 
 

@@ -97,10 +97,8 @@ def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> l
     names = [name for name, _ in axes]
     if not axes or len(set(names)) < len(names):
         raise ConfigError("--over names each setting once, as in --over mask_rate=0.15,0.3")
-    runs = [
-        _planned(base, dict(zip(names, values, strict=True)), path, folder)
-        for values in itertools.product(*(values for _, values in axes))
-    ]
+    grid = itertools.product(*(values for _, values in axes))
+    runs = [_planned(base, dict(zip(names, one, strict=True)), path, folder) for one in grid]
     if len({run.config.output for run in runs}) < len(runs):
         raise ConfigError("two values of --over give folders of one name; change one of them")
     return runs
