@@ -47,7 +47,6 @@ examples:
   maskery evaluate models/rasa --data persons.jsonl --rerank 128
   maskery evaluate runs/search-0 --on icfg-pedes:ICFG-PEDES rstpreid:RSTPReid
 """
-Masking = Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class EvaluateText(Way):
     cache_dir: Path | None = None
     """The folder of tokenised text. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
     reading: Annotated[CorpusConfig, tyro.conf.OmitArgPrefixes] = CorpusConfig()
-    masking: Masking = field(default_factory=MaskingConfig)
+    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = MaskingConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,10 +129,8 @@ class EvaluateText(Way):
                 f"name some with --data FILE"
             )
         found = asdict(result)
-        shown = tables.scores_table(
-            found["scores"], found["difference"], mrtd_auc=found["mrtd_auc"]
-        )
-        self.answer(found, as_text(shown))
+        scores, change, auc = found["scores"], found["difference"], found["mrtd_auc"]
+        self.answer(found, as_text(tables.scores_table(scores, change, mrtd_auc=auc)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +174,7 @@ class EvaluateImageText(Way):
     """Words scored one at a time, as in train pairs."""
     mask_seed: int = 0
     """Of the frozen masks."""
-    masking: Masking = field(default_factory=MaskingConfig)
+    masking: Annotated[MaskingConfig, tyro.conf.OmitArgPrefixes] = MaskingConfig()
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def execute(self) -> None:

@@ -15,14 +15,8 @@ from maskery.cli.output import as_text, prepare_outputs
 from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count, Range
 from maskery.core.system import is_main_process, quick_imports
-from maskery.runs.frame.config_file import (
-    KINDS,
-    SAMPLES,
-    kind_of,
-    load_config,
-    open_run,
-    read_settings,
-)
+from maskery.runs.frame import config_file
+from maskery.runs.frame.config_file import KINDS, SAMPLES, open_run
 from maskery.runs.frame.run_folder import has_model, repeated_folder, write_json
 from maskery.runs.shortcuts import finish_report
 
@@ -98,7 +92,7 @@ def repeat(arguments: Sequence[str]) -> Command:
             f"name what to train: {', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
             f"{meant(''.join(arguments[:1]), KINDS)}"
         )
-    return training(kind_of(read_settings(path), path), arguments)
+    return training(config_file.kind_of(config_file.read_settings(path), path), arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +175,7 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
     """Return the values of flags that are not given: a saved run's, a preset's, or None."""
     kind, preset = KINDS[command.kind], taken(arguments, "--preset")[0]
     if path is not None:
-        saved = load_config(path, kind.load("config"))
+        saved = config_file.load_config(path, kind.load("config"))
         # A run folder that was moved is its own output.
         output = path.parent if (path.parent / "metrics.jsonl").is_file() else saved.output
         if preset is not None:

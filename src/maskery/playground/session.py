@@ -14,14 +14,10 @@ import numpy as np
 import torch
 
 from maskery import __version__
+from maskery.evaluation.image_text import opening
 from maskery.evaluation.image_text.explain import explain
 from maskery.evaluation.image_text.image_fill import ImageFiller
-from maskery.evaluation.image_text.opening import (
-    OpenImageText,
-    is_image_text,
-    load_picture,
-    open_image_text,
-)
+from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.search import Searcher, open_gallery
 from maskery.evaluation.text.fill import MASK, Filler, saliency
 from maskery.evaluation.text.pseudo_likelihood import Scorer, WordScore
@@ -82,7 +78,8 @@ class Session:
     ) -> None:
         self.names, self.command = names, command
         self._opened: list[Filler | OpenImageText] = [
-            open_image_text(name) if is_image_text(name) else Filler.of(name) for name in names
+            opening.open_image_text(name) if opening.is_image_text(name) else Filler.of(name)
+            for name in names
         ]
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         # A few are kept, with their pictures encoded.
@@ -161,10 +158,8 @@ class Session:
         filler = self._asked(values)
         read = Shifted(values["text"], filler.reader.mask_token)
         found = saliency(filler, read.text, mask=values["mask"])
-        words = [
-            {"word": word.text, **read.place(word), "weight": weight}
-            for word, weight in zip(found.words, found.weights, strict=True)
-        ]
+        weighed = zip(found.words, found.weights, strict=True)
+        words = [{"word": w.text, **read.place(w), "weight": weight} for w, weight in weighed]
         return {"token": found.token, "probability": found.probability, "words": words}
 
     def replaced(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -179,10 +174,8 @@ class Session:
             raise RequestError("this model was not trained to detect replaced words")
         chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
         shares = [float(chances[word.first : word.last].max()) for word in encoded.words]
-        words = [
-            {"word": word.text, **read.place(word), "probability": share}
-            for word, share in zip(encoded.words, shares, strict=True)
-        ]
+        judged = zip(encoded.words, shares, strict=True)
+        words = [{"word": w.text, **read.place(w), "probability": share} for w, share in judged]
         return {"words": words}
 
     def explain(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +184,7 @@ class Session:
         opened = self._opened[values["model"]]
         if values["picture"] is None or not isinstance(opened, OpenImageText):
             raise RequestError("a picture is needed to see where the model looks; drop one")
-        picture = load_picture(self._pictures[values["picture"]], opened.view.size)
+        picture = opening.load_picture(self._pictures[values["picture"]], opened.view.size)
         found = explain(opened, picture, values["text"])
         words, done = [], 0
         for word in found.words:

@@ -20,14 +20,7 @@ import yaml
 
 from maskery.core.errors import ConfigError, meant, reason_of
 from maskery.core.registry import anchored_choice, from_file
-from maskery.runs.frame.run_folder import (
-    each_leaf,
-    each_text,
-    has_model,
-    warn_of_another_model,
-    write_json,
-    write_text,
-)
+from maskery.runs.frame import run_folder
 
 CONFIG = "config.yaml"
 SAMPLES = "samples.json"
@@ -96,8 +89,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 def save_config(folder: Path, config: Any) -> None:
     """Write `config.yaml`, with the kind of the run and absolute paths of plug-ins."""
     kind = {KIND: config.kind} if hasattr(config, KIND) else {}
-    data = kind | each_text(to_plain(config), anchored_choice)
-    write_text(folder / CONFIG, yaml.safe_dump(data, sort_keys=False))
+    data = kind | run_folder.each_text(to_plain(config), anchored_choice)
+    run_folder.write_text(folder / CONFIG, yaml.safe_dump(data, sort_keys=False))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -120,7 +113,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected named settings, found {type(settings).__name__}")
-    return {str(key): each_text(value, from_file) for key, value in settings.items()}
+    return {str(key): run_folder.each_text(value, from_file) for key, value in settings.items()}
 
 
 def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
@@ -176,19 +169,19 @@ class OpenRun:
                 f"'{self.folder}' is a run of kind {self.kind}, and one of kind "
                 f"{getattr(config, 'kind', config.__name__)} is needed"
             )
-        if not has_model(self.folder):
+        if not run_folder.has_model(self.folder):
             raise ConfigError(
                 f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
                 f"{self.folder / CONFIG} --resume auto"
             )
-        warn_of_another_model(self.folder, "figures are of what is there now")
+        run_folder.warn_of_another_model(self.folder, "figures are of what is there now")
         return dataclasses.replace(self.config, output=self.folder)  # type: ignore[type-var]
 
     def save_samples(self) -> None:
         """Write `samples.json`: what the model fills or finds, and the environment."""
         self.finished(type(self.config))
         samples = KINDS[self.kind].load("samples")(self.folder)
-        write_json(self.folder / SAMPLES, {"environment": environment(), **samples})
+        run_folder.write_json(self.folder / SAMPLES, {"environment": environment(), **samples})
 
 
 def open_run(folder: str | Path) -> OpenRun:
@@ -238,7 +231,7 @@ def to_plain(value: Any) -> Any:
         # An object that was passed in Python: a file can only say what it was.
         return leaf if leaf is None or isinstance(leaf, bool | int | float) else given_name(leaf)
 
-    return each_leaf(value, plain)
+    return run_folder.each_leaf(value, plain)
 
 
 def given_name(value: object) -> str:

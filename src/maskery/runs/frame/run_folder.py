@@ -140,14 +140,12 @@ class HeldFolder:
 
 
 @contextlib.contextmanager
-def held_run_folder(
-    processes: "Processes", output: Path | None, default: Path, *, resume: bool
-) -> Iterator[HeldFolder]:
+def held_run_folder(processes: "Processes", config: Any, default: Path) -> Iterator[HeldFolder]:
     """Choose and lock a folder once for all processes; only the main one holds the lock."""
     held: list[HeldFolder] = []
 
     def hold() -> str:
-        held.append(open_folder(output, default, resume=resume))
+        held.append(open_folder(config.output, default, resume=config.resume == "auto"))
         return str(held[0].path)
 
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,14 @@ from maskery.core.errors import CheckpointError, harmless, reason_of
 from maskery.core.processes import join_processes
 from maskery.core.registry import plugin_identity
 from maskery.core.system import replace_folder
+from maskery.runs.frame import run_folder
 from maskery.runs.frame.config_file import CONFIG, save_config
-from maskery.runs.frame.run_folder import (
-    EVALUATION,
-    MODEL,
-    SUMS,
-    each_text,
-    held_run_folder,
-    model_sums,
-    warn_of_another_model,
-    write_json,
-)
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import BaseTrainingConfig
-from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
+
+if TYPE_CHECKING:
+    from maskery.training.loop import Summary
 
 CHECKPOINTS = "checkpoints"
 UNWRITTEN = (OSError, RuntimeError, SafetensorError)
@@ -42,12 +35,12 @@ class RunResult:
     """The result of a run; a kind of run adds its figures."""
 
     folder: Path  # The run folder
-    summary: Summary  # Steps, tokens and time
+    summary: "Summary"  # Steps, tokens and time
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
         plain = asdict(self)
-        named = {"run": str(plain.pop("folder")), "model": str(self.folder / MODEL)}
+        named = {"run": str(plain.pop("folder")), "model": str(self.folder / run_folder.MODEL)}
         training = plain.pop("summary")
         # The figures of an `evaluation` stand beside the others.
         return {**named, **plain.pop("evaluation", {}), **plain, "training": training}
@@ -72,7 +65,7 @@ def run_in_folder(
     prepare and train.
     """
     processes = join_processes()
-    with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
+    with run_folder.held_run_folder(processes, config, default) as held:
         folder = held.path
         try:
             # The others find what the main process leaves on disk: tokenizer, tokens.
@@ -86,9 +79,9 @@ def run_in_folder(
             raise
         result = train(run, folder)
         trained = result.summary.resumed_from < result.summary.steps
-        if processes.is_main and (trained or not _is_json(folder / EVALUATION)):
+        if processes.is_main and (trained or not _is_json(folder / run_folder.EVALUATION)):
             # Of a run that was finished before, the figures are kept, its time above all.
-            write_json(folder / EVALUATION, result.to_json())
+            run_folder.write_json(folder / run_folder.EVALUATION, result.to_json())
     return result
 
 
@@ -119,8 +112,10 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
-        warn_of_another_model(folder.parent, "it is replaced by what the last checkpoint holds")
-        write_json(folder.parent / SUMS, model_sums(partial))
+        run_folder.warn_of_another_model(
+            folder.parent, "it is replaced by what the last checkpoint holds"
+        )
+        run_folder.write_json(folder.parent / run_folder.SUMS, run_folder.model_sums(partial))
         replace_folder(partial, folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -140,7 +135,7 @@ def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     Training's bookkeeping is left out. The names of `described` are what a refusal says; its
     dataclasses become their settings, and a plug-in its name with a hash of its file.
     """
-    named = each_text(described, plugin_identity)
+    named = run_folder.each_text(described, plugin_identity)
     return json.dumps({**named, "training": training.course()}, sort_keys=True)
 
 

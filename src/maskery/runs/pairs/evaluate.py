@@ -15,13 +15,7 @@ from maskery.data.pairs.pairs import Pairs, group_ids
 from maskery.evaluation.image_text.image_fill import Condition, WordScores, score_pairs, score_words
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.evaluation.intervals import Interval
-from maskery.evaluation.text.masked import (
-    ExampleSums,
-    MaskedScores,
-    compare,
-    replaced_words_auc,
-    summarise,
-)
+from maskery.evaluation.text import masked
 from maskery.evaluation.text.opening import require_same_tokenizer
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
@@ -38,14 +32,14 @@ CACHE_BYTES = 2**30  # of decoded pictures: each is seen with its own caption an
 class PairsEvaluation:
     """Figures of one model on held-out pairs."""
 
-    scores: dict[Condition, MaskedScores]  # Frozen masks, with right, wrong and no pictures
+    scores: dict[Condition, masked.MaskedScores]  # Frozen masks, with right, wrong and no pictures
     difference: dict[str, dict[str, Interval]]  # `right` minus each of the others: loss, top1, top5
     words: WordScores | None  # The chosen words, masked one at a time; None where none were chosen
     mrtd_auc: float | None  # How well replaced words are told from original ones; None without MRTD
 
 
 def summarise_pairs(
-    scored: Mapping[Condition, ExampleSums],
+    scored: Mapping[Condition, masked.ExampleSums],
     opened: Opened,
     held_out: HeldOutPairs,
     words: tuple[str, ...],
@@ -57,11 +51,11 @@ def summarise_pairs(
         ids, mask = accepted_ids(words, opened.tokenizer), Vocabulary.of(opened.tokenizer)
         found = score_words(opened.model.eval(), held_out, ids, mask.mask_token_id)
     if task is not None:
-        auc = replaced_words_auc(task, map(_viewed, held_out), progress=1.0)
+        auc = masked.replaced_words_auc(task, map(_viewed, held_out), progress=1.0)
     others = {name: sums for name, sums in scored.items() if name != "right"}
     return PairsEvaluation(
-        scores={condition: summarise(sums) for condition, sums in scored.items()},
-        difference={name: compare(scored["right"], sums) for name, sums in others.items()},
+        scores={condition: masked.summarise(sums) for condition, sums in scored.items()},
+        difference={name: masked.compare(scored["right"], sums) for name, sums in others.items()},
         words=found,
         mrtd_auc=auc,
     )
@@ -138,7 +132,7 @@ def evaluate_image_text(
     # Captions are cut alike for both, or they would not be asked the same.
     longest = min(int(one.model.config.text_config.max_position_embeddings) for one in opened)
     models: dict[str, PairsEvaluation] = {}
-    scored: list[dict[Condition, ExampleSums]] = []
+    scored: list[dict[Condition, masked.ExampleSums]] = []
     groups, everything = group_ids(pairs), np.arange(len(pairs))
     for one in opened:
         captions = read_captions(pairs, one.tokenizer, reading, longest)
@@ -161,5 +155,5 @@ def evaluate_image_text(
     difference = None
     if len(scored) == 2:
         first, last = scored
-        difference = {sight: compare(last[sight], first[sight]) for sight in last}
+        difference = {sight: masked.compare(last[sight], first[sight]) for sight in last}
     return ImageTextEvaluation(models=models, difference=difference)

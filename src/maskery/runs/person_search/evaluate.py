@@ -21,6 +21,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text import opening
+from maskery.evaluation.retrieval import retrieval_set
 from maskery.evaluation.retrieval.config import (
     ModelRetrieval,
     RetrievalConfig,
@@ -29,12 +30,7 @@ from maskery.evaluation.retrieval.config import (
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.export import RANKS
 from maskery.evaluation.retrieval.metrics import FIGURES
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    evaluate_set,
-    sample_searches,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
@@ -204,7 +200,7 @@ def evaluate_retrieval_models(
             # Captions are prepared as those were that the model learnt from.
             pairs = Pairs.open(str(data), reading).prepared(opened.retrieval.prepare)
             splits[name], gallery = None, held_out_set(opened, None, pairs, reading, settings)
-        retrieval = evaluate_set(opened.model, gallery, settings, progress=progress)
+        retrieval = retrieval_set.evaluate_set(opened.model, gallery, settings, progress=progress)
         found = figures[name] = retrieval.figures
         if each is not None:
             each(gallery, retrieval)
@@ -285,11 +281,10 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
         found = [getattr(one, ranking) for one in figures]
         if None in found:
             continue
-        values = {name: [getattr(one, name).value for one in found] for name in FIGURES}
-        spread[ranking] = {
-            name: Spread(statistics.fmean(each), statistics.stdev(each))
-            for name, each in values.items()
-        }
+        spread[ranking] = {}
+        for name in FIGURES:
+            values = [getattr(one, name).value for one in found]
+            spread[ranking][name] = Spread(statistics.fmean(values), statistics.stdev(values))
     return spread
 
 
@@ -341,10 +336,12 @@ def run_samples(folder: Path) -> dict[str, Any]:
     opened, settings = open_for_measuring(str(folder), run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
     held_out = held_out_set(opened, run, split_of(data, "test")[1], run.data, settings)
-    spread, worst = spread_queries(len(held_out.queries)), worst_queries(folder / RANKS)
+    spread = retrieval_set.spread_queries(len(held_out.queries))
+    worst = worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
-    found = evaluate_set(opened.model, held_out, settings, queries=queries)
-    samples, ranks = sample_searches(held_out, queries, found.last), found.last_ranks[:, 0].tolist()
+    found = retrieval_set.evaluate_set(opened.model, held_out, settings, queries=queries)
+    samples = retrieval_set.sample_searches(held_out, queries, found.last)
+    ranks = found.last_ranks[:, 0].tolist()
     searches = []
     for sample, rank in zip(samples, ranks, strict=True):
         pictures = [

@@ -161,7 +161,7 @@ def train_phases(
     both = zip(config.phases, planned, strict=True)  # with paths that hold from any folder
     phases = tuple({**given, "corpus": [*one.corpus]} for given, one in both)
     result: TextResult | None = None
-    with held_run_folder(processes, config.output, default, resume=config.resume == "auto") as held:
+    with held_run_folder(processes, config, default) as held:
         if processes.is_main:
             save_config(held.path, replace(config, output=held.path, phases=phases))
         for number, phase in enumerate(planned, 1):

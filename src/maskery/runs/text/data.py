@@ -1,4 +1,4 @@
-"""The data of a text run: a corpus tokenised once into the cache, or shards; rare parts by name."""
+"""The data of a text run: a tokenised corpus, or shards; what few runs need comes in by name."""
 
 from __future__ import annotations
 

@@ -17,22 +17,9 @@ from maskery.core.errors import CheckpointError, ConfigError
 from maskery.core.processes import to_gpu
 from maskery.data.corpus.config import CorpusConfig
 from maskery.evaluation.intervals import Interval
+from maskery.evaluation.text import masked, opening
 from maskery.evaluation.text.comparison import Row, ScoredRun, compare_runs
 from maskery.evaluation.text.fill import Filler
-from maskery.evaluation.text.masked import (
-    ExampleSums,
-    MaskedScores,
-    compare,
-    score_examples,
-    scoring,
-    summarise,
-)
-from maskery.evaluation.text.opening import (
-    OpenModel,
-    held_out_source,
-    open_model,
-    require_same_tokenizer,
-)
 from maskery.evaluation.text.samples import sample_text
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
@@ -76,11 +63,11 @@ def course_of(config: TextRunConfig) -> dict[str, Any]:
 def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
     path = folder / HELD_OUT
     if path.is_file():
-        sums, identity = ExampleSums.read(path)
+        sums, identity = masked.ExampleSums.read(path)
     else:
         log.warning("'%s' has kept no held-out sums; its model is scored now", folder)
         run = prepare_text(config, progress=False)
-        sums, identity = run.score(open_model(folder).model), run.identity
+        sums, identity = run.score(opening.open_model(folder).model), run.identity
         with contextlib.suppress(CheckpointError):  # a folder that is only read is compared, too
             write_bytes(path, sums.to_bytes(identity))
     try:
@@ -110,10 +97,8 @@ def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> l
     names = [name for name, _ in axes]
     if not axes or len(set(names)) < len(names):
         raise ConfigError("--over names each setting once, as in --over mask_rate=0.15,0.3")
-    runs = [
-        _planned(base, dict(zip(names, values, strict=True)), path, folder)
-        for values in itertools.product(*(values for _, values in axes))
-    ]
+    grid = itertools.product(*(values for _, values in axes))
+    runs = [_planned(base, dict(zip(names, one, strict=True)), path, folder) for one in grid]
     if len({run.config.output for run in runs}) < len(runs):
         raise ConfigError("two values of --over give folders of one name; change one of them")
     return runs
@@ -182,9 +167,9 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
 class Evaluation:
     """Held-out figures of one model, or of two with their paired difference."""
 
-    scores: dict[str, MaskedScores]  # By heading: of a run in order of time, or model names
+    scores: dict[str, masked.MaskedScores]  # By heading: of a run in order of time, or model names
     difference: dict[str, Interval] | None  # The last minus the first, where there are two
-    mrtd_auc: dict[str, float]  # How well models that were trained to tell replaced words
+    mrtd_auc: dict[str, float]  # How well models that were trained for it tell replaced words
 
 
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
@@ -198,7 +183,7 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
     with_head = kept_scores(Path(folder) / WITH_HEAD, run.identity)
     if with_head is not None:
         scored = {AS_LOADED: scored["before"], "before": with_head}
-    trained = open_model(str(folder))
+    trained = opening.open_model(str(folder))
     scored["after"] = run.score(trained.model)
     return _both(scored, {"after": saved_task_auc(trained, config, run.held_out.in_order())})
 
@@ -216,19 +201,20 @@ def evaluate_model(
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate one model, or two, on held-out text."""
-    opened = [open_model(name) for name in ([against] if against else []) + [model]]
+    opened = [opening.open_model(name) for name in ([against] if against else []) + [model]]
     if len(opened) == 2:
-        require_same_tokenizer(*opened)
-    scored: dict[str, ExampleSums] = {}
+        opening.require_same_tokenizer(*opened)
+    scored: dict[str, masked.ExampleSums] = {}
     judged: dict[str, float | None] = {}
     for one in opened:
         # The same model twice is a legitimate question, with the answer 0.
         heading = one.name if one.name not in scored else f"{one.name} (again)"
-        source = held_out_source(
+        source = opening.held_out_source(
             one, data, reading, cache_dir=cache_dir, batch_tokens=batch_tokens, progress=progress
         )
         masker = Masker.of(one.tokenizer, masking, seed=seed)
-        scored[heading] = score_examples(one.model, scoring(source, progress=progress), masker)
+        batches = masked.scoring(source, progress=progress)
+        scored[heading] = masked.score_examples(one.model, batches, masker)
         if run_kind(one.name) == "text":
             config = open_run(one.name).finished(TextRunConfig)
             judged[heading] = saved_task_auc(one, config, source.in_order())
@@ -236,7 +222,7 @@ def evaluate_model(
 
 
 def saved_task_auc(
-    opened: OpenModel, config: TextRunConfig, batches: Iterable[TokenBatch]
+    opened: opening.OpenModel, config: TextRunConfig, batches: Iterable[TokenBatch]
 ) -> float | None:
     """Return `text_auc` of a run's model, with the twin and the head beside it."""
     if not config.objectives.detects:
@@ -256,10 +242,10 @@ def run_samples(folder: Path) -> dict[str, Any]:
     return asdict(sample_text(before, Filler.of(folder), run.held_out.in_order()))
 
 
-def _both(scored: dict[str, ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
+def _both(scored: dict[str, masked.ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
     sums = list(scored.values())
     return Evaluation(
-        scores={name: summarise(sums) for name, sums in scored.items()},
-        difference=compare(sums[-1], sums[-2]) if len(sums) > 1 else None,
+        scores={name: masked.summarise(sums) for name, sums in scored.items()},
+        difference=masked.compare(sums[-1], sums[-2]) if len(sums) > 1 else None,
         mrtd_auc={name: value for name, value in judged.items() if value is not None},
     )

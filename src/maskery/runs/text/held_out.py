@@ -41,12 +41,6 @@ class Measured:
     after: MaskedScores  # Of the trained model
     difference: dict[str, Interval]  # Paired, after minus before: loss, top1, top5
 
-    @property
-    def columns(self) -> dict[str, MaskedScores]:
-        """Return the figures by heading, in order of time."""
-        loaded = {} if self.as_loaded is None else {AS_LOADED: self.as_loaded}
-        return {**loaded, "before": self.before, "after": self.after}
-
 
 class HeldOutText:
     """Scores one held-out text of a run at its start, while and after it trains."""

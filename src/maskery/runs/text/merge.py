@@ -127,10 +127,7 @@ def require_alike(name: str, other: Loaded, first_name: str, first: Loaded) -> N
 def linear(models: Sequence[Tensors], shares: Sequence[float]) -> dict[str, torch.Tensor]:
     """Return the weighted sum of models; one with the share 1 alone stays as it is to the bit."""
     used = [(model, share) for model, share in zip(models, shares, strict=True) if share]
-    return {
-        name: reduce(torch.add, (share * model[name] for model, share in used))
-        for name in models[0]
-    }
+    return {n: reduce(torch.add, (share * model[n] for model, share in used)) for n in models[0]}
 
 
 def ties(

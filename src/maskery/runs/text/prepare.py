@@ -1,4 +1,4 @@
-"""The parts of a text run before its first step; what few runs need is imported where it is."""
+"""The parts of a text run before its first step; what few runs need comes in by name."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COMPILE_BACKEND = "inductor"
 class TextRun:
     """Everything a text run consists of, before its first step."""
 
-    config: TextRunConfig  # Of settings that were `auto`, objectives' and head_first are decided
+    config: TextRunConfig  # All settings, with objectives and head_first decided
     model: MaskedLanguageModel  # The initial model
     loaded: Loaded  # The initial model as it was loaded, with its tokenizer
     vocabulary: Vocabulary  # Of the tokenizer

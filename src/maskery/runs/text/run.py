@@ -20,14 +20,9 @@ from maskery.evaluation.intervals import Verdict, judge
 from maskery.masking.config import POLICIES
 from maskery.models.attention import use_fast_dropout
 from maskery.models.loading import anchored, quiet_transformers, resolve
+from maskery.runs.frame import run_frame
 from maskery.runs.frame.run_folder import MODEL, default_folder, write_text
-from maskery.runs.frame.run_frame import (
-    RunResult,
-    model_card,
-    public_name,
-    run_in_folder,
-    save_model_folder,
-)
+from maskery.runs.frame.run_frame import RunResult, save_model_folder
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
@@ -126,7 +121,7 @@ def train_text(
         one = partial(train_text, progress=progress, **vars(given))
         last: TextResult = phases.train_phases(config, folder, one)
         return last
-    return run_in_folder(config, folder, prepare=prepare, train=train_measure_save)
+    return run_frame.run_in_folder(config, folder, prepare=prepare, train=train_measure_save)
 
 
 def train_measure_save(run: TextRun, folder: Path) -> TextResult:
@@ -234,11 +229,11 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
 
 def text_model_card(config: TextRunConfig, result: TextResult) -> str:
     """Return the card of a trained model, in Markdown."""
-    masking, corpus = config.masking, ", ".join(map(public_name, config.corpus))
+    masking, corpus = config.masking, ", ".join(map(run_frame.public_name, config.corpus))
     how = f"{masking.policy} masking at a rate of {masking.mask_rate}"
     if config.objectives.objective == DIFFUSION:
         how = "masked diffusion; its loss is the NELBO of a token, over all rates of masking"
-    return model_card(
+    return run_frame.model_card(
         config,
         config.model,
         result.to_json(),
