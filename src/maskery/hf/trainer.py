@@ -84,8 +84,15 @@ def masked_lm_trainer(
 class PackedCollator(MaskCollator):
     """Masks rows and lays them end to end, for a model with Maskery's attention."""
 
-    def __init__(self, *given: Any, first_position: int = 0, **settings: Any) -> None:
-        super().__init__(*given, **settings)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        masking: MaskingConfig | None = None,
+        *,
+        seed: int = 0,
+        first_position: int = 0,
+    ) -> None:
+        super().__init__(tokenizer, masking, seed=seed)
         self.first_position = first_position
 
     def arrange(self, masked: MaskedTokens, rows: Sequence[Row]) -> dict[str, Any]:

@@ -94,8 +94,14 @@ class Masker:
 
         It has a constant rate, all `[MASK]` (RaSa, section 3.2), and draws of its own.
         """
-        rate: Any = {"mask_rate": mask_rate, "mask_rate_end": None, "mask_schedule": "constant"}
-        config = replace(self.config, **rate, mask_share=1.0, random_share=0.0)
+        config = replace(
+            self.config,
+            mask_rate=mask_rate,
+            mask_rate_end=None,
+            mask_schedule="constant",
+            mask_share=1.0,
+            random_share=0.0,
+        )
         return replace(self, config=config, seed=(self.seed + 1) % (1 << 64))
 
     def _draws(self, epoch: int) -> Draws:
