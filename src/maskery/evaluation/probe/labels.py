@@ -17,7 +17,6 @@ from maskery.data.corpus.files import asked, one_file
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
 JSON_STARTS = ('{"', '{ "', "[{")  # no word begins so
-DOCUMENT_START = "-DOCSTART-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,7 @@ def _read_conll(path: Path) -> Labelled:
                 sentences.append([])
                 continue
             # Comments of CoNLL-U ("#" alone may be a word), and the marks of CoNLL-2003
-            if line.startswith(("# ", "#\t", DOCUMENT_START)):
+            if line.startswith(("# ", "#\t", "-DOCSTART-")):
                 continue
             if line.startswith(JSON_STARTS):
                 raise DataError(

@@ -28,8 +28,7 @@ class ProbeFigure:
     """One figure of a probe."""
 
     name: str  # `nearest neighbour`, `linear probe`, `fine-tuned`, `R@1` or `MRR`
-    # Of a model that knows nothing: for neighbours, two texts of one class meet; for the linear
-    # probe, always the commonest class; for pairs, any order.
+    # Knowing nothing: two texts of one class meet; always the commonest class; pairs in any order.
     chance: float
     lexical: Interval  # The same with counted words (TF-IDF) in place of vectors
     models: Mapping[str, Interval]  # By model name
