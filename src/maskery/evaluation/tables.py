@@ -18,8 +18,7 @@ CHOSEN = "the epoch was chosen by R@1 on validation"  # said beside figures of a
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 SHARES = ("top1", "top5", "accuracy", *RANKINGS)  # shown in percent; better the more they are
 SPLITS = {"test": "test split", "val": "validation"}
-# Shown elsewhere in the report.
-LEFT_OUT = {
+LEFT_OUT = {  # shown elsewhere in the report
     *("run", "model", "as_loaded", "before", "after", "heads", "difference", "scores", "training"),
     *("others", "skipped", "notes", "best_step", "vectors", "verdict", "words", "mrtd_auc"),
     *SPLITS,
@@ -44,11 +43,11 @@ Row: TypeAlias = tuple[str, tuple[Figure | None, ...]]
 class Table:
     """Figures in columns."""
 
-    title: str  # The question that the table answers
-    corner: str  # The heading of the labels, such as "held out"
+    title: str = ""  # The question that the table answers
+    corner: str = ""  # The heading of the labels, such as "held out"
     columns: tuple[str, ...]  # The other headings
     rows: tuple[Row, ...]
-    notes: tuple[str, ...]  # The first: the number of things that the figures are averages over
+    notes: tuple[str, ...] = ()  # The first: how many things the figures are averages over
 
     def lines(self) -> list[list[str]]:
         """Return the heading and the rows as texts, all equally long."""
@@ -63,18 +62,11 @@ class Table:
 
 
 def run_tables(evaluation: Data) -> list[Table]:
-    """Return the tables of a run: before and after, the sights, or each split's rankings.
-
-    A run that is not finished has none.
-    """
+    """Return the tables of a finished run: before and after, the sights, or a split's rankings."""
     if "before" in evaluation and "after" in evaluation:
-        columns, auc = _in_time(evaluation), evaluation.get("mrtd_auc")
-        table = scores_table(
-            columns,
-            evaluation.get("difference"),
-            heads=evaluation.get("heads"),
-            mrtd_auc=None if auc is None else {"after": auc},
-        )
+        difference, heads, auc = map(evaluation.get, ("difference", "heads", "mrtd_auc"))
+        aucs = None if auc is None else {"after": auc}
+        table = scores_table(_in_time(evaluation), difference, heads=heads, mrtd_auc=aucs)
         more = (("others", others_table), ("vectors", vectors_table))
         return [table, *(made(found) for name, made in more if (found := evaluation.get(name)))]
     if "scores" in evaluation:
@@ -196,10 +188,8 @@ def others_table(others: Data) -> Table:
 def sights_table(evaluation: Data) -> Table:
     """Return a `PairsEvaluation`: the model with the right picture, a wrong one and none."""
     columns = {SIGHTS[sight]: scores for sight, scores in evaluation["scores"].items()}
-    difference = evaluation.get("difference") or {}
-    table = scores_table(
-        columns, difference.get("wrong"), over="pictures or persons", last="right − wrong"
-    )
+    change = (evaluation.get("difference") or {}).get("wrong")
+    table = scores_table(columns, change, over="pictures or persons", last="right − wrong")
     rows, notes, words = table.rows, table.notes, evaluation.get("words")
     if words is not None:
         shares, change = words["accuracy"].values(), words["difference"]["wrong"]
@@ -225,7 +215,6 @@ def models_tables(models: Mapping[str, Data], difference: Mapping[str, Data]) ->
             corner="difference",
             columns=tuple(SIGHTS[sight] for sight in difference),
             rows=rows,
-            notes=(),
         ),
     ]
 
@@ -328,7 +317,6 @@ def before_after_table(before: Data, after: Data) -> Table:
     )
     return Table(
         title="Are the right people found?",
-        corner="",
         columns=tuple(RANKINGS[name] for name in names),
         rows=(("chance", (_chance(after),)), *rows),
         notes=(_searched(after, " never seen in training"),),
@@ -344,7 +332,6 @@ def spread_table(spread: Mapping[str, Data], seeds: Sequence[int | None]) -> Tab
         rows.append((label, tuple(Figure(value=value) for value in values)))
     known = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
     return Table(
-        title="",
         corner=f"mean of {len(seeds)} runs",
         columns=tuple(RANKED_BY[ranking] for ranking in spread),
         rows=tuple(rows),

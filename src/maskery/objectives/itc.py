@@ -7,11 +7,9 @@ of the same person as positive.
 Shapes: B pairs, G pairs of all processes, K queued features, C = G + K candidates, E features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +50,7 @@ def itc_loss(
     alpha: float,  # the weight of the teacher's similarities in the targets, in [0, 1]
     directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged; `i2t` asks images for texts
     crowd_size: int | None = None,  # G; by default B
-    belief: Belief | None = None,  # In the captions of positives; None: all are right
+    belief: "Belief | None" = None,  # In the captions of positives; None: all are right
 ) -> Contrast:
     """Contrast each student feature with the teacher's features of the batch and the queues."""
     # Each row's target is spread evenly over the candidates of the same identity.
@@ -65,19 +63,15 @@ def itc_loss(
         with torch.no_grad():
             taught = similarities(getattr(teacher, asked), keys, temperature)
             trusted = hard if belief is None else hard * belief.of(shares_below(taught, same > 0))
-            # ALBEF, equation 6
-            targets = alpha * F.softmax(taught, dim=1) + (1 - alpha) * trusted
+            targets = alpha * F.softmax(taught, dim=1) + (1 - alpha) * trusted  # ALBEF, equation 6
         scores = similarities(getattr(student, asked), keys, temperature)
         loss_sum = loss_sum - torch.sum(F.log_softmax(scores, dim=1) * targets)
     with torch.no_grad():
         crowd = slice(len(ids) if crowd_size is None else crowd_size)
         image_to_text = similarities(student.image, candidates.text[crowd], temperature)
         text_to_image = similarities(student.text, candidates.image[crowd], temperature)
-    return Contrast(
-        loss_sum=loss_sum / len(directions),
-        image_to_text=image_to_text,
-        text_to_image=text_to_image,
-    )
+    mean = loss_sum / len(directions)
+    return Contrast(loss_sum=mean, image_to_text=image_to_text, text_to_image=text_to_image)
 
 
 def shares_below(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -104,7 +98,7 @@ class Belief(NamedTuple):
     prior: torch.Tensor  # Scalar, the share of right captions
 
     @classmethod
-    def fitted(cls, shares: torch.Tensor) -> Belief:
+    def fitted(cls, shares: torch.Tensor) -> Self:
         """Fit (N,) shares by expectation and maximisation, in float64."""
         logarithms = shares.double().clamp(min=1 / (2 * len(shares))).log()
         belief = cls(logarithms.new_tensor(2.0), logarithms.new_tensor(0.9))

@@ -7,7 +7,6 @@ Shapes: B pairs of this process, G of all processes, E features.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,19 +59,17 @@ def tal_rows(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     return (0.1 - (weights * scores).sum(dim=1) + 0.015 * others).clamp(min=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BothWays:
-    """A term of rows alone."""
-
-    name: str
-    rows: Rows
-
-    def __call__(self, step: TermInputs) -> tuple[torch.Tensor, int]:
-        """Return the sum of both ways, and B."""
-        return compared(step, self.rows)
+def sdm(step: TermInputs) -> tuple[torch.Tensor, int]:
+    """Return the sum of `sdm_rows` both ways, and B."""
+    return compared(step, sdm_rows)
 
 
-SDM, TAL = BothWays(name="sdm", rows=sdm_rows), BothWays(name="tal", rows=tal_rows)
+def tal(step: TermInputs) -> tuple[torch.Tensor, int]:
+    """Return the sum of `tal_rows` both ways, and B."""
+    return compared(step, tal_rows)
+
+
+SDM, TAL = sdm, tal  # as `maskery.objectives.terms` names all of them
 
 
 class INFONCE:

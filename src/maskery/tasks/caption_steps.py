@@ -89,7 +89,7 @@ class PreparedPairs:
             "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
             "itm": self.num_pairs + self.num_negatives,
         }
-        # All others are sums over the pairs; the user's own stand for one (`own_sums`).
+        # All others are sums over the pairs; the user's own stand for one (`own_sum`).
         return {name: counts.get(name, self.num_pairs) for name in sorted(self.terms)}
 
     def to(self, device: torch.device) -> Self:
@@ -288,11 +288,12 @@ class CaptionSteps:
         if "mlm" in fused:
             sums["mlm"] = self.mlm_sum(model, fused["mlm"], prepared, lesson.soft_labels)
         if lesson.replacements is not None and prepared.mrtd is not None:
-            judged = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
+            places = prepared.mrtd.labelled_at
+            judged = lesson.replacements.labels.flatten()[places]
             # Sampling everywhere leaves out the words that became padding or class tokens; which
             # ones is known only now, so the mean over the others stands for all.
             counted = (judged != mrtd.IGNORE).sum().clamp(min=1)
-            logits = mrtd_logits(model, fused["mrtd"], prepared)
+            logits = model.mrtd_head(fused["mrtd"].flatten(0, 1)[places])
             sums["mrtd"] = mrtd.mrtd_loss_sum(logits, judged) * (len(judged) / counted)
         elif "mrtd" in self.config.weights:
             # Not started: its head takes part without learning, for data parallelism waits for it.
@@ -329,12 +330,3 @@ def encode_captions(model: ImageTextModel, inputs: Mapping[str, PaddedText]) -> 
         name: Block(hidden=rows, mask=text.attention_mask)
         for (name, text), rows in zip(inputs.items(), hidden, strict=True)
     }
-
-
-def mrtd_logits(
-    model: ImageTextModel, fused: torch.Tensor, prepared: PreparedPairs
-) -> torch.Tensor:
-    """Judge the words of the fused replaced caption (B, L, D): (P, 2)."""
-    assert prepared.mrtd is not None
-    logits: torch.Tensor = model.mrtd_head(fused.flatten(0, 1)[prepared.mrtd.labelled_at])
-    return logits

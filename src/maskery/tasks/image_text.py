@@ -10,13 +10,10 @@ being another picture's caption (PRD, section 3.2).
 
 The nine steps of masked and replaced words are in `caption_steps.py`, what is done with whole pairs
 in `loss_terms.py`. The ten encoder passes of the released step are six here: each model reads its
-images once, its captions once and fuses once. Contrast and hard negatives see the batch of all
-processes in the order in which it was dealt out, so a step is the same however many share it.
+images once, its captions once and fuses once. Any number of processes takes the same step.
 
 Shapes: B pairs of this process, P judged tokens.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +38,7 @@ from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, train
 from maskery.tasks import caption_steps, loss_terms
 from maskery.tasks.caption_steps import CaptionSteps, CaptionTargets, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
-from maskery.tasks.loss_terms import Candidates, Negatives, TermInputs
+from maskery.tasks.loss_terms import Candidates, Negatives, TermInputs, with_negatives
 
 if TYPE_CHECKING:  # a step of batches of one's own does without pyarrow
     from maskery.data.pairs.batches import ViewedPairs
@@ -97,8 +94,7 @@ class ImageTextTask:
         self.directions = ALBEF_DIRECTIONS
         # The twin's features of earlier pictures, and those of their captions; with persons.
         self.queues = dict[str, FeatureQueue]()
-        # ALBEF's bounds; RaSa's release has none.
-        self.temperature_range = (0.001, 0.5)
+        self.temperature_range = (0.001, 0.5)  # ALBEF's bounds; RaSa's release has none
         if isinstance(config, PersonSearchConfig):
             if config.within_modality:
                 self.directions = RASA_DIRECTIONS
@@ -123,7 +119,7 @@ class ImageTextTask:
         """The built-in terms whose heads are trained: what a model of this task is good for."""
         return trained_terms(self.terms)
 
-    def prepare(self, batch: ViewedPairs, *, epoch: int, progress: float) -> PreparedPairs:
+    def prepare(self, batch: "ViewedPairs", *, epoch: int, progress: float) -> PreparedPairs:
         """Mask the captions; draw what replacements and negatives will be sampled with."""
         persons = cast("ViewedPersons", batch) if self.queues else None
         text1, text2 = batch.text1, batch.text1 if persons is None else persons.text2
@@ -180,9 +176,8 @@ class ImageTextTask:
             candidates.enqueue(self.queues)
         decided = prepared
         if lesson.replacements is not None and prepared.mrtd is not None:
-            decided = replace(
-                prepared, mrtd=replace(prepared.mrtd, sampled=lesson.replacements.sampled)
-            )
+            plan = replace(prepared.mrtd, sampled=lesson.replacements.sampled)
+            decided = replace(prepared, mrtd=plan)
         if negatives is not None:
             images, texts = negatives
             decided = replace(decided, image_negatives=images, text_negatives=texts)
@@ -190,23 +185,21 @@ class ImageTextTask:
 
     @torch.no_grad()
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judge, in evaluation mode, which words the twin replaced.
-
-        Returns (P,) float32, the log-odds of being replaced, and (P,) int64, 1 where it was.
-        """
+        """Judge in evaluation mode which words were replaced: (P,) log-odds, and (P,) 1 if so."""
         lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
-        text = self.captions.inputs(prepared, lesson)["mrtd"]
+        text, places = self.captions.inputs(prepared, lesson)["mrtd"], prepared.mrtd.labelled_at
 
         def read(model: ImageTextModel) -> torch.Tensor:
             blocks = caption_steps.encode_captions(model, {"mrtd": text})
             images = model.project_images(model.encode_image(prepared.image1))
             fused = self.captions.fuse(model, blocks, images)["mrtd"]
-            return caption_steps.mrtd_logits(model, fused, prepared).float()
+            judged: torch.Tensor = model.mrtd_head(fused.flatten(0, 1)[places])
+            return judged.float()
 
         logits = self.model(compute=read)
-        labels = lesson.replacements.labels.flatten()[prepared.mrtd.labelled_at]
+        labels = lesson.replacements.labels.flatten()[places]
         return logits[:, 1] - logits[:, 0], labels
 
     def _pair_text(self, prepared: PreparedPairs, but: Iterable[str] = ()) -> dict[str, PaddedText]:
@@ -253,31 +246,28 @@ class ImageTextTask:
         # No term that is on reads what is missing where the twin was not asked.
         trust = torch.ones(len(prepared.ids), device=tokens.device)
         taught: Any = candidates or SimpleNamespace(own=None, everyone=None, ids=None, trust=trust)
-        student = contrast = negatives = None
-        if not self.loss_weights.keys().isdisjoint(("itc", "itm")):
-            student = Features(
-                image=model.image_feature(tokens), text=model.text_feature(pair.hidden, pair.mask)
-            )
+        on = self.loss_weights.keys()
+        student = contrast = negatives = others = None
+        if on & {"itc", "itm"}:
+            image = model.image_feature(tokens)
+            student = Features(image=image, text=model.text_feature(pair.hidden, pair.mask))
             contrast = taught.contrast(model, student, prepared, self.directions)
-        if contrast is not None and "itm" in self.loss_weights:
+        if contrast is not None and "itm" in on:
             negatives = taught.draw(contrast, prepared)
-        if "itm" in self.loss_weights or "prd" in self.loss_weights:
+        if on & {"itm", "prd"}:
             blocks["match"] = pair
         images = model.project_images(tokens)
-        others = None
         if negatives is not None:
-            blocks, others = loss_terms.with_negatives(
-                model, blocks, tokens, negatives, taught.crowd
-            )
+            blocks, others = with_negatives(model, blocks, tokens, negatives, taught.crowd)
         fused = self.captions.fuse(model, blocks, images, others)
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         if negatives is not None:
             sums["itm"] = loss_terms.itm_sum(model, fused, prepared, taught)
-        if "prd" in self.loss_weights and prepared.replaced is not None:
+        if "prd" in on and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
-        if contrast is not None and "itc" in self.loss_weights:
+        if contrast is not None and "itc" in on:
             sums["itc"] = contrast.loss_sum
         parts = TermInputs(
             model=model,
@@ -299,9 +289,10 @@ class ImageTextTask:
                 else self.captions.fuse(model, {"pair": pair}, images)["pair"]
             ),
             # Heads that no term trains must be seen to be read: see `_frozen_heads_refuse`.
-            student=student if "itc" in self.loss_weights else None,
+            student=student if "itc" in on else None,
         )
-        return sums | loss_terms.own_sums(self.own_terms, parts), negatives
+        sums |= {term.name: loss_terms.own_sum(term, parts) for term in self.own_terms}
+        return sums, negatives
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""

@@ -224,12 +224,8 @@ def freeze_unused_heads(model: ImageTextModel, terms: Iterable[Term]) -> None:
             parameter.requires_grad_(belongs(name, trained))
 
 
-def own_sums(terms: Sequence[LossTerm], inputs: TermInputs) -> dict[str, torch.Tensor]:
-    """Compute the user's terms, each as a sum that stands for one over the B pairs."""
-    return {term.name: _sum_of(term, inputs) for term in terms}
-
-
-def _sum_of(term: LossTerm, inputs: TermInputs) -> torch.Tensor:
+def own_sum(term: LossTerm, inputs: TermInputs) -> torch.Tensor:
+    """Compute a term of the user's, as a sum that stands for one over the B pairs."""
     try:
         with _frozen_heads_refuse(term, inputs.model):
             found = term.compute(inputs)

@@ -61,11 +61,6 @@ class PreparedMomentumText(PreparedText):
         """Copy to page-locked memory; what MRTD needs stays, being small."""
         return replace(super().pin_memory(), teacher=self.teacher.pin_memory())
 
-    @property
-    def original(self) -> torch.Tensor:
-        """With MRTD: (S,) int64, the text before it is masked."""
-        return self.inputs.input_ids.flatten()[self.inputs.input_ids.numel() // 2 :]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TwinTargets:
@@ -197,7 +192,9 @@ class MomentumTextMLM(TextMLM):
         plan = prepared.plan
         if plan is None:
             return TwinTargets(soft_labels=probabilities)
-        num_soft, original = len(probabilities) - len(plan.sampled_at), prepared.original
+        num_soft = len(probabilities) - len(plan.sampled_at)
+        ids = prepared.inputs.input_ids.flatten()
+        original = ids[len(ids) // 2 :]  # (S,), the text before it is masked
         replaced, labels = mrtd_mask_modeling(
             original,  # the positions tell what is masked
             original,

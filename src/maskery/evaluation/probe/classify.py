@@ -23,8 +23,7 @@ INNER_FOLDS = 3
 # From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 BLOCK_BYTES = 1 << 28  # of a matrix of similarities, at once
-# A linear probe fits a weight for each class and feature; beyond, only neighbours are judged.
-MOST_PROBE_CLASSES = 1000
+MOST_PROBE_CLASSES = 1000  # beyond, only neighbours are judged: a probe has too many weights
 
 
 def folds_of(texts: Sequence[str], num: int, *, salt: str = "") -> Ints:
@@ -126,9 +125,8 @@ def pair_scores(first: Any, second: Any, partners: Sequence[str]) -> tuple[Float
     From rows (N, D) of length 1 of both sides, dense or sparse, and the partners' names; those of
     one name are one. Partners of equal score share their place.
     """
-    _, one_each, own = np.unique(
-        np.array(partners, object).astype(str), return_index=True, return_inverse=True
-    )
+    names = np.array(partners, object).astype(str)
+    _, one_each, own = np.unique(names, return_index=True, return_inverse=True)
     candidates = second[one_each]
     found, reciprocal = [], []
     for start, similar in similarities(first, candidates):

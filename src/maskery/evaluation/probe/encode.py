@@ -8,7 +8,7 @@ Shapes: N texts, H held-out texts, B texts of a batch, D width, C classes.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -58,10 +58,8 @@ class Encoder:
     @classmethod
     def open(cls, name: str) -> Self:
         """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
-        loaded = load_masked_lm(name)
-        return cls(
-            to_gpu(loaded.model), loaded.tokenizer, Pooling.of(Path(resolve(name))), name=name
-        )
+        loaded, pooling = load_masked_lm(name), Pooling.of(Path(resolve(name)))
+        return cls(to_gpu(loaded.model), loaded.tokenizer, pooling, name=name)
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
@@ -84,12 +82,8 @@ class Encoder:
                 f"the tokenizer of '{self.name}' is written in Python and does not say which "
                 f"pieces belong to which word; token probes need a fast one (tokenizer.json)"
             )
-        tokens = self.tokenizer(
-            [list(words) for words in sentences],
-            is_split_into_words=True,
-            truncation=True,
-            max_length=self.max_length,
-        )
+        split, most = [list(words) for words in sentences], self.max_length
+        tokens = self.tokenizer(split, is_split_into_words=True, truncation=True, max_length=most)
         hidden = self._hidden_of(tokens["input_ids"], progress)
         rows = []
         for place, (states, words) in enumerate(zip(hidden, sentences, strict=True)):
@@ -133,10 +127,8 @@ class Encoder:
         ids = pad_sequence(texts, batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
         mask = mask.to(self.hf.device)
-        states: torch.Tensor = self.hf.base_model(
-            input_ids=ids.to(mask.device), attention_mask=mask
-        )[0]
-        return states, mask
+        output: Any = self.hf.base_model(input_ids=ids.to(mask.device), attention_mask=mask)
+        return output[0], mask
 
 
 def tuned_hits(
@@ -174,22 +166,23 @@ def _tuned(
     with torch.no_grad():
         width = own.pooled([rows[0]]).shape[1]
     head = nn.Linear(width, int(classes.max()) + 1, device=own.hf.device)
-    groups = [(own.hf.base_model, ENCODER_RATE), (head, HEAD_RATE)]
-    optimiser = torch.optim.AdamW(
-        [{"params": list(part.parameters()), "lr": rate} for part, rate in groups],
-        weight_decay=0.01,
-    )
+    rates = ((own.hf.base_model, ENCODER_RATE), (head, HEAD_RATE))
+    groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in rates]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
     total = EPOCHS * -(-len(train) // BATCH_TEXTS)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         lambda step: min((step + 1) / max(1.0, WARMUP_SHARE * total), (total - step) / total),
     )
     generator = np.random.default_rng(seed)
+
+    def batches(places: Ints) -> Iterator[tuple[Ints, torch.Tensor]]:
+        for start in range(0, len(places), BATCH_TEXTS):
+            chosen = places[start : start + BATCH_TEXTS]
+            yield chosen, head(own.pooled([rows[place] for place in chosen]))
+
     for _ in range(EPOCHS):
-        order = generator.permutation(train)
-        for start in range(0, len(order), BATCH_TEXTS):
-            chosen = order[start : start + BATCH_TEXTS]
-            logits = head(own.pooled([rows[place] for place in chosen]))
+        for chosen, logits in batches(generator.permutation(train)):
             right = torch.from_numpy(classes[chosen]).to(logits.device)
             F.cross_entropy(logits, right).backward()
             for group in optimiser.param_groups:
@@ -202,11 +195,6 @@ def _tuned(
 
     @torch.no_grad()
     def predict(places: Ints) -> Ints:
-        found = []
-        for start in range(0, len(places), BATCH_TEXTS):
-            chosen = places[start : start + BATCH_TEXTS]
-            logits = head(own.pooled([rows[place] for place in chosen]))
-            found.append(logits.argmax(dim=1).cpu().numpy())
-        return np.concatenate(found)
+        return np.concatenate([one.argmax(dim=1).cpu().numpy() for _, one in batches(places)])
 
     return predict

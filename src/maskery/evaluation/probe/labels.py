@@ -17,17 +17,14 @@ from maskery.data.corpus.files import asked, one_file
 Kind = Literal["labels", "tokens", "pairs"]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".conllu", ".txt")
 JSON_STARTS = ('{"', '{ "', "[{")  # no word begins so
-DOCUMENT_START = "-DOCSTART-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
     """The examples of a probe."""
 
-    # `labels`: a class for each text; `tokens`: for each word; `pairs`: texts that belong together
-    kind: Kind
-    # Each text, or the first of each pair; for `tokens`, a sentence's words joined by spaces
-    texts: tuple[str, ...]
+    kind: Kind  # A class for each text, a class for each word, or pairs that belong together
+    texts: tuple[str, ...]  # Or the first of each pair; for `tokens`, the words joined by spaces
     labels: tuple[str, ...] = ()  # One a text; the second of each pair; empty for `tokens`
     words: tuple[tuple[str, ...], ...] = ()  # For `tokens`, each sentence's words
     tags: tuple[tuple[str, ...], ...] = ()  # For `tokens`, a label for each of these words
@@ -35,8 +32,10 @@ class Labelled:
 
     def take(self, places: Sequence[int]) -> Self:
         """Return some of the examples."""
-        columns = {name: getattr(self, name) for name in ("texts", "labels", "words", "tags")}
-        some = {name: tuple(one[place] for place in places) for name, one in columns.items() if one}
+        some: dict[str, Any] = {}
+        for name in ("texts", "labels", "words", "tags"):
+            if column := getattr(self, name):
+                some[name] = tuple(column[place] for place in places)
         return replace(self, **some)
 
 
@@ -81,8 +80,7 @@ def read_labelled(
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a file as mappings from column to value."""
-    suffixes = [suffix for suffix in PurePath(path.name).suffixes if suffix in SUFFIXES]
-    kind = suffixes[-1] if suffixes else ""
+    kind = next((suffix for suffix in PurePath(path.name).suffixes[::-1] if suffix in SUFFIXES), "")
     if kind == ".parquet":
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -133,7 +131,7 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, Any]]:
     # Tab-separated files as published have no quoting.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
     try:
         header = next(rows, [])
@@ -173,7 +171,7 @@ def _read_conll(path: Path) -> Labelled:
                 sentences.append([])
                 continue
             # Comments of CoNLL-U ("#" alone may be a word), and the marks of CoNLL-2003
-            if line.startswith(("# ", "#\t", DOCUMENT_START)):
+            if line.startswith(("# ", "#\t", "-DOCSTART-")):
                 continue
             if line.startswith(JSON_STARTS):
                 raise DataError(
@@ -191,10 +189,6 @@ def _read_conll(path: Path) -> Labelled:
             sentences[-1].append((columns[0], columns[-1]))
     kept = [sentence for sentence in sentences if sentence]
     words = tuple(tuple(word for word, _ in sentence) for sentence in kept)
-    return Labelled(
-        kind="tokens",
-        texts=tuple(" ".join(sentence) for sentence in words),
-        words=words,
-        tags=tuple(tuple(tag for _, tag in sentence) for sentence in kept),
-        skipped={},
-    )
+    tags = tuple(tuple(tag for _, tag in sentence) for sentence in kept)
+    texts = tuple(map(" ".join, words))
+    return Labelled(kind="tokens", texts=texts, words=words, tags=tags, skipped={})

@@ -20,8 +20,7 @@ from maskery.evaluation.probe.classify import pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
-# A linear probe of more words would take minutes; sentences are drawn by a hash of their text.
-MOST_WORDS = 20_000
+MOST_WORDS = 20_000  # of more, a linear probe takes minutes; sentences are drawn by their hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,7 @@ class ProbeFigure:
     """One figure of a probe."""
 
     name: str  # `nearest neighbour`, `linear probe`, `fine-tuned`, `R@1` or `MRR`
-    # Of a model that knows nothing: for neighbours, two texts of one class meet; for the linear
-    # probe, always the commonest class; for pairs, any order.
+    # Knowing nothing: two texts of one class meet; always the commonest class; pairs in any order.
     chance: float
     lexical: Interval  # The same with counted words (TF-IDF) in place of vectors
     models: Mapping[str, Interval]  # By model name
@@ -111,9 +109,8 @@ class Task:
     def of(labelled: Labelled, seen: Iterable[str]) -> "Task":
         """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
-        notes = [
-            f"left out: {counted(count, 'row')} {why}" for why, count in labelled.skipped.items()
-        ]
+        skipped = labelled.skipped.items()
+        notes = [f"left out: {counted(count, 'row')} {why}" for why, count in skipped]
         if not labelled.texts:
             why = ["the label file has no row with a text and a label", *notes]
             raise DataError("; ".join(why))
@@ -201,10 +198,8 @@ class ClassTask(Task):
             )
         counts_of = np.bincount(self.classes)
         meet = float((counts_of * (counts_of - 1)).sum() / (self.size * (self.size - 1)))
-        self.chances = {
-            "nearest neighbour": meet,
-            "linear probe": float(counts_of.max() / self.size),
-        }
+        commonest = float(counts_of.max() / self.size)
+        self.chances = {"nearest neighbour": meet, "linear probe": commonest}
 
     def judge(self, features: Any) -> dict[str, Judged]:
         """Score every text by its neighbour and by the linear probe."""
@@ -230,9 +225,8 @@ class WordTask(Task):
         self.size = int(words[count - 1])
         if count < len(words):
             notes.append(f"{self.size:,} words of {count:,} sentences, drawn by a hash, are judged")
-        names, self.classes = np.unique(
-            np.array([tag for tags in chosen.tags for tag in tags]), return_inverse=True
-        )
+        tags = np.concatenate(chosen.tags)
+        names, self.classes = np.unique(tags, return_inverse=True)
         self.num_classes = len(names)
         if self.num_classes < 2:
             raise DataError("all words have one label, so there is nothing to tell apart")
@@ -317,12 +311,9 @@ def tuned_figure(
     commonest = np.bincount(classes[held_out]).max()
     task.chances = {**task.chances, "fine-tuned": float(commonest / number)}
     task.apart = np.arange(number)
-    figure = task.figure(
-        "fine-tuned",
-        {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()},
-        Judged(scores=lexical["linear probe"].scores[held_out]),
-        same=same,
-    )
+    judged = {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()}
+    words = Judged(scores=lexical["linear probe"].scores[held_out])
+    figure = task.figure("fine-tuned", judged, words, same=same)
     if len(seeds) < 2:
         return figure
     spread = {name: float(found.mean(axis=1).std(ddof=1)) for name, found in hits.items()}
@@ -332,10 +323,7 @@ def tuned_figure(
 
 
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:
-    """Cut texts in two, as pairs: does a half find its other half?
-
-    Shorter texts are left out, and equal ones are taken once.
-    """
+    """Cut texts of enough words in two, each once, as pairs: does a half find its other half?"""
     first, second = [], []
     for text in dict.fromkeys(" ".join(text.split()) for text in texts):
         words = text.split(" ")

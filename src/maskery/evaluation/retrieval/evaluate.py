@@ -18,17 +18,9 @@ import torch
 from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import Processes
-from maskery.evaluation.retrieval import rerank
+from maskery.evaluation.retrieval import metrics, rerank
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.metrics import (
-    RankingFigures,
-    best,
-    rank,
-    right_columns,
-    right_ranks,
-    summarise_texts,
-    text_figures,
-)
+from maskery.evaluation.retrieval.metrics import RankingFigures
 from maskery.evaluation.retrieval.rerank import ReadImages, ReadTexts
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
@@ -98,7 +90,7 @@ def evaluate_retrieval(
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
     described, shown = torch.from_numpy(text_persons), torch.from_numpy(image_persons)
-    num_images, right = len(shown), right_columns(described, shown)
+    num_images, right = len(shown), metrics.right_columns(described, shown)
     if config.rerank > num_images:
         told = "rerank is %d and there are %d images: all of them are ranked anew"
         log.info(told, config.rerank, num_images)
@@ -123,12 +115,13 @@ def evaluate_retrieval(
             reranked, logits = _rerank(model, encoded, read, contrast, config, processes, progress)
         image_to_text = None
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
-            own = right_columns(shown, described)
+            own = metrics.right_columns(shown, described)
             image_to_text = _image_to_text(encoded, read, own, image_persons)
     finally:
         model.train(was_training)
     ranks = {"contrastive": contrast.ranks} | ({"reranked": reranked.ranks} if reranked else {})
-    measured = {by: summarise_texts(text_figures(one), text_persons) for by, one in ranks.items()}
+    by_text = {by: metrics.text_figures(one) for by, one in ranks.items()}
+    measured = {by: metrics.summarise_texts(one, text_persons) for by, one in by_text.items()}
     # At random, the first image is right as often as right ones are in the gallery.
     hits = (right >= 0).sum(dim=1).double()
     return Retrieval(
@@ -166,12 +159,12 @@ def _contrast(
 ) -> _Ranking:
     """Rank by similarity, as many texts at a time as fit the memory."""
     kept = min(max(config.rerank, KEPT), len(images.features))
-    # About 16 bytes a similarity at the peak: scores, sorted scores, and what chooses the best.
+    # About 16 bytes a similarity at the peak: scores, sorted scores, and what chooses among them.
     rows = max(1, config.memory_bytes // (16 * len(images.features)))
     parts = []
     for features, own in zip(texts.features.split(rows), right.split(rows), strict=True):
         similarities = features @ images.features.T
-        order, ranks = best(similarities, kept), right_ranks(similarities, own)
+        order, ranks = metrics.best(similarities, kept), metrics.right_ranks(similarities, own)
         parts.append((order.cpu(), similarities.gather(1, order).cpu(), ranks.cpu()))
     return _Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -192,7 +185,7 @@ def _rerank(
     scores, logits = rerank.match_scores(
         model, texts, images, order, similar, config, processes=processes, progress=progress
     )
-    sorting = rank(scores)
+    sorting = metrics.rank(scores)
     ranks = moved(contrast.ranks, sorting)
     return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks), logits
 
@@ -209,8 +202,9 @@ def _image_to_text(
 ) -> RankingFigures:
     """Let images find their texts, a thousand at a time to bound the memory."""
     parts = zip(images.features.split(1024), right.split(1024), strict=True)
-    found = [text_figures(right_ranks(each @ texts.features.T, own)) for each, own in parts]
-    return summarise_texts(np.concatenate(found), image_persons)
+    ranks = (metrics.right_ranks(each @ texts.features.T, own) for each, own in parts)
+    found = [metrics.text_figures(one) for one in ranks]
+    return metrics.summarise_texts(np.concatenate(found), image_persons)
 
 
 def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) -> None:

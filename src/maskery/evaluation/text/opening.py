@@ -26,8 +26,7 @@ from maskery.models.masked_lm import MaskedLanguageModel
 if TYPE_CHECKING:
     from maskery.evaluation.image_text.opening import OpenImageText
 
-# Longer texts are cut into windows, as in training, even where a model has more positions.
-MAX_LENGTH = 512
+MAX_LENGTH = 512  # of windows, as in training, even where a model has more positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +92,8 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
     do not depend on `batch_tokens`.
     """
     batches = tokenise.batched(Corpus.of(texts, name="the texts"))
-    documents = Documents.gather(
-        tokenise.encode_batches(batches, tokenise.encoder(opened.tokenizer))
-    )
+    encoded = tokenise.encode_batches(batches, tokenise.encoder(opened.tokenizer))
+    documents = Documents.gather(encoded)
     if not documents.num_documents:
         raise DataError(
             f"the texts hold no tokens for the tokenizer of '{opened.name}'; bring text in a "
@@ -149,11 +147,10 @@ def evaluate(
             source = texts_source(one, kept, batch_tokens=batch_tokens)
         masker = Masker.of(one.tokenizer, config=masking or MaskingConfig(), seed=seed)
         scored.append(score_examples(one.model, source.in_order(), masker))
-    return TextEvaluation(
-        scores=summarise(scored[0]),
-        against=summarise(scored[1]) if len(scored) == 2 else None,
-        difference=compare(*scored) if len(scored) == 2 else None,
-    )
+    own, *other = map(summarise, scored)
+    if not other:
+        return TextEvaluation(scores=own)
+    return TextEvaluation(scores=own, against=other[0], difference=compare(*scored))
 
 
 def require_same_tokenizer(
@@ -170,13 +167,10 @@ def require_same_tokenizer(
 
 def _source(opened: OpenModel, documents: Documents, batch_tokens: int) -> TextSource:
     limit = min(MAX_LENGTH, max_positions(opened.model.hf.config) or MAX_LENGTH)
-    return TextSource(
-        documents,
-        np.arange(len(documents.ids)),
-        Batching(
-            template=Template.of(opened.tokenizer),
-            max_length=limit,
-            batch_tokens=max(batch_tokens, limit),
-            layout="packed" if opened.model.packed else "padded",
-        ),
+    batching = Batching(
+        template=Template.of(opened.tokenizer),
+        max_length=limit,
+        batch_tokens=max(batch_tokens, limit),
+        layout="packed" if opened.model.packed else "padded",
     )
+    return TextSource(documents, np.arange(len(documents.ids)), batching)

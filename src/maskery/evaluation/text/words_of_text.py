@@ -17,8 +17,7 @@ from maskery.data import tokenise
 from maskery.data.batching import Template
 from maskery.data.rows import PythonReader
 
-# Pieces of Unigram and SentencePiece models for the single bytes of rare characters.
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # of rare characters, in Unigram and SentencePiece models
 CONTINUING, CONTINUED, WORD_END = "##", "@@", "</w>"
 
 
@@ -70,6 +69,7 @@ class TextReader:
         """Cut one text."""
         ids, starts, offsets = self.tokens(text)
         prefix, suffix = self._template.prefix, self._template.suffix
+        skip = len(prefix)
         places = np.flatnonzero(starts)
         ends = np.append(places, len(ids))[1:]
         words = []
@@ -78,15 +78,9 @@ class TextReader:
                 continue
             end = offsets[last - 1][1]
             spelt = text[offsets[first][0] : end].lstrip()  # of some, with the space before it
-            words.append(
-                Word(
-                    text=spelt or "".join(self.pieces(ids[first:last])),
-                    start=end - len(spelt),
-                    end=end,
-                    first=first + len(prefix),
-                    last=last + len(prefix),
-                )
-            )
+            shown, start = spelt or "".join(self.pieces(ids[first:last])), end - len(spelt)
+            word = Word(text=shown, start=start, end=end, first=first + skip, last=last + skip)
+            words.append(word)
         whole = np.concatenate((prefix, ids, suffix)).astype(np.int64)
         return EncodedText(ids=whole, words=tuple(words))
 
@@ -102,8 +96,7 @@ class TextReader:
             encoding = self._backend.encode(text, add_special_tokens=False)
             ids, offsets = np.array(encoding.ids, np.int64), encoding.offsets
             starts = tokenise.word_starts(encoding, ids, self._always, text)
-        # A special token that stands in the text is no part of a word.
-        special = self.special[ids]
+        special = self.special[ids]  # those that stand in the text are no part of a word
         starts = starts | special
         starts[1:] |= special[:-1]
         ids, kept = self._without_stray_spaces(text, ids, offsets)
@@ -134,8 +127,7 @@ class TextReader:
     def bare(self, token: int) -> int:
         """Return the token without the space before it, or itself if there is no such token."""
         spelt = str(self.tokenizer.convert_ids_to_tokens(token))
-        bare = self._vocabulary.get(spelt.removeprefix(self.space), token)
-        return int(bare)
+        return int(self._vocabulary.get(spelt.removeprefix(self.space), token))
 
 
 class MaskPlaces:
