@@ -21,7 +21,6 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text import opening
-from maskery.evaluation.retrieval import retrieval_set
 from maskery.evaluation.retrieval.config import (
     ModelRetrieval,
     RetrievalConfig,
@@ -30,7 +29,12 @@ from maskery.evaluation.retrieval.config import (
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.export import RANKS
 from maskery.evaluation.retrieval.metrics import FIGURES
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
+from maskery.evaluation.retrieval.retrieval_set import (
+    RetrievalSet,
+    evaluate_set,
+    sample_searches,
+    spread_queries,
+)
 from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
@@ -200,7 +204,7 @@ def evaluate_retrieval_models(
             # Captions are prepared as those were that the model learnt from.
             pairs = Pairs.open(str(data), reading).prepared(opened.retrieval.prepare)
             splits[name], gallery = None, held_out_set(opened, None, pairs, reading, settings)
-        retrieval = retrieval_set.evaluate_set(opened.model, gallery, settings, progress=progress)
+        retrieval = evaluate_set(opened.model, gallery, settings, progress=progress)
         found = figures[name] = retrieval.figures
         if each is not None:
             each(gallery, retrieval)
@@ -336,11 +340,11 @@ def run_samples(folder: Path) -> dict[str, Any]:
     opened, settings = open_for_measuring(str(folder), run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
     held_out = held_out_set(opened, run, split_of(data, "test")[1], run.data, settings)
-    spread = retrieval_set.spread_queries(len(held_out.queries))
+    spread = spread_queries(len(held_out.queries))
     worst = worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
-    found = retrieval_set.evaluate_set(opened.model, held_out, settings, queries=queries)
-    samples = retrieval_set.sample_searches(held_out, queries, found.last)
+    found = evaluate_set(opened.model, held_out, settings, queries=queries)
+    samples = sample_searches(held_out, queries, found.last)
     ranks = found.last_ranks[:, 0].tolist()
     searches = []
     for sample, rank in zip(samples, ranks, strict=True):
