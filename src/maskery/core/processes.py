@@ -229,6 +229,17 @@ def inference() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while; its mode is restored, after an error too."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def to_gpu(model: ModuleT) -> ModuleT:
     """Move an opened model to the GPU, where there is one."""
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from maskery.core.batch import IGNORE_INDEX, Ints, MaskedTokens, StaticShapes
 from maskery.core.errors import MALFORMED, ModelError, explained
+from maskery.core.processes import evaluating
 
 PACKABLE = frozenset({
     "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "esm",
@@ -210,13 +211,9 @@ def require_readable(hf: PreTrainedModel, pad_token_id: int) -> None:
 def packing_error(hf: PreTrainedModel, pad_token_id: int) -> float:
     """Return the largest difference of packed from padded logits, as a share of the largest one."""
     sample = _sample(hf, pad_token_id)
-    was_training = hf.training
-    hf.eval()
-    try:
+    with evaluating(hf):
         packed = _logits(hf, pack(*sample, first_position=first_position(hf.config)))
         padded = _logits(hf, pad(*sample, pad_token_id=pad_token_id))
-    finally:
-        hf.train(was_training)
     scale = padded.abs().max().clamp(min=1e-6)
     return float(((packed - padded).abs().max() / scale).item())
 

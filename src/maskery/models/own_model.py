@@ -33,6 +33,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from maskery.core.batch import require_mask
 from maskery.core.errors import ModelError, reason_of
+from maskery.core.processes import evaluating
 from maskery.models import attention
 from maskery.models.layout import PACKABLE, can_pack
 from maskery.models.loading import Loaded, require_rows
@@ -162,23 +163,21 @@ def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
 @torch.no_grad()
 def _check_shapes(module: Any, *, pad: int) -> int:
     """Try a module on two short sequences; returns D. Other shapes are a ModelError."""
-    name, was_training = type(module).__name__, module.training
+    name = type(module).__name__
     device = next(module.parameters()).device
     real = torch.tensor([[1, 1, 0], [1, 1, 1]], device=device)
     ids = torch.where(real == 1, min(5, module.vocab_size - 1), pad)
-    module.eval()
     try:
-        hidden = module.hidden(ids, real)
-        alone = module.hidden(ids[:1, :2], real[:1, :2])
-        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (2, 3):
-            raise ValueError(f"hidden returned {_shape(hidden)} for ids of (2, 3)")
-        logits = module.logits(hidden[0])
-        if _shape(logits) != (wanted := (3, module.vocab_size)):
-            raise ValueError(f"logits returned {_shape(logits)} where {wanted} was due")
+        with evaluating(module):
+            hidden = module.hidden(ids, real)
+            alone = module.hidden(ids[:1, :2], real[:1, :2])
+            if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (2, 3):
+                raise ValueError(f"hidden returned {_shape(hidden)} for ids of (2, 3)")
+            logits = module.logits(hidden[0])
+            if _shape(logits) != (wanted := (3, module.vocab_size)):
+                raise ValueError(f"logits returned {_shape(logits)} where {wanted} was due")
     except Exception as error:
         raise ModelError(f"{name}: {reason_of(error)}; a plain module needs {NEEDED}") from error
-    finally:
-        module.train(was_training)
     change = (hidden[0, :2] - alone[0]).abs().max() / alone.abs().max().clamp(min=1e-6)
     if not change <= PADDING_TOLERANCE:
         log.warning(

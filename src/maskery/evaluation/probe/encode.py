@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from maskery.core.bars import Bar
 from maskery.core.batch import Bools, Floats, Ints
 from maskery.core.errors import ModelError
-from maskery.core.processes import inference, to_gpu
+from maskery.core.processes import evaluating, inference, to_gpu
 from maskery.models.layout import max_positions
 from maskery.models.loading import load_masked_lm, resolve
 from maskery.models.pooling import Pooling
@@ -102,9 +102,7 @@ class Encoder:
         # Longest first: too large a batch fails at once, and little is padded.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: list[Vectors] = [np.zeros((0, 0), np.float32)] * len(rows)
-        was_training = self.hf.training
-        self.hf.eval()
-        with Bar(len(rows), "encoding", shown=progress) as bar:
+        with evaluating(self.hf), Bar(len(rows), "encoding", shown=progress) as bar:
             while order:
                 batch = order[: max(1, BATCH_TOKENS // len(rows[order[0]]))]
                 order = order[len(batch) :]
@@ -112,7 +110,6 @@ class Encoder:
                 for i, one in zip(batch, states, strict=True):
                     found[i] = one[: len(rows[i])].copy()  # a view would keep the whole batch
                 bar.update(len(batch))
-        self.hf.train(was_training)
         return found
 
     def pooled(self, rows: list[list[int]]) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError
-from maskery.core.processes import Processes
+from maskery.core.processes import Processes, evaluating
 from maskery.evaluation.retrieval import metrics, rerank
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import RankingFigures
@@ -101,9 +101,7 @@ def evaluate_retrieval(
             "the model has no fusion layers, so it cannot match a text with an image; turn the "
             "re-ranking off (0)"
         )
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         most, at_once = config.memory_bytes, config.batch_tokens
         read = rerank.read_images(model, images, num_images, tokens=matched, memory_bytes=most)
         encoded = rerank.read_texts(model, texts, states=matched, batch_tokens=at_once)
@@ -117,8 +115,6 @@ def evaluate_retrieval(
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
             own = metrics.right_columns(shown, described)
             image_to_text = _image_to_text(encoded, read, own, image_persons)
-    finally:
-        model.train(was_training)
     ranks = {"contrastive": contrast.ranks} | ({"reranked": reranked.ranks} if reranked else {})
     by_text = {by: metrics.text_figures(one) for by, one in ranks.items()}
     measured = {by: metrics.summarise_texts(one, text_persons) for by, one in by_text.items()}

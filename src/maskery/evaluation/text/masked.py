@@ -27,7 +27,7 @@ from safetensors.numpy import save
 from maskery.core.bars import Bar
 from maskery.core.batch import Floats, Ids, Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import CheckpointError, DataError, ModelError, explained
-from maskery.core.processes import Processes, inference
+from maskery.core.processes import Processes, evaluating, inference
 from maskery.data.batching import TextSource
 from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.masking.masker import Masker
@@ -115,19 +115,17 @@ def score_examples(
     of them must call this, and all get the whole result.
     """
     processes = processes or Processes()
-    was_training = model.training
-    model.eval()
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
-    for masked, counts in _shares(batches, masker, processes):
-        logits = predict(model, masked)
-        if counts:
-            batch, each = masked.batch, token_rows(logits, masked.targets)
-            if masked.weights is not None:
-                # As float32, so that the order of adding changes nothing here, either.
-                each = (each * masked.weights[:, None]).astype(np.float32).astype(np.float64)
-            ids.append(batch.example_ids[batch.sequences_of(masked.positions)])
-            rows.append(each)
-    model.train(was_training)
+    with evaluating(model):
+        for masked, counts in _shares(batches, masker, processes):
+            logits = predict(model, masked)
+            if counts:
+                batch, each = masked.batch, token_rows(logits, masked.targets)
+                if masked.weights is not None:
+                    # As float32, so that the order of adding changes nothing here, either.
+                    each = (each * masked.weights[:, None]).astype(np.float32).astype(np.float64)
+                ids.append(batch.example_ids[batch.sequences_of(masked.positions)])
+                rows.append(each)
     # Float32 losses added in float64: the order in which they come changes nothing.
     all_ids = processes.join(torch.from_numpy(np.concatenate(ids).view(np.int64)))
     all_rows = processes.join(torch.from_numpy(np.concatenate(rows)))

@@ -12,6 +12,7 @@ import torch
 
 from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
+from maskery.core.processes import evaluating
 from maskery.core.registry import plugin_identity
 from maskery.data.pairs.batches import HeldOutPairs, PairSource
 from maskery.data.pairs.config import FORMATS, PairsConfig
@@ -51,11 +52,8 @@ class PairsRun(ImageTextRun[PairsResult]):
     def score(self) -> dict[Condition, ExampleSums]:
         """Score held-out captions with the right picture, a wrong one, and none."""
         start = self.prepared.start
-        was_training = start.model.training
-        # As BERT masks, whatever the run trains with.
-        scored = score_pairs(start.model.eval(), self.held_out, Masker.of(start.tokenizer))
-        start.model.train(was_training)
-        return scored
+        with evaluating(start.model):  # masked as by BERT, whatever the run trains with
+            return score_pairs(start.model, self.held_out, Masker.of(start.tokenizer))
 
     def _logged(self) -> dict[str, float]:
         figures: dict[str, float] = {}
