@@ -106,6 +106,13 @@ class BaseTrainingConfig(Settings):
                 f"than all steps; lower one of them"
             )
 
+    def require_evaluations(self) -> None:
+        """Refuse patience where nothing is measured between the first step and the last."""
+        if self.patience is not None and self.eval_every is None:
+            raise ConfigError(
+                "patience counts evaluations; say how often, as with --eval-every 100"
+            )
+
     @property
     def kept_steps(self) -> frozenset[int]:
         """The steps of `keep_at`."""
@@ -153,10 +160,7 @@ class TrainingConfig(BaseTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.patience is not None and self.eval_every is None:
-            raise ConfigError(
-                "patience counts evaluations; say how often, as with --eval-every 100"
-            )
+        self.require_evaluations()
         if self.micro_batch_tokens == "auto" and self.compile:
             raise ConfigError(
                 "--compile needs to know its shapes before memory is measured; give a number for "

@@ -218,6 +218,7 @@ def test_errors_before_the_first_step_leave_no_folder(tmp_path: Path) -> None:
         ({"model": str(tmp_path / "none")}, "there is no model folder"),
         ({"view": ViewConfig(height=20, width=20)}, "patch size must divide"),
         ({"pairs": str(tmp_path / "none.jsonl")}, "does not exist"),
+        ({"training": PairsTrainingConfig(patience=2)}, "patience counts evaluations; say how"),
     ):
         config = replace(config_of(pairs, tmp_path / "run"), **change)  # type: ignore[arg-type]
         with pytest.raises(MaskeryError, match=message):

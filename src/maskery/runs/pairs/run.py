@@ -112,6 +112,7 @@ def train_pairs(
     """
     if config.reading.reader is not None:
         FORMATS.find(config.reading.reader)  # before anything else, as other plug-ins
+    config.training.require_evaluations()  # not where a config is read: old runs may lack them
     config = config.anchored()
     prepare = partial(prepare_pairs, source=source)
     return train_image_text(
