@@ -173,7 +173,7 @@ class MixedShards:
 
     @property
     def batching(self) -> Batching:
-        """How all sets together become batches; the size of micro-batches may be set anew."""
+        """Settings of the batches of all sets together; only `micro_tokens` may be set anew."""
         return self._batching
 
     @batching.setter

@@ -40,7 +40,7 @@ FLASH_WIDTH, FLASH_WIDTH_MULTIPLE = 256, 8
 
 
 class Attending(NamedTuple):
-    """How the tokens of a segment attend to each other."""
+    """Settings by which the tokens of a segment attend to each other."""
 
     scale: float  # Of the products of queries and keys
     dropout: float = 0.0

@@ -188,7 +188,7 @@ class Indexing:
         return len(features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """One picture that was found."""
 
@@ -274,8 +274,10 @@ class Searcher:
             raise DataError("there is nothing to search for; give words, a picture, or both")
         wanted = min(max(top, rerank), len(self.gallery))
         rows, similar = nearest(self.gallery.matrix, query, wanted)
-        found = zip(rows.tolist(), similar.tolist(), strict=True)
-        hits = [Hit(self.gallery.paths[row], similarity) for row, similarity in found]
+        hits = [
+            Hit(path=self.gallery.paths[row], similarity=similarity)
+            for row, similarity in zip(rows.tolist(), similar.tolist(), strict=True)
+        ]
         if rerank:
             hits = self._match(read, hits[:rerank]) + hits[rerank:]
         return hits[:top]
@@ -305,7 +307,10 @@ class Searcher:
         scores, logits = match_scores(model, read, images, candidates, similar, config)
         columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
         known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
-        matched = [Hit(*known[i]) for i in rank(scores)[0].tolist()]
+        matched = [
+            Hit(path=path, similarity=similarity, match=match, score=score)
+            for path, similarity, match, score in (known[i] for i in rank(scores)[0].tolist())
+        ]
         return matched + [hit for hit in hits if hit.path not in pictures]
 
 

@@ -137,7 +137,7 @@ def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """The model of a run with its task, and how it reads pairs."""
 
@@ -247,7 +247,15 @@ def prepare_model(
         twin = twin_beside(config.model)
         if twin is not None:
             task.load_twin(twin)
-    return Prepared(config, reading, start, max_length, pairs, captions, task)
+    return Prepared(
+        config=config,
+        reading=reading,
+        start=start,
+        max_length=max_length,
+        pairs=pairs,
+        captions=captions,
+        task=task,
+    )
 
 
 def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:

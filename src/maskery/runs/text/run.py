@@ -104,7 +104,14 @@ def train_text(
     config = replace(config.anchored(), model=anchored(config.model), training=training)
     if config.from_run is not None:
         config = importlib.import_module("maskery.runs.text.branch").resolved(config)
-    given = Given(texts, eval_texts, model, tokenizer, objective, tuple(callbacks))
+    given = Given(
+        texts=texts,
+        eval_texts=eval_texts,
+        model=model,
+        tokenizer=tokenizer,
+        objective=objective,
+        callbacks=tuple(callbacks),
+    )
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
