@@ -88,6 +88,22 @@ def test_batches_as_they_come_would_be_compiled_again_and_again() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_sizes_that_are_rounded_up_teach_the_same_in_few_shapes(family: str) -> None:
+    few, plain = task(family, shapes=None, few_shapes=True), task(family, shapes=None)
+    rounded, exact = batches(few, 9), batches(plain, 9)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.counts == {**theirs.counts, LEFT_OUT: 0}
+        assert ours.num_tokens == theirs.num_tokens  # padding is no token of the text
+        torch.testing.assert_close(
+            gradient(few, ours), gradient(plain, theirs), atol=1e-5, rtol=1e-4
+        )
+    sizes = {(p.inputs.input_ids.numel(), p.inputs.rows.numel()) for p in rounded}
+    assert all(tokens % 64 == 0 and rows % 16 == 0 for tokens, rows in sizes)
+    assert len(sizes) <= 4
+    assert len({(p.inputs.input_ids.numel(), p.inputs.rows.numel()) for p in exact}) == 9
+
+
 def test_evaluation_between_steps_does_not_compile_again() -> None:
     learner = task(compile_backend="eager")
     plain = masker().mask(source().micro_batches(0, 3)[0], epoch=0)

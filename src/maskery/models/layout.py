@@ -31,6 +31,9 @@ POSITIONS_AFTER_PADDING = frozenset({
     "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta",
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
+# That tokens are rounded up to, for the tiles of matrix products, and rows for masked tokens, each
+# of which is multiplied with the whole vocabulary.
+TOKEN_MULTIPLE, ROW_MULTIPLE = 64, 16
 # Largest difference of logits, relative to the largest logit, that rounding explains in float32.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.05  # In bf16, whose rounding differs; a leak between segments differs by more
@@ -131,6 +134,24 @@ def pack_static(
     inputs = pack(ids, boundaries, positions, first_position=first_position, longest=shapes.longest)
     left_out = max(0, len(masked.positions) - shapes.num_masked)
     return StaticInputs(inputs=inputs, targets=torch.from_numpy(targets), num_left_out=left_out)
+
+
+def rounded_shapes(masked: MaskedTokens) -> StaticShapes:
+    """Return the sizes of a batch rounded up, of which a run's batches have few different ones."""
+    # A CPU compiles its products in bfloat16 once for each size (6 ms; a step has twenty).
+    batch = masked.batch
+    longest, num_tokens = int(batch.lengths.max()), round_up(batch.num_tokens, TOKEN_MULTIPLE)
+    return StaticShapes(
+        num_tokens=num_tokens,
+        num_segments=len(batch.lengths) + -(-(num_tokens - batch.num_tokens) // longest),
+        longest=longest,
+        num_masked=min(round_up(len(masked.positions), ROW_MULTIPLE), num_tokens),
+    )
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Round up to the next multiple."""
+    return -(-size // multiple) * multiple
 
 
 def filled_boundaries(boundaries: Ints, shapes: StaticShapes) -> Ints:

@@ -22,13 +22,13 @@ from maskery.core.task import StandIn
 from maskery.data.batching import TextSource
 from maskery.masking.masker import Masker
 from maskery.models.attention import FLASH_CAPABILITY
+from maskery.models.layout import TOKEN_MULTIPLE, round_up
 
 log = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
 COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
-MULTIPLE = 64  # that sizes are rounded up to, for the tiles of a GPU's matrix products
 SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
 DEVIATIONS = 6.0  # one batch in a thousand million overflows, if counts are about normal
 
@@ -97,10 +97,10 @@ def static_shapes(
 ) -> StaticShapes:
     """Return shapes that hold every micro-batch of a run on packed batches."""
     bounds = source.bounds(epochs, num_processes)
-    num_tokens, share = round_up(bounds.num_tokens), masked_capacity
+    num_tokens, share = round_up(bounds.num_tokens, TOKEN_MULTIPLE), masked_capacity
     if share is None:
         share = expected_share(source, masker, bounds.num_tokens)
-    num_masked = min(round_up(math.ceil(share * num_tokens)), num_tokens)
+    num_masked = min(round_up(math.ceil(share * num_tokens), TOKEN_MULTIPLE), num_tokens)
     return StaticShapes(
         num_tokens=num_tokens,
         num_segments=bounds.num_sequences + -(-num_tokens // bounds.longest),
@@ -126,8 +126,3 @@ def expected_share(source: TextSource, masker: Masker, num_tokens: int) -> float
     # Sequences are masked independently, so a batch's variance is the sum of theirs.
     variance = ((count - share * length) ** 2).sum() / max(length.sum(), 1)
     return float(share + DEVIATIONS * math.sqrt(variance / max(num_tokens, 1)))
-
-
-def round_up(size: int) -> int:
-    """Round up to the next multiple of `MULTIPLE`."""
-    return -(-size // MULTIPLE) * MULTIPLE

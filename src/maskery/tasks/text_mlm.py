@@ -23,7 +23,7 @@ from maskery.core.batch import StaticShapes, TokenBatch
 from maskery.core.errors import CheckpointError, MaskeryError, explained, reason_of
 from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
-from maskery.models.layout import EncoderInputs
+from maskery.models.layout import EncoderInputs, rounded_shapes
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mlm import mlm_loss_sum
 from maskery.tasks.text_mlm_config import MRTD, OBJECTIVES, TextMLMConfig
@@ -46,6 +46,7 @@ class TextParts:
     settings: TextMLMConfig = field(default_factory=TextMLMConfig)  # The objective's flags
     shapes: StaticShapes | None = None  # Sizes that batches are filled up to, for compiled steps
     compile_backend: str | None = None  # Of `torch.compile`; None for steps that are not compiled
+    few_shapes: bool = False  # True to round the sizes of batches up, where each new one costs time
     pin_memory: bool = False  # Prepare batches in page-locked memory, for a GPU
     frozen_share: float = 0.0  # Share of the run, from its start, in which the encoder is frozen
     sentence_encoder: Path | None = None  # The start's folder, where it says how to pool
@@ -105,8 +106,8 @@ def diffusion(parts: TextParts) -> Task[Any, Any]:
 class PreparedText:
     """A masked batch, laid out for the encoder.
 
-    As the batch comes, every row is a masked token. In static shapes, T and M are those of the run:
-    padding follows the tokens, and unused rows have the target `IGNORE_INDEX`.
+    As the batch comes, every row is a masked token. In static shapes, T and M are those of the run,
+    or rounded up: padding follows the tokens, and unused rows have the target `IGNORE_INDEX`.
     """
 
     inputs: EncoderInputs  # The corrupted tokens
@@ -137,10 +138,12 @@ class TextMLM:
         *,
         shapes: StaticShapes | None = None,
         compile_backend: str | None = None,
+        few_shapes: bool = False,
         pin_memory: bool = False,
     ) -> None:
         self.model: nn.Module = model
         self.masker, self.shapes, self.pin_memory = masker, shapes, pin_memory
+        self.few_shapes = few_shapes
         self.loss_weights: Mapping[str, float] = {"mlm": 1.0}
         # Masked tokens that the loss has run over, and those for which a batch had no rows.
         self.num_predicted = self.num_left_out = 0
@@ -154,17 +157,20 @@ class TextMLM:
     @classmethod
     def of(cls, parts: TextParts) -> Self:
         """Make the task from the parts of a run: an objective, of subclasses too."""
-        names = ("shapes", "compile_backend", "pin_memory")
+        names = ("shapes", "compile_backend", "few_shapes", "pin_memory")
         return cls(parts.model, parts.masker, **{name: getattr(parts, name) for name in names})
 
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
         counts = {"mlm": len(masked.targets) if masked.count is None else masked.count}
-        if self.shapes is None:
+        shapes = self.shapes
+        if shapes is None and self.few_shapes and masked.weights is None:
+            shapes = rounded_shapes(masked)
+        if shapes is None:
             inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
         else:
-            static = self._lay_out_static(masked, self.shapes)
+            static = self._lay_out_static(masked, shapes)
             inputs, targets, left_out = static.inputs, static.targets, static.num_left_out
             counts = {"mlm": counts["mlm"] - left_out, LEFT_OUT: left_out}
         prepared = PreparedText(

@@ -103,7 +103,7 @@ def test_masked_tokens_without_a_row_are_reported(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("maskery.tasks.compiling.MULTIPLE", 1)
+    monkeypatch.setattr("maskery.tasks.compiling.TOKEN_MULTIPLE", 1)
     config = config_of(corpus, model, tmp_path / "run", compiled=True, masked_capacity=0.05)
     with caplog.at_level(logging.WARNING, logger="maskery"):
         train_text(config, progress=False)

@@ -329,6 +329,7 @@ def text_parts(
         tokenizer=tokenizer,
         masker=Masker.of(tokenizer, config.masking, seed=config.training.seed),
         settings=config.objectives,
+        few_shapes=model.packed and resolve_precision(config.training, model) == "bf16",
         pin_memory=torch.cuda.is_available(),
     )
 
