@@ -229,17 +229,15 @@ class _Stopwatch(TrainerCallback):  # type: ignore[misc]
 
 
 class _Counting:
-    """HF's collator, counting what it hands out."""
+    """HF's collator, counting real and computed tokens of each batch that it hands out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-        self.real = 0
-        self.computed = 0
+        self.batches: list[tuple[int, int]] = []
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         batch = self.collate(rows)
-        self.real += int(batch["attention_mask"].sum())
-        self.computed += batch["input_ids"].numel()
+        self.batches.append((int(batch["attention_mask"].sum()), batch["input_ids"].numel()))
         return batch
 
 
@@ -281,11 +279,11 @@ def _hf_trainer(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        return Turn(
-            real_tokens=collator.real,
-            computed_tokens=collator.computed,
-            seconds=watch.ended - watch.began,
-        )
+        # The Trainer's loader is a batch ahead: the last one is collated and never trained on.
+        trained = collator.batches[: trainer.state.global_step]
+        real, computed = map(sum, zip(*trained, strict=True))
+        seconds = watch.ended - watch.began
+        return Turn(real_tokens=real, computed_tokens=computed, seconds=seconds)
 
     return take
 

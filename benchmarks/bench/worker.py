@@ -116,11 +116,12 @@ def serve() -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     request = json.loads(sys.stdin.readline())
-    take = build(request["name"], from_plain(request["config"], BenchConfig, "request"))
+    config = from_plain(request["config"], BenchConfig, "request")
+    take = build(request["name"], config)
     # Nothing is compiled while operations are counted, so that they can be.
     with FlopCounterMode(display=False) as counter:
         turn = take(1)
-    take(1)  # whatever is set up or compiled in a first step
+    take(config.tokens)  # whatever is set up or compiled in first steps
     answer(flops_per_token=counter.get_total_flops() / turn.real_tokens)
     for line in sys.stdin:
         if line.strip() == "memory":

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_text import lines, save_tiny_model
+from transformers import BertForMaskedLM
 
 from bench.__main__ import main
 from bench.config import BenchConfig
-from bench.contenders import Turn
+from bench.contenders import Turn, build
 from bench.peak import matrix_peak
 from bench.run import summarise
 from bench.worker import Worker, module_path
@@ -64,6 +66,26 @@ def test_two_contenders_take_turns(
     # The masked rows' projection alone makes a token cheaper, and there is no padding.
     cost = [row["peak_share"] / row["tokens_per_second"] for row in result["rows"]]
     assert cost[0] < cost[1]
+
+
+def test_a_batch_that_the_trainer_fetches_and_leaves_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(lines(40)), "utf-8")
+    seen: list[int] = []
+    forward = BertForMaskedLM.forward
+
+    def counting(self: Any, input_ids: Any, attention_mask: Any, **others: Any) -> Any:
+        seen.append(int(attention_mask.sum()))
+        return forward(self, input_ids, attention_mask, **others)
+
+    monkeypatch.setattr(BertForMaskedLM, "forward", counting)
+    take = build("hf-lines", BenchConfig(corpus=corpus, model=str(model)))
+    for tokens in (1, 200):
+        seen.clear()
+        assert take(tokens).real_tokens == sum(seen) >= tokens
 
 
 def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ POSITIONS_AFTER_PADDING = frozenset({
 })  # fmt: skip
 # That tokens are rounded up to, for the tiles of matrix products, and rows for masked tokens, each
 # of which is multiplied with the whole vocabulary.
-TOKEN_MULTIPLE, ROW_MULTIPLE = 64, 16
+TOKEN_MULTIPLE, ROW_MULTIPLE = 64, 32
 # Largest difference of logits, relative to the largest logit, that rounding explains in float32.
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.05  # In bf16, whose rounding differs; a leak between segments differs by more
