@@ -33,25 +33,28 @@ def strong(loaded: Loaded) -> Loaded:
 
 
 def made(
-    folder: Path, *, packed: bool, weight: float = 3.0, pooling: Pooling | None = None
+    folder: Path, *, packed: bool, weight: float = 3.0, **settings: Any
 ) -> tuple[KeepEmbedding, RowSource]:
     loaded = strong(load_masked_lm(str(folder), hidden_dropout=0.0))
     model = MaskedLanguageModel(loaded.model, packed=packed, pad_token_id=0)
     rows = tokenise_rows(lines(20), loaded.tokenizer, max_length=24)
     masker = Masker.of(loaded.tokenizer, rate=0.3)
     layout = "packed" if packed else "padded"
-    task = KeepEmbedding(model, masker, weight, pooling=pooling)
+    task = KeepEmbedding(model, masker, weight, **settings)
     return task, RowSource(rows, batch_tokens=128, layout=layout)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("packed", "few"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("mode", ["mean", "cls"])
 def test_the_distance_is_one_minus_the_cosine_of_pooled_vectors(
-    folder: Path, packed: bool, mode: str
+    folder: Path, packed: bool, few: bool, mode: str
 ) -> None:
-    task, source = made(folder, packed=packed, pooling=Pooling(modes=(mode,)))
+    pooling = Pooling(modes=(mode,))
+    task, source = made(folder, packed=packed, few_shapes=few, pooling=pooling)
     (batch,) = source.micro_batches(0, 0, rank=0, world_size=1)
     prepared = task.prepare(batch, epoch=0, progress=0.0)
+    if few:
+        assert prepared.inputs.input_ids.numel() % 64 == len(prepared.targets) % 32 == 0
     masked = task.masker.mask(batch, epoch=0)
 
     def pooled(hf: Any, first: int, last: int) -> Any:

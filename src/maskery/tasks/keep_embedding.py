@@ -55,9 +55,10 @@ class KeepEmbedding(TextMLM):
         *,
         pooling: Pooling | None = None,
         frozen_share: float = 0.0,
+        few_shapes: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__(model, masker, pin_memory=pin_memory)
+        super().__init__(model, masker, few_shapes=few_shapes, pin_memory=pin_memory)
         self.pooling = pooling or Pooling()
         self.frozen_share = frozen_share
         self.loss_weights = {**self.loss_weights, KEEP: weight}
@@ -72,12 +73,19 @@ class KeepEmbedding(TextMLM):
         kept = np.setdiff1d(tokens, masked.positions, assume_unique=True)
         lengths = np.diff(np.searchsorted(kept, batch.boundaries))
         lengths = lengths[lengths > 0]
+        if (shapes := self._shapes_of(masked)) is None:
+            inputs = self.lay_out(replace(masked, positions=tokens, targets=batch.input_ids))
+            rows, targets = torch.from_numpy(masked.positions), torch.from_numpy(masked.targets)
+        else:  # packed, where a row is a token's place
+            static = self._lay_out_static(masked, shapes)
+            rows, targets = static.inputs.rows, static.targets
+            inputs = replace(static.inputs, rows=torch.arange(shapes.num_tokens))
         prepared = PreparedKeep(
-            inputs=self.lay_out(replace(masked, positions=tokens, targets=batch.input_ids)),
-            targets=torch.from_numpy(masked.targets),
+            inputs=inputs,
+            targets=targets,
             counts={"mlm": len(masked.targets), KEEP: len(lengths)},
             num_tokens=batch.num_tokens,
-            masked=torch.from_numpy(masked.positions),
+            masked=rows,
             kept=torch.from_numpy(kept),
             kept_lengths=torch.from_numpy(lengths),
         )
@@ -120,5 +128,6 @@ def keep_embedding(parts: TextParts, weight: float) -> KeepEmbedding:
         weight,
         pooling=Pooling.of(parts.sentence_encoder) if parts.sentence_encoder else None,
         frozen_share=parts.frozen_share,
+        few_shapes=parts.few_shapes,
         pin_memory=parts.pin_memory,
     )

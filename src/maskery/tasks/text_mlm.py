@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import StaticShapes, TokenBatch
+from maskery.core.batch import MaskedTokens, StaticShapes, TokenBatch
 from maskery.core.errors import CheckpointError, MaskeryError, explained, reason_of
 from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
@@ -164,10 +164,7 @@ class TextMLM:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
         counts = {"mlm": len(masked.targets) if masked.count is None else masked.count}
-        shapes = self.shapes
-        if shapes is None and self.few_shapes and masked.weights is None:
-            shapes = rounded_shapes(masked)
-        if shapes is None:
+        if (shapes := self._shapes_of(masked)) is None:
             inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
         else:
             static = self._lay_out_static(masked, shapes)
@@ -179,6 +176,12 @@ class TextMLM:
         if masked.weights is not None:
             prepared = replace(prepared, weights=torch.from_numpy(masked.weights))
         return prepared.pin_memory() if self.pin_memory else prepared
+
+    def _shapes_of(self, masked: MaskedTokens) -> StaticShapes | None:
+        """Return the sizes that a batch is filled up to, or None."""
+        if self.few_shapes and self.shapes is None and masked.weights is None:
+            return rounded_shapes(masked)
+        return self.shapes
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
         """Return the cross-entropy of the masked tokens, summed."""
