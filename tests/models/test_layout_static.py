@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from maskery.core.batch import IGNORE_INDEX, MaskedTokens, StaticShapes, TokenBatch
 from maskery.models import attention
-from maskery.models.layout import PACKABLE, masked_rows, pack_static
+from maskery.models.layout import PACKABLE, masked_rows, pack_static, rounded_shapes
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mlm import mlm_loss_sum
 
@@ -69,27 +69,38 @@ def test_loss_and_gradients_equal_those_of_the_batch_as_it_comes(
 @given(st.lists(st.integers(0, 30), max_size=10).filter(lambda x: sum(x) <= 128), st.data())
 def test_shapes_are_constant_and_hold_everything(lengths: list[int], data: st.DataObject) -> None:
     masked = masked_batch(lengths, data.draw(st.sampled_from([0.0, 0.2, 1.0])))
-    static = pack_static(masked, SHAPES, pad_token_id=PAD, first_position=2)
+    shapes = data.draw(st.sampled_from([SHAPES, rounded_shapes(masked)])) if lengths else SHAPES
+    size, rows = shapes.num_tokens, shapes.num_masked
+    static = pack_static(masked, shapes, pad_token_id=PAD, first_position=2)
     arguments, real = static.inputs.arguments, masked.batch.num_tokens
-    assert static.inputs.input_ids.shape == arguments["position_ids"].shape == (1, 128)
-    assert static.inputs.rows.shape == static.targets.shape == (40,)
-    assert arguments["cu_seq_lens_q"].shape == (17,)
-    assert (arguments["max_length_q"], arguments["max_length_k"]) == (30, 30)
+    assert static.inputs.input_ids.shape == arguments["position_ids"].shape == (1, size)
+    assert static.inputs.rows.shape == static.targets.shape == (rows,)
+    assert arguments["cu_seq_lens_q"].shape == (shapes.num_segments + 1,)
+    assert arguments["max_length_q"] == arguments["max_length_k"] == shapes.longest
     # Real sequences are as they were; padding is in sequences of its own, none of them too long.
     boundaries = arguments["cu_seq_lens_q"].numpy()
     assert boundaries[: len(lengths) + 1].tolist() == masked.batch.boundaries.tolist()
-    assert boundaries[-1] == 128
+    assert boundaries[-1] == size
     assert np.diff(boundaries).min() >= 0
-    assert np.diff(boundaries).max() <= 30
+    assert np.diff(boundaries).max() <= shapes.longest
     assert static.inputs.input_ids[0, :real].tolist() == masked.input_ids.tolist()
     assert bool((static.inputs.input_ids[0, real:] == PAD).all())
     # Each row that has a target is a masked token, once, and padding is never labelled.
     used = static.targets != IGNORE_INDEX
-    rows = static.inputs.rows[used].numpy()
+    places = static.inputs.rows[used].numpy()
     labels = masked.labels()
-    assert len(set(rows.tolist())) == len(rows) == min(40, len(masked.positions))
-    assert labels[rows].tolist() == static.targets[used].tolist()
-    assert static.num_left_out == len(masked.positions) - len(rows)
+    assert len(set(places.tolist())) == len(places) == min(rows, len(masked.positions))
+    assert labels[places].tolist() == static.targets[used].tolist()
+    assert static.num_left_out == len(masked.positions) - len(places)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=20))
+def test_rounded_sizes_are_the_next_multiples(lengths: list[int]) -> None:
+    masked = masked_batch(lengths)
+    shapes, real = rounded_shapes(masked), sum(lengths)
+    assert shapes.num_tokens % 64 == shapes.num_masked % 32 == 0
+    assert 0 <= shapes.num_tokens - real < 64
+    assert 0 <= shapes.num_masked - len(masked.positions) < 32
 
 
 def test_what_is_left_out_is_spread_over_the_batch() -> None:

@@ -139,13 +139,13 @@ def pack_static(
 def rounded_shapes(masked: MaskedTokens) -> StaticShapes:
     """Return the sizes of a batch rounded up, of which a run's batches have few different ones."""
     # A CPU compiles its products in bfloat16 once for each size (6 ms; a step has twenty).
-    batch = masked.batch
-    longest, num_tokens = int(batch.lengths.max()), round_up(batch.num_tokens, TOKEN_MULTIPLE)
+    batch, longest = masked.batch, int(masked.batch.lengths.max(initial=1))
+    num_tokens = round_up(batch.num_tokens, TOKEN_MULTIPLE)
     return StaticShapes(
         num_tokens=num_tokens,
         num_segments=len(batch.lengths) + -(-(num_tokens - batch.num_tokens) // longest),
         longest=longest,
-        num_masked=min(round_up(len(masked.positions), ROW_MULTIPLE), num_tokens),
+        num_masked=round_up(len(masked.positions), ROW_MULTIPLE),
     )
 
 
@@ -162,9 +162,9 @@ def filled_boundaries(boundaries: Ints, shapes: StaticShapes) -> Ints:
     used = np.concatenate((boundaries, pieces))
     assert real <= shapes.num_tokens
     assert int(np.diff(boundaries).max(initial=0)) <= shapes.longest
-    assert len(used) <= shapes.num_segments
     filled = np.full(shapes.num_segments + 1, shapes.num_tokens, np.int64)
     filled[: len(used)] = used
+    assert filled[-1] == shapes.num_tokens
     return filled
 
 
