@@ -136,6 +136,16 @@ def test_shards_are_mixed_by_tokens_within_the_budget_and_read_to_their_ends(
     assert len(texts[str(scarce)]) / len(set(texts[str(scarce)])) == pytest.approx(3, abs=0.35)
 
 
+def test_every_batch_of_mixed_shards_is_within_their_bounds(folders: list[Path]) -> None:
+    mixed = mix_shards(folders)
+    bounds = mixed.bounds(1)
+    for step in range(mixed.num_steps(0)):
+        for batch in of_sets(mixed, 0, step).values():
+            assert batch.num_tokens <= bounds.num_tokens < 300
+            assert len(batch.lengths) <= bounds.num_sequences
+            assert batch.lengths.max() <= bounds.longest
+
+
 def test_a_mixed_step_is_the_same_wherever_a_run_begins(folders: list[Path]) -> None:
     mixed, place = mix_shards(folders), (4, 1)
     for step in range(3):

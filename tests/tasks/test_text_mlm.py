@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_batches_as_they_come_would_be_compiled_again_and_again() -> None:
     for prepared in batches(learner, 3):
         learner.loss_sums(prepared)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+
+
+def test_a_batch_that_the_constant_shapes_do_not_hold_comes_as_it_is() -> None:
+    few, plain = task(), task(shapes=None)
+    assert few.shapes is not None
+    few.shapes = replace(few.shapes, num_segments=7)
+    ours, theirs = (batches(learner, 1)[0] for learner in (few, plain))
+    assert torch.equal(ours.inputs.input_ids, theirs.inputs.input_ids)
+    torch.testing.assert_close(gradient(few, ours), gradient(plain, theirs))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])

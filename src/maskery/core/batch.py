@@ -91,6 +91,13 @@ class StaticShapes:
     longest: int  # The most tokens of a sequence; padding is cut into sequences of this length
     num_masked: int  # M. Masked tokens beyond are left out of the loss, and counted.
 
+    def hold(self, batch: TokenBatch) -> bool:
+        """Return True if a batch fits: its tokens, and its sequences beside those of padding."""
+        padding = self.num_tokens - batch.num_tokens
+        segments = len(batch.lengths) + -(-padding // self.longest)
+        longest = int(batch.lengths.max(initial=0))
+        return padding >= 0 and segments <= self.num_segments and longest <= self.longest
+
 
 def require_mask(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the mask token; a ModelError if there is none that means nothing else."""

@@ -15,7 +15,7 @@ import numpy as np
 from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import ConfigError, meant
 from maskery.core.task import StandIn
-from maskery.data.batching import Batching, Plan, TextSource, plan_epoch, random_order
+from maskery.data.batching import Batching, Bounds, Plan, TextSource, plan_epoch, random_order
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import Documents
 
@@ -190,6 +190,11 @@ class MixedShards:
         """Return the number of steps of an epoch, the same for all."""
         del epoch
         return self.steps
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits of micro-batches, each of which is of one set."""
+        each = [vars(part.bounds(epochs, num_processes)) for part in self.parts]
+        return Bounds(**{name: max(one[name] for one in each) for name in each[0]})
 
     def micro_batches(
         self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1

@@ -12,14 +12,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from maskery.core.batch import StaticShapes
-from maskery.core.task import StandIn
-from maskery.data.batching import TextSource
+from maskery.core.batch import StaticShapes, TokenBatch
+from maskery.core.task import BatchSource, StandIn
+from maskery.data.batching import Bounds
 from maskery.masking.masker import Masker
 from maskery.models.attention import FLASH_CAPABILITY
 from maskery.models.layout import TOKEN_MULTIPLE, round_up
@@ -31,6 +31,13 @@ ResultT = TypeVar("ResultT")
 COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
 SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
 DEVIATIONS = 6.0  # one batch in a thousand million overflows, if counts are about normal
+
+
+class BoundedSource(BatchSource[TokenBatch], Protocol):
+    """Batches of text whose sizes are known before."""
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits of the micro-batches of the first epochs."""
 
 
 def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool) -> str | None:
@@ -88,7 +95,7 @@ def reason(error: Exception) -> str:
 
 
 def static_shapes(
-    source: TextSource,
+    source: BoundedSource,
     masker: Masker,
     *,
     epochs: int,
@@ -109,13 +116,13 @@ def static_shapes(
     )
 
 
-def expected_share(source: TextSource, masker: Masker, num_tokens: int) -> float:
+def expected_share(source: BoundedSource, masker: Masker, num_tokens: int) -> float:
     """Return the share of tokens that is masked, six standard deviations above its mean."""
     progress = max((0.0, 1.0), key=masker.config.rate_at)
     lengths, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    num_steps = source.num_steps(0)
-    for step in range(0, num_steps, max(1, num_steps // SAMPLED_STEPS)):
-        for batch in source.micro_batches(0, step):
+    # Steps come in random order; those of shards are made from the shards of a block.
+    for step in range(min(source.num_steps(0), SAMPLED_STEPS)):
+        for batch in source.micro_batches(0, step, rank=0, world_size=1):
             assert not isinstance(batch, StandIn)  # one process has a share of every step
             masked = masker.mask(batch, epoch=0, progress=progress)
             inside = batch.sequences_of(masked.positions)

@@ -181,7 +181,8 @@ class TextMLM:
         """Return the sizes that a batch is filled up to, or None."""
         if self.few_shapes and self.shapes is None and masked.weights is None:
             return rounded_shapes(masked)
-        return self.shapes
+        # A step of shards may have more sequences than was to be expected: it is compiled anew.
+        return self.shapes if self.shapes and self.shapes.hold(masked.batch) else None
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
         """Return the cross-entropy of the masked tokens, summed."""

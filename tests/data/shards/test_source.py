@@ -69,6 +69,30 @@ def flat(steps: list[list[list[Token]]]) -> list[Token]:
     return [token for step in steps for micro in step for token in micro]
 
 
+@pytest.mark.parametrize("num_processes", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"micro_tokens": 60}, {"batch_tokens": 900}])
+def test_every_batch_is_within_bounds_that_are_known_before_a_shard_is_read(
+    folder: Path, settings: dict[str, int], num_processes: int
+) -> None:
+    source = open_source(folder, **settings)
+    bounds = source.bounds(2, num_processes)
+    assert not source._blocks
+    batches = [
+        batch
+        for epoch in (0, 1)
+        for step in range(source.num_steps(epoch))
+        for rank in range(num_processes)
+        for batch in source.micro_batches(epoch, step, rank=rank, world_size=num_processes)
+        if isinstance(batch, TokenBatch)
+    ]
+    assert max(batch.num_tokens for batch in batches) <= bounds.num_tokens
+    assert max(int(batch.lengths.max()) for batch in batches) == bounds.longest <= 24
+    most = max(len(batch.lengths) for batch in batches)
+    assert most <= bounds.num_sequences
+    if num_processes == 1 and "micro_tokens" not in settings:
+        assert bounds.num_sequences < 2 * most + 10  # not as many as the shortest would be
+
+
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_an_epoch_is_the_corpus_once_within_the_budget(
     corpus: Path, folder: Path, tmp_path: Path, layout: str

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_text import lines, save_tiny_model
 
+from maskery.cli.main import main
 from maskery.core.errors import ConfigError
 from maskery.core.system import read_metrics
 from maskery.runs.image_text.config import PairsTrainingConfig
@@ -84,7 +85,14 @@ def test_on_a_cpu_it_is_said_and_nothing_changes(
 
 
 @pytest.mark.usefixtures("compiles")
-def test_compiled_steps_take_the_same_course(corpus: Path, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [False, True])
+def test_compiled_steps_take_the_same_course(
+    corpus: Path, model: Path, tmp_path: Path, shards: bool
+) -> None:
+    if shards:
+        command = ["tokenize", str(corpus), str(tmp_path / "shards"), "--model", str(model)]
+        assert main([*command, "--held-out-share", "0.1"]) == 0
+        corpus = tmp_path / "shards"
     for name, compiled in (("plain", False), ("compiled", True)):
         config = config_of(corpus, model, tmp_path / name, compiled=compiled)
         train_text(config, progress=False)

@@ -8,8 +8,9 @@ Shapes: W windows, S steps, B blocks.
 """
 
 import heapq
+import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,7 @@ from maskery.core.errors import DataError
 from maskery.core.task import StandIn
 from maskery.data.batching import (
     Batching,
+    Bounds,
     Layout,
     Plan,
     TextSource,
@@ -45,6 +47,7 @@ from maskery.data.store import Documents
 SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
 # Window w of shard s is drawn for as s * 2**40 + w.
 WINDOW_BITS = 40
+DEVIATIONS = 6.0  # of the number of sequences in a step: one in a thousand million has more
 
 
 class TokenShards:
@@ -143,19 +146,42 @@ class ShardSource:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
             num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
-            settings, special = self.batching, self.batching.template.num_special
+            settings = self.batching
             blocks = shard_blocks(num_shards, together, seed=settings.seed, epoch=number)
             counts, tokens = [0], 0
             for block in blocks:
-                rows = [self.shards.document_lengths.of(shard) for shard in block]
-                columns = (np.concatenate(column) for column in zip(*rows, strict=True))
-                histogram = window_histogram(*columns, room=settings.room, special=special)
+                histogram = self._histogram(block)
                 budget, layout = settings.batch_tokens, settings.layout
                 counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
                 tokens += int(np.arange(len(histogram)) @ histogram)
             firsts = np.cumsum(counts, dtype=np.int64)
             self._epoch = number, Epoch(blocks=blocks, firsts=firsts, tokens=tokens)
         return self._epoch[1]
+
+    def _histogram(self, shards: Iterable[int]) -> Ints:
+        """Count the windows of some shards by length, special tokens included."""
+        rows = [self.shards.document_lengths.of(shard) for shard in shards]
+        columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+        settings = self.batching
+        special = settings.template.num_special
+        return window_histogram(*columns, room=settings.room, special=special)
+
+    def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
+        """Return limits of micro-batches; that of sequences nearly always holds. Reads no shard."""
+        del epochs  # each has the same windows
+        histogram = self._histogram(range(len(self.shards.manifest.shards)))
+        lengths = np.arange(len(histogram))
+        longest = int(lengths[histogram > 0].max(initial=1))
+        mean = float(np.average(lengths, weights=histogram))
+        spread = float(np.average((lengths - mean) ** 2, weights=histogram)) ** 0.5
+        tokens = step = self.batching.batch_tokens
+        if num_processes > 1:  # the longest goes to the emptiest part, as in `TextSource.bounds`
+            tokens = min(tokens, -(-tokens // num_processes) + longest)
+        tokens = min(tokens, max(self.batching.micro_tokens or tokens, longest))
+        # Of a whole step, however it is shared out: as many windows of random lengths as fill it.
+        count = step / mean
+        above = DEVIATIONS * (spread / mean) * count**0.5
+        return Bounds(num_tokens=tokens, num_sequences=math.ceil(count + above), longest=longest)
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch; reads no shard."""

@@ -340,8 +340,7 @@ def compiled(parts: TextParts, run: TextRun) -> TextParts:
 
     state, half = PartialState(), resolve_precision(run.config.training, parts.model) == "bf16"
     obstacle = compile_obstacle(device=state.device, packed=parts.model.packed, half_precision=half)
-    if obstacle is not None or not isinstance(run.train, TextSource):
-        obstacle = obstacle or "batches of token shards have no constant shapes yet"
+    if obstacle is not None:
         log.warning("the step is not compiled: %s", obstacle)
         return parts
     epochs, _ = planned_steps(run.train, run.config.training, run.first)
