@@ -32,6 +32,9 @@ Layout = Literal["packed", "padded"]
 POOL_BUDGETS = 64
 # The positions of the draws; 8 to 20 belong to `data.shards`.
 EXAMPLE_ORDER, STEP_ORDER = 0, 4
+# Room above the mean of a random count: one batch in a thousand million has more, if counts are
+# about normal.
+DEVIATIONS = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)

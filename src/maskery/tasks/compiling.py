@@ -19,7 +19,7 @@ import torch
 
 from maskery.core.batch import StaticShapes, TokenBatch
 from maskery.core.task import BatchSource, StandIn
-from maskery.data.batching import Bounds
+from maskery.data.batching import DEVIATIONS, Bounds
 from maskery.masking.masker import Masker
 from maskery.models.attention import FLASH_CAPABILITY
 from maskery.models.layout import TOKEN_MULTIPLE, round_up
@@ -30,7 +30,6 @@ Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
 COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
 SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
-DEVIATIONS = 6.0  # one batch in a thousand million overflows, if counts are about normal
 
 
 class BoundedSource(BatchSource[TokenBatch], Protocol):

@@ -163,13 +163,15 @@ class TextMLM:
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        counts = {"mlm": len(masked.targets) if masked.count is None else masked.count}
+        count, left_out = len(masked.targets) if masked.count is None else masked.count, 0
         if (shapes := self._shapes_of(masked)) is None:
             inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
         else:
             static = self._lay_out_static(masked, shapes)
             inputs, targets, left_out = static.inputs, static.targets, static.num_left_out
-            counts = {"mlm": counts["mlm"] - left_out, LEFT_OUT: left_out}
+        counts = {"mlm": count - left_out}
+        if self.shapes is not None:
+            counts[LEFT_OUT] = left_out
         prepared = PreparedText(
             inputs=inputs, targets=targets, counts=counts, num_tokens=batch.num_tokens
         )

@@ -22,6 +22,7 @@ from maskery.core.batch import Ids, Ints, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.task import StandIn
 from maskery.data.batching import (
+    DEVIATIONS,
     Batching,
     Bounds,
     Layout,
@@ -47,7 +48,6 @@ from maskery.data.store import Documents
 SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
 # Window w of shard s is drawn for as s * 2**40 + w.
 WINDOW_BITS = 40
-DEVIATIONS = 6.0  # of the number of sequences in a step: one in a thousand million has more
 
 
 class TokenShards:
