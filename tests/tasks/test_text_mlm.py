@@ -90,13 +90,13 @@ def test_batches_as_they_come_would_be_compiled_again_and_again() -> None:
 
 
 def test_a_batch_that_the_constant_shapes_do_not_hold_comes_as_it_is() -> None:
-    few, plain = task(), task(shapes=None)
-    assert few.shapes is not None
-    few.shapes = replace(few.shapes, num_segments=7)
-    ours, theirs = (batches(learner, 1)[0] for learner in (few, plain))
+    static, plain = task(), task(shapes=None)
+    assert static.shapes is not None
+    static.shapes = replace(static.shapes, num_segments=7)
+    ours, theirs = (batches(learner, 1)[0] for learner in (static, plain))
     assert torch.equal(ours.inputs.input_ids, theirs.inputs.input_ids)
     assert ours.counts == {**theirs.counts, LEFT_OUT: 0}
-    torch.testing.assert_close(gradient(few, ours), gradient(plain, theirs))
+    torch.testing.assert_close(gradient(static, ours), gradient(plain, theirs))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])

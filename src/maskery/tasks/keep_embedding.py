@@ -73,19 +73,16 @@ class KeepEmbedding(TextMLM):
         kept = np.setdiff1d(tokens, masked.positions, assume_unique=True)
         lengths = np.diff(np.searchsorted(kept, batch.boundaries))
         lengths = lengths[lengths > 0]
-        if (shapes := self._shapes_of(masked)) is None:
-            inputs = self.lay_out(replace(masked, positions=tokens, targets=batch.input_ids))
-            rows, targets = torch.from_numpy(masked.positions), torch.from_numpy(masked.targets)
-        else:  # packed, where a row is a token's place
-            static = self._lay_out_static(masked, shapes)
-            rows, targets = static.inputs.rows, static.targets
-            inputs = replace(static.inputs, rows=torch.arange(shapes.num_tokens))
+        laid = self._laid_out(masked)
+        # All tokens are rows: of a padded batch, those that its mask marks.
+        real = laid.inputs.arguments.get("attention_mask", torch.ones_like(laid.inputs.input_ids))
+        rows = real.flatten().nonzero().flatten()
         prepared = PreparedKeep(
-            inputs=inputs,
-            targets=targets,
+            inputs=replace(laid.inputs, rows=rows),
+            targets=laid.targets,
             counts={"mlm": len(masked.targets), KEEP: len(lengths)},
             num_tokens=batch.num_tokens,
-            masked=rows,
+            masked=torch.searchsorted(rows, laid.inputs.rows),
             kept=torch.from_numpy(kept),
             kept_lengths=torch.from_numpy(lengths),
         )

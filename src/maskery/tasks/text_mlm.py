@@ -23,7 +23,7 @@ from maskery.core.batch import MaskedTokens, StaticShapes, TokenBatch
 from maskery.core.errors import CheckpointError, MaskeryError, explained, reason_of
 from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
-from maskery.models.layout import EncoderInputs, rounded_shapes
+from maskery.models.layout import EncoderInputs, StaticInputs, rounded_shapes
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mlm import mlm_loss_sum
 from maskery.tasks.text_mlm_config import MRTD, OBJECTIVES, TextMLMConfig
@@ -163,28 +163,28 @@ class TextMLM:
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        count, left_out = len(masked.targets) if masked.count is None else masked.count, 0
-        if (shapes := self._shapes_of(masked)) is None:
-            inputs, targets = self.lay_out(masked), torch.from_numpy(masked.targets)
-        else:
-            static = self._lay_out_static(masked, shapes)
-            inputs, targets, left_out = static.inputs, static.targets, static.num_left_out
-        counts = {"mlm": count - left_out}
+        laid = self._laid_out(masked)
+        count = len(masked.targets) if masked.count is None else masked.count
+        counts = {"mlm": count - laid.num_left_out}
         if self.shapes is not None:
-            counts[LEFT_OUT] = left_out
+            counts[LEFT_OUT] = laid.num_left_out
         prepared = PreparedText(
-            inputs=inputs, targets=targets, counts=counts, num_tokens=batch.num_tokens
+            inputs=laid.inputs, targets=laid.targets, counts=counts, num_tokens=batch.num_tokens
         )
         if masked.weights is not None:
             prepared = replace(prepared, weights=torch.from_numpy(masked.weights))
         return prepared.pin_memory() if self.pin_memory else prepared
 
-    def _shapes_of(self, masked: MaskedTokens) -> StaticShapes | None:
-        """Return the sizes that a batch is filled up to, or None."""
-        if self.few_shapes and self.shapes is None and masked.weights is None:
-            return rounded_shapes(masked)
+    def _laid_out(self, masked: MaskedTokens) -> StaticInputs:
+        """Lay a masked batch out, filled up to the sizes that it is to have, or as it comes."""
+        shapes = self.shapes
+        if self.few_shapes and shapes is None and masked.weights is None:
+            shapes = rounded_shapes(masked)
         # A step of shards may have more sequences than was to be expected: it is compiled anew.
-        return self.shapes if self.shapes and self.shapes.hold(masked.batch) else None
+        if shapes is None or not shapes.hold(masked.batch):
+            targets = torch.from_numpy(masked.targets)
+            return StaticInputs(inputs=self.lay_out(masked), targets=targets, num_left_out=0)
+        return self._lay_out_static(masked, shapes)
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
         """Return the cross-entropy of the masked tokens, summed."""
