@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,17 @@ def one_text(server: ForkServer, text: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_pairs(server: ForkServer, pairs: Path) -> Path:
-    server.run(train_pairs(pairs, "one"), pairs / "log-one")
-    return pairs / "one"
+def pairs_run(server: ForkServer, pairs: Path) -> Callable[[int, str], Path]:
+    """Train on so many processes, shared in that way, once for all tests that ask."""
+
+    @cache
+    def trained(ranks: int, sharding: str) -> Path:
+        name = f"{sharding}-{ranks}"
+        command = train_pairs(pairs, name, "--sharding", sharding)
+        server.run(command, pairs / f"log-{name}", ranks=ranks)
+        return pairs / name
+
+    return trained
 
 
 @pytest.mark.parametrize(
@@ -146,15 +155,11 @@ def test_text_on_several_processes(
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_image_text_on_several_processes(
-    server: ForkServer, pairs: Path, one_pairs: Path, sharding: str
+    pairs_run: Callable[[int, str], Path], sharding: str
 ) -> None:
-    more = ("--sharding", sharding)
-    server.run(train_pairs(pairs, sharding, *more), pairs / f"log-{sharding}", ranks=2)
-    assert_same_run(one_pairs, pairs / sharding)
-    twins = [
-        load_file(run / "model" / "extra_state.safetensors")
-        for run in (one_pairs, pairs / sharding)
-    ]
+    runs = pairs_run(1, "ddp"), pairs_run(2, sharding)
+    assert_same_run(*runs)
+    twins = [load_file(run / "model" / "extra_state.safetensors") for run in runs]
     assert twins[0].keys() == twins[1].keys()
     for key, tensor in twins[0].items():
         torch.testing.assert_close(twins[1][key], tensor, rtol=1e-4, atol=1e-5)
@@ -219,18 +224,16 @@ def copied_back_to(run: Path, name: str, step: int) -> Path:
 def test_a_run_goes_on_with_other_processes(
     server: ForkServer,
     pairs: Path,
-    one_pairs: Path,
+    pairs_run: Callable[[int, str], Path],
     first: tuple[int, str],
     second: tuple[int, str],
 ) -> None:
     name = f"from-{first[1]}{first[0]}-to-{second[1]}{second[0]}"
-    begun = pairs / f"{name}-begun"
-    server.run(train_pairs(pairs, begun.name, "--sharding", first[1]), begun / "..", ranks=first[0])
-    copied_back_to(begun, name, 4)
+    copied_back_to(pairs_run(*first), name, 4)
     more = ("--sharding", second[1], "--resume", "auto")
     printed = server.run(train_pairs(pairs, name, *more), pairs / f"log-{name}", ranks=second[0])
     assert json.loads(printed[printed.index("{") :])["training"]["resumed_from"] == 4
-    assert_same_run(one_pairs, pairs / name)
+    assert_same_run(pairs_run(1, "ddp"), pairs / name)
 
 
 def test_processes_agree_on_the_best_after_a_resume(server: ForkServer, text: Path) -> None:
@@ -247,24 +250,34 @@ def test_processes_agree_on_the_best_after_a_resume(server: ForkServer, text: Pa
     assert_same_run(whole, text / "resumed")
 
 
+@pytest.fixture(scope="module")
+def head_first(server: ForkServer, text: Path) -> Path:
+    """A run on one process whose new head is trained first."""
+    encoder = save_tiny_model(text / "encoder", head=False)
+    (encoder / "config.json").write_text((text / "model" / "config.json").read_text())
+    server.run(train_head_first(text, "head-first"), text / "log-head-first")
+    return text / "head-first"
+
+
+def train_head_first(folder: Path, name: str, *more: str) -> list[str]:
+    model = str(folder / "encoder")
+    return train_text(folder, name, "--model", model, "--head-first", "0.4", *more)
+
+
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_a_head_that_is_trained_first(server: ForkServer, text: Path, sharding: str) -> None:
-    """Alone on one process, and on two that were stopped while it was."""
-    encoder = text / "encoder"
-    if not encoder.is_dir():
-        save_tiny_model(encoder, head=False)
-        described = json.loads((text / "model" / "config.json").read_text())
-        (encoder / "config.json").write_text(json.dumps(described))
-    names = {ranks: f"head-first-{sharding}-{ranks}" for ranks in (1, 2)}
-    more = ("--model", str(encoder), "--head-first", "0.4", "--sharding", sharding)
-    for ranks, name in names.items():
-        server.run(train_text(text, name, *more), text / f"log-{name}", ranks=ranks)
-    copied_back_to(text / names[2], f"{names[2]}-again", 5)
-    again = train_text(text, f"{names[2]}-again", *more, "--resume", "auto")
-    server.run(again, text / "log-head-first-again", ranks=2)
-    for name in (names[2], f"{names[2]}-again"):
-        assert_same_run(text / names[1], text / name)
-        scores = [load_file(text / one / "with_head.safetensors") for one in (names[1], name)]
+def test_a_head_that_is_trained_first(
+    server: ForkServer, text: Path, head_first: Path, sharding: str
+) -> None:
+    """On two processes, which were then stopped while it was."""
+    whole, again = (text / f"head-first-{sharding}{end}" for end in ("", "-again"))
+    sharded = ("--sharding", sharding)
+    server.run(train_head_first(text, whole.name, *sharded), text / f"log-{whole.name}", ranks=2)
+    copied_back_to(whole, again.name, 5)
+    command = train_head_first(text, again.name, *sharded, "--resume", "auto")
+    server.run(command, text / f"log-{again.name}", ranks=2)
+    for run in (whole, again):
+        assert_same_run(head_first, run)
+        scores = [load_file(one / "with_head.safetensors") for one in (head_first, run)]
         torch.testing.assert_close(scores[1]["sums"], scores[0]["sums"], rtol=1e-4, atol=1e-5)
 
 
