@@ -191,9 +191,8 @@ class CorpusFile(io.TextIOBase):
     @cached_property
     def buffer(self) -> io.BufferedReader:
         """The decompressed bytes of the file, from its start."""
-        reading = self._reading
-        opened = open_stream(reading.path, reading.on_read, reading.span)
-        return io.BufferedReader(self._stack.enter_context(opened))
+        opened = open_stream(self.path, self._reading.on_read, self._reading.span)
+        return self._stack.enter_context(opened)
 
     def close(self) -> None:
         """Close the file."""

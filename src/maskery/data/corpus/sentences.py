@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.files import asked, one_file
-from maskery.data.corpus.streams import Readable, decoded_blocks, open_stream
+from maskery.data.corpus.streams import decoded_blocks, open_stream
 
 STANDARD_INPUT = "-"
 
@@ -32,7 +32,7 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
         if str(path) == STANDARD_INPUT:
             if sys.stdin is None:  # as `<&-` leaves it
                 raise DataError("the standard input is closed; pipe sentences in, or name a file")
-            stream: Readable = sys.stdin.buffer
+            stream: BinaryIO = sys.stdin.buffer
         else:
             found = one_file(path, "one sentence on each line")
             stack.enter_context(asked(path))
