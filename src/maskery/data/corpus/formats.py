@@ -200,60 +200,53 @@ class CorpusFile(io.TextIOBase):
         super().close()
 
 
-def lines(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the lines of a text; long ones come in pieces, the others as they are."""
-    for block in blocks:
-        yield from _units(block.split("\n"), cutter)
-    yield from cutter.finish()
-
-
-def paragraphs(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the runs of lines between blank lines."""
+def paragraphs(blocks: Iterable[str], limit: int) -> Iterator[list[str]]:
+    """Yield the runs of lines between blank lines; see `UNITS`."""
     held = ""
     for block in blocks:
         # A break is white space; what stands at the end may be the start of one and waits.
         text = held + block
         body = text.rstrip()
         held = text[len(body) :]
-        yield from _units(BREAK.split(body), cutter)
-        if len(held) > cutter.limit:
+        yield BREAK.split(body)
+        if len(held) > limit:
             # No piece reaches across so much white space, whether or not it is a break.
-            yield from cutter.finish()
+            yield ["", ""]
             held = "\n" * min(held.count("\n"), 2)
+
+
+# From the blocks of a text, and the longest piece, to the units of each block: the first goes on
+# with what was held, and the last may go on in the next block.
+UNITS: dict[str, Callable[[Iterable[str], int], Iterator[list[str]]]] = {
+    "line": lambda blocks, _: (block.split("\n") for block in blocks),
+    "paragraph": paragraphs,
+    "document": lambda blocks, _: ([block] for block in blocks),
+}
+
+
+def cut_units(unit: str, blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
+    """Yield the units of a text; long ones come in pieces, the others as they are."""
+    for first, *complete in UNITS[unit](blocks, cutter.limit):
+        yield from cutter.add(first)
+        if not complete:
+            continue
+        yield from cutter.finish()
+        last = complete.pop()
+        if max(map(len, complete), default=0) <= cutter.limit:
+            yield from complete  # the common case, in which nothing is cut
+        else:
+            for whole in complete:
+                yield from cutter.whole(whole)
+        del complete  # a million where lines are blank: let go before the next come
+        yield from cutter.add(last)
     yield from cutter.finish()
-
-
-def documents(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the whole text, in pieces if it is long."""
-    for block in blocks:
-        yield from cutter.add(block)
-    yield from cutter.finish()
-
-
-def _units(units: list[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the units of a block: the first ends what is held, the last goes on in the next."""
-    first, *complete = units
-    yield from cutter.add(first)
-    if not complete:
-        return
-    yield from cutter.finish()
-    last = complete.pop()
-    if max(map(len, complete), default=0) <= cutter.limit:
-        yield from complete  # the common case, in which nothing is cut
-    else:
-        for unit in complete:
-            yield from cutter.whole(unit)
-    yield from cutter.add(last)
-
-
-UNITS = {"line": lines, "paragraph": paragraphs, "document": documents}
 
 
 def read_text(reading: Reading) -> Iterator[str]:
     """Yield the units of a plain text file; blank ones are among them."""
     cutter = Cutter(reading.config.max_example_chars, reading.report)
     with open_blocks(reading) as blocks:
-        yield from UNITS[reading.config.unit](blocks, cutter)
+        yield from cut_units(reading.config.unit, blocks, cutter)
 
 
 def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
