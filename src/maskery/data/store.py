@@ -33,6 +33,7 @@ from filelock import lock_descriptor
 
 from maskery.core.batch import Bools, Ids, Ints
 from maskery.core.errors import MALFORMED, DataError, explained, reason_of
+from maskery.core.system import replace_folder
 
 # Raised whenever stores would be read wrongly; their names depend on it, so all are made anew.
 FORMAT = 1
@@ -224,7 +225,6 @@ class _Column:
 
     def finish(self) -> dict[str, Any]:
         self.stream.flush()
-        os.fsync(self.stream.fileno())
         return {"dtype": self.dtype.name, "items": self.items, "crc32": self.crc32}
 
 
@@ -245,9 +245,7 @@ def write_store(
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             _write_files(partial, parts, vocab_size, about, stack)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            replace_folder(partial, folder)
     finally:
         # After the move nothing has that name any more.
         shutil.rmtree(partial, ignore_errors=True)
