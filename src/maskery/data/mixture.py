@@ -121,21 +121,15 @@ class MixedShards:
     are the smallest for its share has one in every step of the run; each other one has as many as
     give it its share. What comes when is a pure function of (seed, step).
 
-    Args:
-        sets: The shards.
-        shares: Of each set; they sum to 1.
-        batching: How all of them together become batches.
-        settings: Of each `ShardSource`.
-
     A ConfigError says that the budget has no room for a sequence of each set.
     """
 
     def __init__(
         self,
         sets: Sequence[TokenShards],
-        shares: Sequence[float],
-        batching: Batching,
-        **settings: Any,
+        shares: Sequence[float],  # of each set; they sum to 1
+        batching: Batching,  # of all of them together
+        **settings: Any,  # of each `ShardSource`
     ) -> None:
         # Room for one sequence each, the rest by shares: every part can hold the longest.
         rest = batching.batch_tokens - len(sets) * batching.max_length
@@ -146,7 +140,7 @@ class MixedShards:
                 f"it, or lower --max-length"
             )
         budgets = [batching.max_length + int(share * rest) for share in shares]
-        self._batching = batching
+        self.batching = batching
         self.parts = [
             ShardSource(one, replace(batching, batch_tokens=budget), **settings)
             for one, budget in zip(sets, budgets, strict=True)
@@ -171,16 +165,10 @@ class MixedShards:
         self.sizes = [epoch.tokens for epoch in first]
         self.taken = [round(share * self.steps * min(possible)) for share in shares]
 
-    @property
-    def batching(self) -> Batching:
-        """Settings of the batches of all sets together; only `micro_tokens` may be set anew."""
-        return self._batching
-
-    @batching.setter
-    def batching(self, changed: Batching) -> None:
-        self._batching = changed
+    def limit_micro_batches(self, tokens: int) -> None:
+        """Set the most tokens of a micro-batch."""
         for part in self.parts:
-            part.batching = replace(part.batching, micro_tokens=changed.micro_tokens)
+            part.limit_micro_batches(tokens)
 
     def describe(self, names: Sequence[str]) -> str:
         """Return what of each set an epoch has, in words."""
