@@ -7,7 +7,7 @@ Shapes: B rows, T tokens of all rows together.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -170,13 +170,9 @@ class PieceWords:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=-1) + 1
-
-        def table(value_of: Callable[[str], int], dtype: Any = np.bool_) -> npt.NDArray[Any]:
-            values = np.zeros(size, dtype)
-            for token, index in vocabulary.items():
-                values[index] = value_of(token)
-            return values
-
+        pieces = [""] * size
+        for token, index in vocabulary.items():
+            pieces[index] = token
         self.space = ""  # how a tokenizer in Python writes the space before a word
         self._begins, self._ends = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         # By class of character; the same on both sides cuts nowhere.
@@ -193,20 +189,20 @@ class PieceWords:
             byte_level = is_byte_level(backend)
         marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
         if prefix and any(token.startswith(prefix) for token in vocabulary):
-            self._begins = table(
-                lambda token: not token.startswith(prefix) or begins_unspaced(token[len(prefix) :])
-            )
+            both = ((piece, piece.removeprefix(prefix)) for piece in pieces)
+            self._begins = np.array([rest == one or begins_unspaced(rest) for one, rest in both])
         elif goes_on:
-            self._ends = table(lambda token: not token.endswith(goes_on))
+            self._ends = np.array([not piece.endswith(goes_on) for piece in pieces])
         elif suffix:
-            self._ends = table(lambda token: token.endswith(suffix))
+            self._ends = np.array([piece.endswith(suffix) for piece in pieces])
         elif any(token.startswith(marker) for token in vocabulary):
             self.space = marker if backend is None else ""
             self._begins = starts_word_table(vocabulary, byte_level)
             if byte_level:
                 # A lone marker is the start of a word that whatever follows goes on with.
-                self._last = table(lambda token: _kind(token.removeprefix(marker)[-1:]), np.int8)
-                self._first = table(lambda token: _kind(token.removeprefix(marker)[:1]), np.int8)
+                rests = [piece.removeprefix(marker) for piece in pieces]
+                self._last = np.array([_kind(rest[-1:]) for rest in rests], np.int8)
+                self._first = np.array([_kind(rest[:1]) for rest in rests], np.int8)
         else:
             self._begins[:] = True
         own = [index for index in special_ids if index < size]
