@@ -1,7 +1,7 @@
 """Settings of reading a corpus, of its shards and of its vocabulary, light to import."""
 
 import codecs
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -71,11 +71,6 @@ class CorpusConfig(Settings):
     def columns_of(self, names: Container[str]) -> list[str]:
         """Return the text columns as asked for; a name with a comma that is a column is one."""
         return [self.text_column] if self.text_column in names else self.text_column.split(",")
-
-    def joined(self, values: Sequence[str]) -> str:
-        """Join the values of several columns, blank ones left out."""
-        between = self.join.replace(r"\n", "\n").replace(r"\t", "\t")
-        return between.join(value for value in values if value.strip())
 
     def signature(self) -> str:
         """Return all settings as text, for fingerprints; a plug-in counts with its file's hash."""

@@ -206,7 +206,8 @@ class Reading:
         elif others or not texts:
             self._refuse_type(others[0] if others else None)
         else:
-            yield from self.value(self.config.joined(texts))
+            between = self.config.join.replace(r"\n", "\n").replace(r"\t", "\t")
+            yield from self.value(between.join(text for text in texts if text.strip()))
 
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
