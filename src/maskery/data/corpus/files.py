@@ -173,10 +173,9 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
         raise DataError("no corpus is named; name files, folders, globs or a hub dataset")
     finder = Finder(config or CorpusConfig())
     found = [path for source in sources for path in finder.files_of(source)]
-    local: dict[Path, Path] = {}
-    for path in sorted(path for path in found if isinstance(path, Path)):
-        # A file that two sources name, or a link to it, is read once.
-        local.setdefault(path.resolve(), path)
+    here = sorted((path for path in found if isinstance(path, Path)), reverse=True)
+    # A file that two sources name, or a link to it, is read once.
+    local = {path.resolve(): path for path in here}
     remote = {str(file): file for file in found if not isinstance(file, Path)}
     if passed := finder.passed_over:
         told = "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
@@ -184,7 +183,7 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     if documents := finder.documents:
         told = "passed over %s documents that are no plain text, such as %s: %s"
         log.warning(told, len(documents), documents[0], conversion(documents[0]))
-    return [*local.values(), *(remote[address] for address in sorted(remote))]
+    return [*sorted(local.values()), *(remote[address] for address in sorted(remote))]
 
 
 def near_names(path: Path) -> str:
