@@ -211,7 +211,7 @@ def _rows(
     lines: Iterable[str], delimiter: str, quoted: bool, first: int, reading: Reading
 ) -> Iterator[list[str]]:
     """Yield rows; quoted fields may hold line ends. `reading.place` is where each row starts."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     ended = (f"{line}\n" for line in lines)
     rows = csv.reader(ended, delimiter=delimiter, quoting=quoting, strict=True)
     while True:

@@ -185,10 +185,10 @@ def decoded_blocks(
         state = decoder.getstate()
         try:
             text = decoder.decode(data, not data)
+            if strict and "\0" in text:
+                raise UnicodeError("a NUL character")
         except UnicodeError as error:
             raise _bad_text(name, state, data, offset, source, head) from error
-        if strict and "\0" in text:
-            raise _bad_text(name, state, data, offset, source, head)
         # Files with a mark that were put end to end have marks inside.
         yield newlines.decode(text.replace("\ufeff", ""), not data)
         if not data:
