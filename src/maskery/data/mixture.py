@@ -145,24 +145,20 @@ class MixedShards:
             ShardSource(one, replace(batching, batch_tokens=budget), **settings)
             for one, budget in zip(sets, budgets, strict=True)
         ]
-        first = [part.epoch(0) for part in self.parts]
-        for one, epoch in zip(sets, first, strict=True):
-            if not epoch.num_steps:
-                raise ConfigError(
-                    f"--mix: '{one.place.name}' has nothing to train on; leave it out"
-                )
+        self.sizes = [part.epoch(0).tokens for part in self.parts]
+        counts = [part.num_steps(0) for part in self.parts]
+        if 0 in counts:
+            name = sets[counts.index(0)].place.name
+            raise ConfigError(f"--mix: '{name}' has nothing to train on; leave it out")
         # Tokens of a run's step if a set took part in every one.
-        possible = [
-            epoch.tokens / epoch.num_steps / share
-            for epoch, share in zip(first, shares, strict=True)
-        ]
+        each = zip(self.sizes, counts, shares, strict=True)
+        possible = [size / count / share for size, count, share in each]
         # Steps of each set in a step of the run: 1 at most.
-        self.rates = [min(possible) / each for each in possible]
-        pairs = list(zip(first, self.rates, strict=True))
-        self.steps = min(int(epoch.num_steps / rate) for epoch, rate in pairs)
+        self.rates = [min(possible) / tokens for tokens in possible]
+        pairs = zip(counts, self.rates, strict=True)
+        self.steps = min(int(count / rate) for count, rate in pairs)
         # The number of steps of a set before each of its epochs.
-        self._begins = [[0, epoch.num_steps] for epoch in first]
-        self.sizes = [epoch.tokens for epoch in first]
+        self._begins = [[0, count] for count in counts]
         self.taken = [round(share * self.steps * min(possible)) for share in shares]
 
     def limit_micro_batches(self, tokens: int) -> None:
