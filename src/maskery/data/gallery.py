@@ -78,10 +78,7 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(parent, name)
-            if name.startswith("."):
-                continue
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
             key = path.relative_to(folder).as_posix()
             if path.suffix and path.suffix[1:].lower() not in SUFFIXES:
                 others.append(key)
