@@ -162,18 +162,17 @@ class CorpusFile(io.TextIOBase):
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
         """Return the next line with its line end, or "" at the end of the file."""
         del size  # part of the interface; lines come whole
-        parts, length, most = [""], 0, self._reading.max_record_chars
-        while not parts[-1].endswith("\n"):
+        line, most = "", self._reading.max_record_chars
+        while not line.endswith("\n"):
             if not (part := self._block.readline() or self._next_block().readline()):
                 break
-            parts.append(part)
-            length += len(part)
-            if length > most:
+            line += part
+            if len(line) > most:
                 raise DataError(
                     f"{self.name} has a line longer than {most:,} characters; cut it, or read the "
                     "file by parts with `file.read(size)`"
                 )
-        return "".join(parts)
+        return line
 
     def read(self, size: int | None = -1, /) -> str:
         """Return the next `size` characters, or all that follow."""
@@ -251,23 +250,20 @@ def read_text(reading: Reading) -> Iterator[str]:
 
 def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
     r"""Yield the lines of a text, without their `\n`."""
-    parts: list[str] = []
-    size = number = 0
+    held, number = "", 0
     for block in blocks:
         first, *others = block.split("\n")
-        parts.append(first)
-        size += len(first)
-        if size > reading.max_record_chars:
+        held += first
+        if len(held) > reading.max_record_chars:
             reading.number = number + 1
             raise too_long(reading)
-        if not others:
-            continue
-        yield "".join(parts)
-        yield from others[:-1]
-        number += len(others)
-        parts, size = [others[-1]], len(others[-1])
-    if size:
-        yield "".join(parts)
+        if others:
+            yield held
+            yield from others[:-1]
+            number += len(others)
+            held = others[-1]
+    if held:
+        yield held
 
 
 def too_long(reading: Reading) -> DataError:
