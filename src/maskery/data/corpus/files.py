@@ -146,18 +146,13 @@ def hub_name(sources: Sequence[str]) -> HubName | None:
     It is a dataset if nothing of that name exists, it has the form of a hub name and no suffix of
     a file that Maskery reads, and its first part is not a folder that exists.
     """
-    if len(sources) != 1:
+    match = HUB_NAME.fullmatch(sources[0]) if len(sources) == 1 else None
+    if match is None or len(match[0]) > LONGEST_HUB_NAME:
         return None
-    source = sources[0]
-    match = HUB_NAME.fullmatch(source)
-    if match is None or len(source) > LONGEST_HUB_NAME:
-        return None
-    path = Path(source)
+    path = Path(match[0])
     suffix, compression = split_suffix(path)
-    if path.exists() or suffix in SUFFIXES or suffix in CONVERTERS or compression:
-        return None
-    # Most likely a slip in a file's name.
-    if "/" in source and Path(source.split("/")[0]).is_dir():
+    slip = len(path.parts) > 1 and Path(path.parts[0]).is_dir()  # in the name of a file
+    if slip or path.exists() or suffix in SUFFIXES or suffix in CONVERTERS or compression:
         return None
     return HubName(name=match[1], configuration=match[2])
 
