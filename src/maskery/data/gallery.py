@@ -168,16 +168,13 @@ class GalleryStore:
         troubles: Mapping[bytes, str],  # why there is no feature, by digest
     ) -> None:
         """Take in one batch, whole or not at all."""
-        contents: list[tuple[bytes, bytes | None, str | None]] = [
-            # Little-endian on any machine, since an index may be moved.
-            (digest, feature.astype("<f2").tobytes(), None)
-            for digest, feature in features.items()
-        ]
-        contents += [(digest, None, reason) for digest, reason in troubles.items()]
+        # Little-endian on any machine, since an index may be moved.
+        read = [(digest, feature.astype("<f2").tobytes()) for digest, feature in features.items()]
         rows = [(path, *stamp, digest) for path, (stamp, digest) in files.items()]
         columns = "path, size, mtime_ns, digest"  # older indices have one more
         with self._transaction() as database:
-            database.executemany("REPLACE INTO contents VALUES (?, ?, ?)", contents)
+            database.executemany("REPLACE INTO contents VALUES (?, ?, NULL)", read)
+            database.executemany("REPLACE INTO contents VALUES (?, NULL, ?)", troubles.items())
             database.executemany(f"REPLACE INTO files ({columns}) VALUES (?, ?, ?, ?)", rows)
             _changed(database)
 

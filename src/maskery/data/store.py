@@ -182,13 +182,12 @@ class TokenStore(Documents):
     def _is_sound(self, vocab_size: int | None) -> bool:
         """Return True if the documents lie end to end in the tokens, all ids below `vocab_size`."""
         tokens, ends = self.tokens, self.boundaries
-        columns = (tokens, self.word_starts, ends, self.ids)
-        if "".join(column.dtype.kind for column in columns) != "ubiu":
-            return False
-        if (len(self.word_starts), len(ends)) != (len(tokens), len(self.ids) + 1):
+        kinds = "".join(column.dtype.kind for column in (tokens, self.word_starts, ends, self.ids))
+        sizes = len(self.word_starts), len(ends)
+        if kinds != "ubiu" or sizes != (len(tokens), len(self.ids) + 1):
             return False
         ascend = bool((ends[1:] >= ends[:-1]).all())
-        fits = vocab_size is None or len(tokens) == 0 or int(tokens.max()) < vocab_size
+        fits = vocab_size is None or int(tokens.max(initial=0)) < vocab_size
         return ascend and fits and (ends[0], ends[-1]) == (0, len(tokens))
 
 
