@@ -53,10 +53,10 @@ SIGNATURES = {
     b"PAR1": "a Parquet file (.parquet)",
 }
 MARKING = "maskery.mark"  # of the error handler that `decoded_blocks` registers
-Decompressor: TypeAlias = lzma.LZMADecompressor | bz2.BZ2Decompressor
+NewDecompressor: TypeAlias = Callable[..., lzma.LZMADecompressor | bz2.BZ2Decompressor]
 
 
-def unpacked(new_decompressor: Callable[[], Decompressor], file: BinaryIO) -> Iterator[bytes]:
+def unpacked(file: BinaryIO, new_decompressor: NewDecompressor, **how: int) -> Iterator[bytes]:
     """Yield the content of the streams of an xz or bzip2 file, one after the other.
 
     `lzma.open` and `bz2.open` take whatever follows the first stream and is not a stream for
@@ -66,7 +66,7 @@ def unpacked(new_decompressor: Callable[[], Decompressor], file: BinaryIO) -> It
     while waiting := waiting or file.read(CHUNK_BYTES):
         if not (waiting := waiting.lstrip(b"\0")):
             continue
-        decompressor = new_decompressor()
+        decompressor = new_decompressor(**how)
         while not decompressor.eof:
             if decompressor.needs_input and not (waiting := waiting or file.read(CHUNK_BYTES)):
                 raise EOFError("it ends too early")
@@ -94,11 +94,6 @@ class BlockStream(io.RawIOBase):
         return len(data)
 
 
-def open_xz(file: BinaryIO) -> Any:
-    """Open an xz file of any number of streams."""
-    return BlockStream(unpacked(lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY), file))
-
-
 def open_zstd(file: BinaryIO) -> Any:
     """Open a Zstandard file of any number of frames."""
     import pyarrow as pa
@@ -108,8 +103,8 @@ def open_zstd(file: BinaryIO) -> Any:
 
 COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
-    ".xz": open_xz,
-    ".bz2": lambda file: BlockStream(unpacked(bz2.BZ2Decompressor, file)),
+    ".xz": lambda file: BlockStream(unpacked(file, lzma.LZMADecompressor, memlimit=XZ_MEMORY)),
+    ".bz2": lambda file: BlockStream(unpacked(file, bz2.BZ2Decompressor)),
     ".zst": open_zstd,
 }
 
