@@ -155,8 +155,7 @@ class MixedShards:
         possible = [size / count / share for size, count, share in each]
         # Steps of each set in a step of the run: 1 at most.
         self.rates = [min(possible) / tokens for tokens in possible]
-        pairs = zip(counts, self.rates, strict=True)
-        self.steps = min(int(count / rate) for count, rate in pairs)
+        self.steps = min(int(count / rate) for count, rate in zip(counts, self.rates, strict=True))
         # The number of steps of a set before each of its epochs.
         self._begins = [[0, count] for count in counts]
         self.taken = [round(share * self.steps * min(possible)) for share in shares]

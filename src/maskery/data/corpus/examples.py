@@ -79,7 +79,7 @@ def piece_id(text: str, first: int) -> int:
     `mix` of the pieces' ids agrees in the upper 32 bits, by which a share is held out.
     """
     of_first, own = mix(np.array([first, example_id(text)], np.uint64)).tolist()
-    mixed = of_first >> 32 << 32 | own & 0xFFFFFFFF
+    mixed: int = of_first >> 32 << 32 | own & 0xFFFFFFFF
     # Backwards, to the seed whose output this is.
     for shift, multiplier in reversed(FINALISER):
         mixed = mixed * pow(multiplier, -1, 1 << 64) % (1 << 64)
