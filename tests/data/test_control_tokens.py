@@ -7,8 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 from vocabularies import KINDS, make
 
-from maskery.data.rows import encode_texts
-from maskery.data.tokenise import plain_backend, tokenizer_fingerprint
+from maskery.data.tokenise import encode_texts, plain_backend, tokenizer_fingerprint
 from maskery.evaluation.text.words_of_text import TextReader
 
 PLAIN = "The capital [ is ] of France."

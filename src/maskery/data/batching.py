@@ -236,10 +236,9 @@ def assemble(
     ids[target] = tokens[source]
     words[target] = word_starts[source]
     words[(boundaries[:-1] + before)[lengths > 0]] = True
-    for offset, token in enumerate(template.prefix):
-        ids[boundaries[:-1] + offset] = token
-    for offset, token in enumerate(template.suffix, -after):
-        ids[boundaries[1:] + offset] = token
+    prefixes = boundaries[:-1, None] + np.arange(before)
+    suffixes = boundaries[1:, None] + np.arange(-after, 0)
+    ids[np.hstack((prefixes, suffixes))] = template.prefix + template.suffix
     return TokenBatch(
         input_ids=ids,
         boundaries=boundaries,
@@ -295,6 +294,10 @@ class PlannedSource(ABC, Generic[BatchT]):
             named = {"seed": self.seed, "epoch": epoch, "batch_tokens": self.step_size}
             self.kept_plan = epoch, plan_epoch(self.lengths, **named, layout=self.layout)
         return self.kept_plan[1]
+
+    def limit_micro_batches(self, tokens: int) -> None:
+        """Set the most tokens of a micro-batch."""
+        self.micro_size = tokens
 
     def num_tokens(self, epoch: int = 0) -> int:
         """Return the tokens of an epoch."""

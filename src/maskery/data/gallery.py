@@ -17,11 +17,11 @@ import os
 import sqlite3
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,6 @@ CREATE TABLE contents (digest BLOB PRIMARY KEY, feature BLOB, trouble TEXT);
 JOINED = "FROM files JOIN contents USING (digest)"
 # Errors after which the index is made anew; others, as of a full disk, leave it alone.
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
-ResultT = TypeVar("ResultT")
 
 
 class Stamp(NamedTuple):
@@ -69,8 +68,7 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
         what = "is a file" if folder.is_file() else "does not exist"
         raise DataError(f"the gallery '{folder}' {what}; name a folder of pictures")
     found: dict[str, Stamp] = {}
-    special: list[str] = []
-    others: list[str] = []
+    special, others = list[str](), list[str]()
 
     def refuse(error: OSError) -> None:
         raise DataError(
@@ -80,10 +78,7 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(parent, name)
-            if name.startswith("."):
-                continue
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
             key = path.relative_to(folder).as_posix()
             if path.suffix and path.suffix[1:].lower() not in SUFFIXES:
                 others.append(key)
@@ -142,23 +137,20 @@ class GalleryStore:
         fix = "name another with --cache-dir"
         with explained(f"the index folder '{folder}' cannot be made", fix):
             folder.mkdir(parents=True, exist_ok=True)
-        self._run(self._prepare)
-
-    def _prepare(self, database: sqlite3.Connection) -> None:
-        """Make the tables where there are none; refuse others than ours."""
-        (layout,) = database.execute("PRAGMA user_version").fetchone()
-        if layout == 0:
-            database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LAYOUT}")
-            database.execute("INSERT INTO about VALUES ('width', ?)", (self.width,))
-        elif layout != LAYOUT:
-            raise DamagedIndex(f"layout {layout}, and {LAYOUT} is expected")
-        elif (width := _about(database, "width")) != str(self.width):
-            raise DamagedIndex(f"features of {width}, not of {self.width}")
+        with self._transaction() as database:
+            (layout,) = database.execute("PRAGMA user_version").fetchone()
+            if layout == 0:
+                database.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {LAYOUT}")
+                database.execute("INSERT INTO about VALUES ('width', ?)", (width,))
+            elif layout != LAYOUT:
+                raise DamagedIndex(f"layout {layout}, and {LAYOUT} is expected")
+            elif (found := _about(database, "width")) != str(width):
+                raise DamagedIndex(f"features of {found}, not of {width}")
 
     def files(self) -> dict[str, Stamp]:
         """Return the known files: by path, the stamp at which the content was read."""
-        query = "SELECT path, size, mtime_ns FROM files"
-        rows = self._run(lambda database: database.execute(query).fetchall())
+        with self._transaction() as database:
+            rows = database.execute("SELECT path, size, mtime_ns FROM files").fetchall()
         return {path: Stamp(size, mtime) for path, size, mtime in rows}
 
     def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
@@ -166,9 +158,8 @@ class GalleryStore:
         query = "SELECT digest FROM contents WHERE digest = ?"
         if readable:
             query += " AND feature IS NOT NULL"
-        return self._run(
-            lambda database: {d for d in digests if database.execute(query, (d,)).fetchone()}
-        )
+        with self._transaction() as database:
+            return {d for d in digests if database.execute(query, (d,)).fetchone()}
 
     def save(
         self,
@@ -177,41 +168,33 @@ class GalleryStore:
         troubles: Mapping[bytes, str],  # why there is no feature, by digest
     ) -> None:
         """Take in one batch, whole or not at all."""
-        contents: list[tuple[bytes, bytes | None, str | None]] = [
-            # Little-endian on any machine, since an index may be moved.
-            (digest, feature.astype("<f2").tobytes(), None)
-            for digest, feature in features.items()
-        ]
-        contents += [(digest, None, reason) for digest, reason in troubles.items()]
+        # Little-endian on any machine, since an index may be moved.
+        read = [(digest, feature.astype("<f2").tobytes()) for digest, feature in features.items()]
         rows = [(path, *stamp, digest) for path, (stamp, digest) in files.items()]
-
-        def write(database: sqlite3.Connection) -> None:
-            database.executemany("REPLACE INTO contents VALUES (?, ?, ?)", contents)
-            columns = "path, size, mtime_ns, digest"  # older indices have one more
+        columns = "path, size, mtime_ns, digest"  # older indices have one more
+        with self._transaction() as database:
+            database.executemany("REPLACE INTO contents VALUES (?, ?, NULL)", read)
+            database.executemany("REPLACE INTO contents VALUES (?, NULL, ?)", troubles.items())
             database.executemany(f"REPLACE INTO files ({columns}) VALUES (?, ?, ?, ?)", rows)
             _changed(database)
 
-        self._run(write)
-
     def forget(self, paths: Iterable[str]) -> None:
         """Drop files, and contents that no file has any more."""
-
-        def write(database: sqlite3.Connection) -> None:
+        with self._transaction() as database:
             database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
             database.execute("DELETE FROM contents WHERE digest NOT IN (SELECT digest FROM files)")
             _changed(database)
 
-        self._run(write)
-
     def troubles(self) -> list[str]:
         """Return the reason of each file that has no feature, in the order of the paths."""
         query = f"SELECT trouble {JOINED} WHERE feature IS NULL ORDER BY path"
-        rows = self._run(lambda database: database.execute(query).fetchall())
-        return [str(trouble) for (trouble,) in rows]
+        with self._transaction() as database:
+            return [str(trouble) for (trouble,) in database.execute(query)]
 
     def snapshot(self) -> Snapshot:
         """Return features and paths as the database has them now."""
-        version = str(self._run(lambda database: _about(database, "version")))
+        with self._transaction() as database:
+            version = str(_about(database, "version"))
         try:
             with safe_open(self.folder / SNAPSHOT, "pt") as file:
                 found = file.metadata()
@@ -222,7 +205,8 @@ class GalleryStore:
             pass
         except (OSError, SafetensorError, LookupError, ValueError):
             log.info("the snapshot of the gallery's features was lost; it is made again")
-        version, snapshot = self._run(self._read_snapshot)
+        with self._transaction() as database:
+            version, snapshot = self._read_snapshot(database)
         self._write_snapshot(version, snapshot)
         return snapshot
 
@@ -256,15 +240,16 @@ class GalleryStore:
                 f"some space there, or name another folder with --cache-dir"
             ) from error
 
-    def _run(self, action: Callable[[sqlite3.Connection], ResultT]) -> ResultT:
-        """Do something as one transaction; the database's errors become ours."""
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Open the database for the block, all of it or nothing; its errors become ours."""
         try:
             # Others write a batch within seconds; who waits a minute waits for something broken.
             with closing(sqlite3.connect(self.folder / DATABASE, timeout=60)) as database:
                 # A loss of power may damage the file; it is then made anew.
                 database.execute("PRAGMA synchronous = NORMAL")
                 with database:
-                    return action(database)
+                    yield database
         except sqlite3.DatabaseError as error:
             name = getattr(error, "sqlite_errorname", "") or ""
             missing = "no such table" in str(error) or "no such column" in str(error)

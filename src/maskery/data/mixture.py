@@ -121,21 +121,15 @@ class MixedShards:
     are the smallest for its share has one in every step of the run; each other one has as many as
     give it its share. What comes when is a pure function of (seed, step).
 
-    Args:
-        sets: The shards.
-        shares: Of each set; they sum to 1.
-        batching: How all of them together become batches.
-        settings: Of each `ShardSource`.
-
     A ConfigError says that the budget has no room for a sequence of each set.
     """
 
     def __init__(
         self,
         sets: Sequence[TokenShards],
-        shares: Sequence[float],
-        batching: Batching,
-        **settings: Any,
+        shares: Sequence[float],  # of each set; they sum to 1
+        batching: Batching,  # of all of them together
+        **settings: Any,  # of each `ShardSource`
     ) -> None:
         # Room for one sequence each, the rest by shares: every part can hold the longest.
         rest = batching.batch_tokens - len(sets) * batching.max_length
@@ -146,41 +140,30 @@ class MixedShards:
                 f"it, or lower --max-length"
             )
         budgets = [batching.max_length + int(share * rest) for share in shares]
-        self._batching = batching
+        self.batching = batching
         self.parts = [
             ShardSource(one, replace(batching, batch_tokens=budget), **settings)
             for one, budget in zip(sets, budgets, strict=True)
         ]
-        first = [part.epoch(0) for part in self.parts]
-        for one, epoch in zip(sets, first, strict=True):
-            if not epoch.num_steps:
-                raise ConfigError(
-                    f"--mix: '{one.place.name}' has nothing to train on; leave it out"
-                )
+        self.sizes = [part.epoch(0).tokens for part in self.parts]
+        counts = [part.num_steps(0) for part in self.parts]
+        if 0 in counts:
+            name = sets[counts.index(0)].place.name
+            raise ConfigError(f"--mix: '{name}' has nothing to train on; leave it out")
         # Tokens of a run's step if a set took part in every one.
-        possible = [
-            epoch.tokens / epoch.num_steps / share
-            for epoch, share in zip(first, shares, strict=True)
-        ]
+        each = zip(self.sizes, counts, shares, strict=True)
+        possible = [size / count / share for size, count, share in each]
         # Steps of each set in a step of the run: 1 at most.
-        self.rates = [min(possible) / each for each in possible]
-        pairs = list(zip(first, self.rates, strict=True))
-        self.steps = min(int(epoch.num_steps / rate) for epoch, rate in pairs)
+        self.rates = [min(possible) / tokens for tokens in possible]
+        self.steps = min(int(count / rate) for count, rate in zip(counts, self.rates, strict=True))
         # The number of steps of a set before each of its epochs.
-        self._begins = [[0, epoch.num_steps] for epoch in first]
-        self.sizes = [epoch.tokens for epoch in first]
+        self._begins = [[0, count] for count in counts]
         self.taken = [round(share * self.steps * min(possible)) for share in shares]
 
-    @property
-    def batching(self) -> Batching:
-        """Settings of the batches of all sets together; only `micro_tokens` may be set anew."""
-        return self._batching
-
-    @batching.setter
-    def batching(self, changed: Batching) -> None:
-        self._batching = changed
+    def limit_micro_batches(self, tokens: int) -> None:
+        """Set the most tokens of a micro-batch."""
         for part in self.parts:
-            part.batching = replace(part.batching, micro_tokens=changed.micro_tokens)
+            part.limit_micro_batches(tokens)
 
     def describe(self, names: Sequence[str]) -> str:
         """Return what of each set an epoch has, in words."""

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens of all rows together.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -18,18 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Bools, Ids, Ints, TokenBatch
 from maskery.core.errors import DataError
+from maskery.data import tokenise
 from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
-from maskery.data.tokenise import (
-    BYTE_LEVEL_SPACE,
-    METASPACE,
-    begins_unspaced,
-    encode_texts,
-    is_byte_level,
-    starts_word_table,
-    unspaced_starts,
-)
 
 Row = Mapping[str, Any]
 # The class of a character that goes with any other.
@@ -54,7 +46,7 @@ def tokenise_rows(
             f"max_length is {max_length}, which leaves no room beside {template.num_special} "
             f"special tokens; raise it"
         )
-    ids, starts, lengths = encode_texts(texts, tokenizer)
+    ids, starts, lengths = tokenise.encode_texts(texts, tokenizer)
     firsts = np.concatenate(([0], np.cumsum(lengths)))
     cuts = (np.arange(a, b, room) for a, b in pairwise(firsts))
     begins = np.concatenate([np.zeros(0, np.int64), *cuts])
@@ -118,13 +110,11 @@ def flat_column(columns: Sequence[Any], dtype: Any) -> npt.NDArray[Any]:
 def hash_rows(input_ids: Ints, boundaries: Ints) -> Ids:
     """Hash each row's tokens and their order: (B,) uint64, equal on any machine."""
     lengths = np.diff(boundaries)
-    sums = np.zeros(len(lengths), np.uint64)
-    full = lengths > 0
-    if full.any():
-        within = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths)
-        named = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
-        sums[full] = np.add.reduceat(spread(named), boundaries[:-1][full])
-    return spread(sums + lengths.astype(np.uint64))
+    within = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths)
+    named = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
+    # Sums that wrap around; so does the difference of two of them.
+    before = np.append(np.uint64(0), np.cumsum(spread(named)))[boundaries]
+    return spread(np.diff(before) + lengths.astype(np.uint64))
 
 
 def spread(values: Ids) -> Ids:
@@ -170,13 +160,9 @@ class PieceWords:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=-1) + 1
-
-        def table(value_of: Callable[[str], int], dtype: Any = np.bool_) -> npt.NDArray[Any]:
-            values = np.zeros(size, dtype)
-            for token, index in vocabulary.items():
-                values[index] = value_of(token)
-            return values
-
+        pieces = [""] * size
+        for token, index in vocabulary.items():
+            pieces[index] = token
         self.space = ""  # how a tokenizer in Python writes the space before a word
         self._begins, self._ends = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         # By class of character; the same on both sides cuts nowhere.
@@ -190,23 +176,24 @@ class PieceWords:
         else:
             prefix = getattr(backend.model, "continuing_subword_prefix", "")
             suffix = getattr(backend.model, "end_of_word_suffix", "")
-            byte_level = is_byte_level(backend)
-        marker = BYTE_LEVEL_SPACE if byte_level else METASPACE
+            byte_level = tokenise.is_byte_level(backend)
+        marker = tokenise.BYTE_LEVEL_SPACE if byte_level else tokenise.METASPACE
         if prefix and any(token.startswith(prefix) for token in vocabulary):
-            self._begins = table(
-                lambda token: not token.startswith(prefix) or begins_unspaced(token[len(prefix) :])
-            )
+            both = ((piece, piece.removeprefix(prefix)) for piece in pieces)
+            starts = [rest == one or tokenise.begins_unspaced(rest) for one, rest in both]
+            self._begins = np.array(starts)
         elif goes_on:
-            self._ends = table(lambda token: not token.endswith(goes_on))
+            self._ends = np.array([not piece.endswith(goes_on) for piece in pieces])
         elif suffix:
-            self._ends = table(lambda token: token.endswith(suffix))
+            self._ends = np.array([piece.endswith(suffix) for piece in pieces])
         elif any(token.startswith(marker) for token in vocabulary):
             self.space = marker if backend is None else ""
-            self._begins = starts_word_table(vocabulary, byte_level)
+            self._begins = tokenise.starts_word_table(vocabulary, byte_level)
             if byte_level:
                 # A lone marker is the start of a word that whatever follows goes on with.
-                self._last = table(lambda token: _kind(token.removeprefix(marker)[-1:]), np.int8)
-                self._first = table(lambda token: _kind(token.removeprefix(marker)[:1]), np.int8)
+                rests = [piece.removeprefix(marker) for piece in pieces]
+                self._last = np.array([_kind(rest[-1:]) for rest in rests], np.int8)
+                self._first = np.array([_kind(rest[:1]) for rest in rests], np.int8)
         else:
             self._begins[:] = True
         own = [index for index in special_ids if index < size]
@@ -248,7 +235,7 @@ class PythonReader:
             ids += self.tokenizer(part, add_special_tokens=False, **plain)["input_ids"]
         row = np.array(ids, np.int64)
         offsets = places_of(self.tokenizer.convert_ids_to_tokens(ids), text)
-        return row, unspaced_starts(self.words(row), offsets, text), offsets
+        return row, tokenise.unspaced_starts(self.words(row), offsets, text), offsets
 
 
 def places_of(pieces: Iterable[str], text: str) -> list[tuple[int, int]]:

@@ -195,15 +195,11 @@ def _near_pairs(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     shingles = [_shingles(text) for text in texts]
     hashes = MinHash.generator(shingles, num_perm=BANDS * ROWS, hashfunc=zlib.crc32)
     signatures = np.stack([signature.hashvalues for signature in hashes]).astype(np.uint64)
-    seen: set[tuple[int, int]] = set()
-    for band in range(BANDS):
-        for one, other in _alike(signatures[:, band * ROWS : (band + 1) * ROWS]):
-            if (one, other) in seen:
-                continue
-            seen.add((one, other))
-            first, second = shingles[one], shingles[other]
-            if len(first & second) >= LEAST_OVERLAP * len(first | second):
-                yield one, other
+    bands = np.split(signatures, BANDS, axis=1)
+    for one, other in set(chain.from_iterable(map(_alike, bands))):
+        first, second = shingles[one], shingles[other]
+        if len(first & second) >= LEAST_OVERLAP * len(first | second):
+            yield one, other
 
 
 def _shingles(text: str) -> set[bytes]:

@@ -33,6 +33,7 @@ from filelock import lock_descriptor
 
 from maskery.core.batch import Bools, Ids, Ints
 from maskery.core.errors import MALFORMED, DataError, explained, reason_of
+from maskery.core.system import replace_folder
 
 # Raised whenever stores would be read wrongly; their names depend on it, so all are made anew.
 FORMAT = 1
@@ -181,13 +182,12 @@ class TokenStore(Documents):
     def _is_sound(self, vocab_size: int | None) -> bool:
         """Return True if the documents lie end to end in the tokens, all ids below `vocab_size`."""
         tokens, ends = self.tokens, self.boundaries
-        columns = (tokens, self.word_starts, ends, self.ids)
-        if "".join(column.dtype.kind for column in columns) != "ubiu":
-            return False
-        if (len(self.word_starts), len(ends)) != (len(tokens), len(self.ids) + 1):
+        kinds = "".join(column.dtype.kind for column in (tokens, self.word_starts, ends, self.ids))
+        sizes = len(self.word_starts), len(ends)
+        if kinds != "ubiu" or sizes != (len(tokens), len(self.ids) + 1):
             return False
         ascend = bool((ends[1:] >= ends[:-1]).all())
-        fits = vocab_size is None or len(tokens) == 0 or int(tokens.max()) < vocab_size
+        fits = vocab_size is None or int(tokens.max(initial=0)) < vocab_size
         return ascend and fits and (ends[0], ends[-1]) == (0, len(tokens))
 
 
@@ -209,25 +209,6 @@ def _map(path: Path, *, dtype: str, items: int, crc32: int, verify: bool) -> npt
     return np.memmap(path, dtype=dtype, mode="r", shape=(items,))
 
 
-class _Column:
-    """A file of a store that is being written, and its entry in the manifest."""
-
-    def __init__(self, stream: IO[bytes], dtype: type[np.generic]) -> None:
-        self.stream, self.dtype = stream, np.dtype(dtype)
-        self.items = self.crc32 = 0
-
-    def append(self, values: npt.NDArray[Any]) -> None:
-        data = values.astype(self.dtype, copy=False).tobytes()
-        self.stream.write(data)
-        self.items += len(values)
-        self.crc32 = zlib.crc32(data, self.crc32)
-
-    def finish(self) -> dict[str, Any]:
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        return {"dtype": self.dtype.name, "items": self.items, "crc32": self.crc32}
-
-
 def write_store(
     folder: Path, parts: Iterable[Part], *, vocab_size: int, about: dict[str, Any]
 ) -> None:
@@ -245,9 +226,7 @@ def write_store(
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
             _write_files(partial, parts, vocab_size, about, stack)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            replace_folder(partial, folder)
     finally:
         # After the move nothing has that name any more.
         shutil.rmtree(partial, ignore_errors=True)
@@ -262,16 +241,24 @@ def _write_files(
         "boundaries": np.int64,
         "ids": np.uint64,
     }
-    columns = {
-        name: _Column(stack.enter_context(create_owned(partial / f"{name}.bin")), dtype)
-        for name, dtype in types.items()
+    streams = {n: stack.enter_context(create_owned(partial / f"{n}.bin")) for n in types}
+    files: dict[str, dict[str, Any]] = {
+        name: {"dtype": np.dtype(kind).name, "items": 0, "crc32": 0} for name, kind in types.items()
     }
-    columns["boundaries"].append(np.zeros(1, np.int64))
+
+    def append(name: str, values: npt.NDArray[Any]) -> None:
+        data, entry = values.astype(types[name], copy=False).tobytes(), files[name]
+        streams[name].write(data)
+        entry["items"] += len(values)
+        entry["crc32"] = zlib.crc32(data, entry["crc32"])
+
+    append("boundaries", np.zeros(1, np.int64))
     for tokens, word_starts, lengths, ids in parts:
-        ends = columns["tokens"].items + np.cumsum(lengths)
+        ends = files["tokens"]["items"] + np.cumsum(lengths)
         for name, values in zip(types, (tokens, word_starts, ends, ids), strict=True):
-            columns[name].append(values)
-    files = {name: column.finish() for name, column in columns.items()}
+            append(name, values)
+    for stream in streams.values():
+        stream.flush()
     manifest = {"format": FORMAT, "files": files, "about": about}
     # Last: a store without it is none, so one that was cut short is never read.
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")

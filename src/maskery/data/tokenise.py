@@ -118,16 +118,8 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, *, keep: str = "") -> Toke
     """
     if not tokenizer.is_fast:
         return None
-    backend = Tokenizer.from_str(without_control_tokens(tokenizer, keep))
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -> str:
-    """Describe a fast tokenizer as JSON in which a control token but `keep`, typed, is text."""
-    # They are renamed and not removed, so every id stays; a Unigram model would find them among its
-    # pieces even where the `tokenizers` library is told to split them.
+    # Control tokens are renamed and not removed, so every id stays; a Unigram model would find them
+    # among its pieces even where the `tokenizers` library is told to split them.
     described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     control = {getattr(tokenizer, f"{role}_token") for role in CONTROL_ROLES} - {None, keep}
 
@@ -143,8 +135,9 @@ def without_control_tokens(tokenizer: PreTrainedTokenizerBase, keep: str = "") -
         model["unk_token"] = renamed(model["unk_token"])
     for token in described["added_tokens"]:
         token["content"] = renamed(token["content"])
-    described["post_processor"] = None  # it names them, and puts them around texts only
-    return json.dumps(described)
+    # The post-processor names them, and puts them around texts only.
+    described |= {"post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(described))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -134,9 +134,7 @@ def train_tokenizer(
 
 def _special(lstrip: bool = False) -> list[AddedToken]:
     """Return the special tokens; the mask takes a space before it where words have theirs."""
-    *others, mask = SPECIAL
-    plain = [AddedToken(token, special=True) for token in others]
-    return [*plain, AddedToken(mask, special=True, lstrip=lstrip)]
+    return [AddedToken(t, special=True, lstrip=lstrip and t == "[MASK]") for t in SPECIAL]
 
 
 def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:

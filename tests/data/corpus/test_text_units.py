@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.examples import ReadingReport
-from maskery.data.corpus.formats import UNITS, Cutter
+from maskery.data.corpus.formats import UNITS, Cutter, cut_units
 from maskery.data.corpus.sentences import read_sentence_pairs, read_sentences
 
 Read = Any
@@ -30,7 +30,7 @@ def blocks_of(text: str, size: int) -> Iterator[str]:
 
 def units(unit: str, text: str, size: int, limit: int = 1000) -> tuple[list[str], ReadingReport]:
     report = ReadingReport()
-    found = UNITS[unit](blocks_of(text, size), Cutter(limit, report))
+    found = cut_units(unit, blocks_of(text, size), Cutter(limit, report))
     return [stripped for piece in found if (stripped := piece.strip())], report
 
 
@@ -96,7 +96,7 @@ def test_endless_units_are_not_held(unit: str, pattern: str) -> None:
             yield block
             held = max(held, sum(map(len, cutter.parts)))
 
-    for piece in UNITS[unit](blocks(), cutter):
+    for piece in cut_units(unit, blocks(), cutter):
         longest = max(longest, len(piece))
     assert held <= 100
     assert longest <= 100

@@ -1,7 +1,7 @@
 """Settings of reading a corpus, of its shards and of its vocabulary, light to import."""
 
 import codecs
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -72,22 +72,16 @@ class CorpusConfig(Settings):
         """Return the text columns as asked for; a name with a comma that is a column is one."""
         return [self.text_column] if self.text_column in names else self.text_column.split(",")
 
-    def joined(self, values: Sequence[str]) -> str:
-        """Join the values of several columns, blank ones left out."""
-        between = self.join.replace(r"\n", "\n").replace(r"\t", "\t")
-        return between.join(value for value in values if value.strip())
-
     def signature(self) -> str:
         """Return all settings as text, for fingerprints; a plug-in counts with its file's hash."""
-        shown: list[tuple[str, object]] = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "reader" and value is not None:
-                named = getattr(value, "__qualname__", type(value).__name__)
-                value = plugin_identity(value) if isinstance(value, str) else named
-            if field.name in FIRST_FIELDS or value != field.default:
-                shown.append((field.name, value))
-        return f"CorpusConfig({', '.join(f'{name}={value!r}' for name, value in shown)})"
+        values = dict(vars(self))
+        if isinstance(self.reader, str):
+            values["reader"] = plugin_identity(self.reader)
+        elif self.reader is not None:
+            values["reader"] = getattr(self.reader, "__qualname__", type(self.reader).__name__)
+        defaults = {field.name: field.default for field in fields(self)}
+        shown = [n for n in defaults if n in FIRST_FIELDS or values[n] != defaults[n]]
+        return f"CorpusConfig({', '.join(f'{name}={values[name]!r}' for name in shown)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +174,8 @@ class VocabularyConfig(Settings):
 
     def described_vocabulary(self) -> str:
         """Return the flags that make the tokenizer, for model cards."""
-        folded = [name for name in ("lowercase", "strip_accents") if getattr(self, name)]
-        flags = [f"--tokenizer {self.tokenizer}", *(f"--{n.replace('_', '-')}" for n in folded)]
-        return " ".join(flags)
+        folded = " --lowercase" * self.lowercase + " --strip-accents" * self.strip_accents
+        return f"--tokenizer {self.tokenizer}{folded}"
 
     def new_pieces(self, start: str) -> str:
         """Return what follows the name of a start in model cards; nothing for a trained model."""

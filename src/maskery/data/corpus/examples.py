@@ -23,9 +23,9 @@ BLOCK_BYTES = 1 << 20
 # A JSON line, a JSON value or a CSV row must be held whole to be understood.
 MAX_RECORD_CHARS = 1 << 26
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
-# 2014): the increment, then the multipliers of its finaliser.
+# 2014): the increment, then the shifts and multipliers of its finaliser.
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-MULTIPLIER_1, MULTIPLIER_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 class Example(NamedTuple):
@@ -61,11 +61,9 @@ def is_held_out(ids: Ids, share: float) -> Bools:
 def mix(ids: Ids) -> Ids:
     """Return the first output of SplitMix64 for each seed of `ids`: (N,) uint64, a bijection."""
     mixed = ids + np.uint64(GOLDEN_GAMMA)
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(MULTIPLIER_1)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(MULTIPLIER_2)
-    mixed ^= mixed >> np.uint64(31)
+    for shift, multiplier in FINALISER:
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(multiplier)
     return mixed
 
 
@@ -81,15 +79,11 @@ def piece_id(text: str, first: int) -> int:
     `mix` of the pieces' ids agrees in the upper 32 bits, by which a share is held out.
     """
     of_first, own = mix(np.array([first, example_id(text)], np.uint64)).tolist()
-    return _unmix(of_first >> 32 << 32 | own & 0xFFFFFFFF)
-
-
-def _unmix(mixed: int) -> int:
-    """Return the seed whose output of SplitMix64 this is."""
-    for shift, multiplier in ((31, MULTIPLIER_2), (27, MULTIPLIER_1)):
-        mixed ^= mixed >> shift ^ mixed >> 2 * shift
+    mixed: int = of_first >> 32 << 32 | own & 0xFFFFFFFF
+    # Backwards, to the seed whose output this is.
+    for shift, multiplier in reversed(FINALISER):
         mixed = mixed * pow(multiplier, -1, 1 << 64) % (1 << 64)
-    mixed ^= mixed >> 30 ^ mixed >> 60
+        mixed ^= mixed >> shift ^ mixed >> 2 * shift
     return (mixed - GOLDEN_GAMMA) % (1 << 64)
 
 
@@ -206,7 +200,8 @@ class Reading:
         elif others or not texts:
             self._refuse_type(others[0] if others else None)
         else:
-            yield from self.value(self.config.joined(texts))
+            between = self.config.join.replace(r"\n", "\n").replace(r"\t", "\t")
+            yield from self.value(between.join(text for text in texts if text.strip()))
 
     def roots_of(self, names: Sequence[str]) -> list[str]:
         """Return the columns of a table that records with the text are made of."""
@@ -350,10 +345,8 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
             # Records alone pass through `Reading.value`, which clears the mark.
             report.empty += not reading.first_record
             continue
-        if not _is_sound(text):
-            text = reading.mend(text)
-            if text is None:
-                continue
+        if not _is_sound(text) and (text := reading.mend(text)) is None:
+            continue
         # What reads plain text has cut it already.
         of = raw_text.of if isinstance(raw_text, Piece) else None
         for piece in [text] if len(text) <= limit else cutter.whole(text):

@@ -146,18 +146,13 @@ def hub_name(sources: Sequence[str]) -> HubName | None:
     It is a dataset if nothing of that name exists, it has the form of a hub name and no suffix of
     a file that Maskery reads, and its first part is not a folder that exists.
     """
-    if len(sources) != 1:
+    match = HUB_NAME.fullmatch(sources[0]) if len(sources) == 1 else None
+    if match is None or len(match[0]) > LONGEST_HUB_NAME:
         return None
-    source = sources[0]
-    match = HUB_NAME.fullmatch(source)
-    if match is None or len(source) > LONGEST_HUB_NAME:
-        return None
-    path = Path(source)
+    path = Path(match[0])
     suffix, compression = split_suffix(path)
-    if path.exists() or suffix in SUFFIXES or suffix in CONVERTERS or compression:
-        return None
-    # Most likely a slip in a file's name.
-    if "/" in source and Path(source.split("/")[0]).is_dir():
+    slip = len(path.parts) > 1 and Path(path.parts[0]).is_dir()  # in the name of a file
+    if slip or path.exists() or suffix in SUFFIXES or suffix in CONVERTERS or compression:
         return None
     return HubName(name=match[1], configuration=match[2])
 
@@ -173,10 +168,9 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
         raise DataError("no corpus is named; name files, folders, globs or a hub dataset")
     finder = Finder(config or CorpusConfig())
     found = [path for source in sources for path in finder.files_of(source)]
-    local: dict[Path, Path] = {}
-    for path in sorted(path for path in found if isinstance(path, Path)):
-        # A file that two sources name, or a link to it, is read once.
-        local.setdefault(path.resolve(), path)
+    here = sorted((path for path in found if isinstance(path, Path)), reverse=True)
+    # A file that two sources name, or a link to it, is read once.
+    local = {path.resolve(): path for path in here}
     remote = {str(file): file for file in found if not isinstance(file, Path)}
     if passed := finder.passed_over:
         told = "passed over %s that are no files (pipes, devices, sockets or links to nothing), "
@@ -184,7 +178,7 @@ def find_files(sources: Sequence[str], config: CorpusConfig | None = None) -> li
     if documents := finder.documents:
         told = "passed over %s documents that are no plain text, such as %s: %s"
         log.warning(told, len(documents), documents[0], conversion(documents[0]))
-    return [*local.values(), *(remote[address] for address in sorted(remote))]
+    return [*sorted(local.values()), *(remote[address] for address in sorted(remote))]
 
 
 def near_names(path: Path) -> str:

@@ -162,18 +162,17 @@ class CorpusFile(io.TextIOBase):
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
         """Return the next line with its line end, or "" at the end of the file."""
         del size  # part of the interface; lines come whole
-        parts, length, most = [""], 0, self._reading.max_record_chars
-        while not parts[-1].endswith("\n"):
+        line, most = "", self._reading.max_record_chars
+        while not line.endswith("\n"):
             if not (part := self._block.readline() or self._next_block().readline()):
                 break
-            parts.append(part)
-            length += len(part)
-            if length > most:
+            line += part
+            if len(line) > most:
                 raise DataError(
                     f"{self.name} has a line longer than {most:,} characters; cut it, or read the "
                     "file by parts with `file.read(size)`"
                 )
-        return "".join(parts)
+        return line
 
     def read(self, size: int | None = -1, /) -> str:
         """Return the next `size` characters, or all that follow."""
@@ -191,9 +190,8 @@ class CorpusFile(io.TextIOBase):
     @cached_property
     def buffer(self) -> io.BufferedReader:
         """The decompressed bytes of the file, from its start."""
-        reading = self._reading
-        opened = open_stream(reading.path, reading.on_read, reading.span)
-        return io.BufferedReader(self._stack.enter_context(opened))
+        opened = open_stream(self.path, self._reading.on_read, self._reading.span)
+        return self._stack.enter_context(opened)
 
     def close(self) -> None:
         """Close the file."""
@@ -201,81 +199,71 @@ class CorpusFile(io.TextIOBase):
         super().close()
 
 
-def lines(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the lines of a text; long ones come in pieces, the others as they are."""
-    for block in blocks:
-        yield from _units(block.split("\n"), cutter)
-    yield from cutter.finish()
-
-
-def paragraphs(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the runs of lines between blank lines."""
+def paragraphs(blocks: Iterable[str], limit: int) -> Iterator[list[str]]:
+    """Yield the runs of lines between blank lines; see `UNITS`."""
     held = ""
     for block in blocks:
         # A break is white space; what stands at the end may be the start of one and waits.
         text = held + block
         body = text.rstrip()
         held = text[len(body) :]
-        yield from _units(BREAK.split(body), cutter)
-        if len(held) > cutter.limit:
+        yield BREAK.split(body)
+        if len(held) > limit:
             # No piece reaches across so much white space, whether or not it is a break.
-            yield from cutter.finish()
+            yield ["", ""]
             held = "\n" * min(held.count("\n"), 2)
+
+
+# From the blocks of a text, and the longest piece, to the units of each block: the first goes on
+# with what was held, and the last may go on in the next block.
+UNITS: dict[str, Callable[[Iterable[str], int], Iterator[list[str]]]] = {
+    "line": lambda blocks, _: (block.split("\n") for block in blocks),
+    "paragraph": paragraphs,
+    "document": lambda blocks, _: ([block] for block in blocks),
+}
+
+
+def cut_units(unit: str, blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
+    """Yield the units of a text; long ones come in pieces, the others as they are."""
+    for first, *complete in UNITS[unit](blocks, cutter.limit):
+        yield from cutter.add(first)
+        if not complete:
+            continue
+        yield from cutter.finish()
+        last = complete.pop()
+        if max(map(len, complete), default=0) <= cutter.limit:
+            yield from complete  # the common case, in which nothing is cut
+        else:
+            for whole in complete:
+                yield from cutter.whole(whole)
+        del complete  # a million where lines are blank: let go before the next come
+        yield from cutter.add(last)
     yield from cutter.finish()
-
-
-def documents(blocks: Iterable[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the whole text, in pieces if it is long."""
-    for block in blocks:
-        yield from cutter.add(block)
-    yield from cutter.finish()
-
-
-def _units(units: list[str], cutter: Cutter) -> Iterator[str]:
-    """Yield the units of a block: the first ends what is held, the last goes on in the next."""
-    first, *complete = units
-    yield from cutter.add(first)
-    if not complete:
-        return
-    yield from cutter.finish()
-    last = complete.pop()
-    if max(map(len, complete), default=0) <= cutter.limit:
-        yield from complete  # the common case, in which nothing is cut
-    else:
-        for unit in complete:
-            yield from cutter.whole(unit)
-    yield from cutter.add(last)
-
-
-UNITS = {"line": lines, "paragraph": paragraphs, "document": documents}
 
 
 def read_text(reading: Reading) -> Iterator[str]:
     """Yield the units of a plain text file; blank ones are among them."""
     cutter = Cutter(reading.config.max_example_chars, reading.report)
     with open_blocks(reading) as blocks:
-        yield from UNITS[reading.config.unit](blocks, cutter)
+        yield from cut_units(reading.config.unit, blocks, cutter)
 
 
 def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
     r"""Yield the lines of a text, without their `\n`."""
-    parts: list[str] = []
-    size = number = 0
+    held, number = "", 0
     for block in blocks:
         first, *others = block.split("\n")
-        parts.append(first)
-        size += len(first)
-        if size > reading.max_record_chars:
+        held += first
+        if len(held) > reading.max_record_chars:
             reading.number = number + 1
             raise too_long(reading)
-        if not others:
-            continue
-        yield "".join(parts)
-        yield from others[:-1]
-        number += len(others)
-        parts, size = [others[-1]], len(others[-1])
-    if size:
-        yield "".join(parts)
+        if others:
+            yield held
+            yield from others[:-1]
+            number += len(others)
+            held = others[-1]
+    if held:
+        yield held
 
 
 def too_long(reading: Reading) -> DataError:

@@ -1,6 +1,8 @@
 """The corpus: a stream of examples from whatever the user names or passes."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -164,11 +166,7 @@ class Corpus:
         else:
             for path, size in zip(self.files, self.sizes, strict=True):
                 digest.update(repr((size, *self._how(path))).encode())
-                content = blake2b(digest_size=32)
-                stamp = getattr(path, "stamp", None)  # of a remote file, without reading it
-                for block in [f"{path} {stamp}".encode()] if stamp else self._blocks(path):
-                    content.update(block)
-                digest.update(content.digest())
+                digest.update(_content_hash(path))
         return digest.hexdigest()
 
     def read_file(self, number: int, span: tuple[int, int] | None = None) -> Iterator[Example]:
@@ -193,14 +191,6 @@ class Corpus:
             file_format += " without quotes"
         _, compression = split_suffix(path)
         return file_format or plugin_identity(str(config.reader)), compression, how, encoding
-
-    def _blocks(self, path: Path) -> Iterator[bytes]:
-        try:
-            with path.open("rb") as file:
-                while block := file.read(self.block_bytes):
-                    yield block
-        except OSError as error:
-            raise cannot_read(path, error) from error
 
     def _reading(self, source: str, path: Path, span: tuple[int, int] | None = None) -> Reading:
         self._now = Reading(
@@ -231,3 +221,14 @@ class Corpus:
                 "cannot be read; check --encoding and --text-column"
             )
         return DataError(f"{what} contains no text, only white space; name a file that has some")
+
+
+def _content_hash(path: Path) -> bytes:
+    """Hash a file's content; of a remote one, what it is known by, without reading it."""
+    if stamp := getattr(path, "stamp", None):
+        return blake2b(f"{path} {stamp}".encode(), digest_size=32).digest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()
+    except OSError as error:
+        raise cannot_read(path, error) from error

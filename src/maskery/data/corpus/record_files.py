@@ -186,7 +186,7 @@ def read_table(reading: Reading) -> Iterator[str]:
         fitting = (d for d, names in headers.items() if not wanted.isdisjoint(names))
         delimiter = next(fitting, DELIMITERS[kind][0])
         rest = chain([header_line], (line for _, line in lines))
-        rows = (_quoted_rows if quoted else _plain_rows)(rest, delimiter, first, reading)
+        rows = _rows(rest, delimiter, quoted, first, reading)
         header = next(rows)
         for name in reading.roots_of(header):
             if header.count(name) > 1:
@@ -207,19 +207,13 @@ def read_table(reading: Reading) -> Iterator[str]:
             yield from reading.text_of(dict(zip(header, row, strict=True)))
 
 
-def _plain_rows(
-    lines: Iterable[str], delimiter: str, first: int, reading: Reading
+def _rows(
+    lines: Iterable[str], delimiter: str, quoted: bool, first: int, reading: Reading
 ) -> Iterator[list[str]]:
-    """Yield one row a line; quotes are part of the text. `reading.place` is the line."""
-    for reading.number, line in enumerate(lines, start=first):
-        yield line.split(delimiter)
-
-
-def _quoted_rows(
-    lines: Iterable[str], delimiter: str, first: int, reading: Reading
-) -> Iterator[list[str]]:
-    """Yield rows whose quoted fields may hold line ends; `reading.place` is where each starts."""
-    rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    """Yield rows; quoted fields may hold line ends. `reading.place` is where each row starts."""
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    ended = (f"{line}\n" for line in lines)
+    rows = csv.reader(ended, delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         before = rows.line_num
         reading.number = first + before

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.files import asked, one_file
-from maskery.data.corpus.streams import Readable, decoded_blocks, open_stream
+from maskery.data.corpus.streams import decoded_blocks, open_stream
 
 STANDARD_INPUT = "-"
 
@@ -28,15 +28,13 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
     Raises:
         DataError: It cannot be read, is not in that encoding, or has no text.
     """
-    with ExitStack() as stack:
-        if str(path) == STANDARD_INPUT:
-            if sys.stdin is None:  # as `<&-` leaves it
-                raise DataError("the standard input is closed; pipe sentences in, or name a file")
-            stream: Readable = sys.stdin.buffer
-        else:
-            found = one_file(path, "one sentence on each line")
-            stack.enter_context(asked(path))
-            stream = stack.enter_context(open_stream(found, lambda _: None))
+    if str(path) == STANDARD_INPUT:
+        if sys.stdin is None:  # as `<&-` leaves it
+            raise DataError("the standard input is closed; pipe sentences in, or name a file")
+        opened: AbstractContextManager[BinaryIO] = nullcontext(sys.stdin.buffer)
+    else:
+        opened = open_stream(one_file(path, "one sentence on each line"), lambda _: None)
+    with asked(path), opened as stream:
         blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text="fail")
         numbered = enumerate("".join(blocks).split("\n"), 1)
     lines = [Line(number, text.strip()) for number, text in numbered if text.strip()]

@@ -13,12 +13,12 @@ import codecs
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from maskery.core.errors import DataError
 from maskery.data.corpus.config import AUTO, OnBadText
@@ -53,92 +53,34 @@ SIGNATURES = {
     b"PAR1": "a Parquet file (.parquet)",
 }
 MARKING = "maskery.mark"  # of the error handler that `decoded_blocks` registers
-Decompressor: TypeAlias = lzma.LZMADecompressor | bz2.BZ2Decompressor
+NewDecompressor: TypeAlias = Callable[..., lzma.LZMADecompressor | bz2.BZ2Decompressor]
 
 
-class Readable(Protocol):
-    """A binary stream, of which only `read` is used."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
-
-
-class CountedFile:
-    """A raw file, or the first bytes of one, that tells how much of it is read."""
-
-    closed = False  # gzip and pyarrow ask for it, as for `close`
-
-    def __init__(
-        self, file: BinaryIO, on_read: Callable[[int], object], limit: int | None = None
-    ) -> None:
-        self.file, self.on_read, self.left = file, on_read, limit
-
-    def read(self, size: int = CHUNK_BYTES, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
-        data = self.file.read(size if self.left is None else min(size, self.left))
-        if self.left is not None:
-            self.left -= len(data)
-        self.on_read(len(data))
-        return data
-
-    def close(self) -> None:
-        """Do nothing: who opened the file closes it."""
-
-
-class MultiStream:
-    """The streams of an xz or bzip2 file, one after the other.
+def unpacked(file: BinaryIO, new_decompressor: NewDecompressor, **how: int) -> Iterator[bytes]:
+    """Yield the content of the streams of an xz or bzip2 file, one after the other.
 
     `lzma.open` and `bz2.open` take whatever follows the first stream and is not a stream for
     rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
     """
-
-    def __init__(self, decompressor: Callable[[], Decompressor], file: Readable) -> None:
-        self.file, self.new_decompressor = file, decompressor
-        self.decompressor: Decompressor | None = None
-        self.waiting = b""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
-        output = b""
-        while not output:
-            if self.decompressor is None:
-                self.waiting = self.waiting.lstrip(b"\0")
-                while not self.waiting:
-                    if not (data := self.file.read(CHUNK_BYTES)):
-                        return b""
-                    self.waiting = data.lstrip(b"\0")
-                self.decompressor = self.new_decompressor()
-            data = b""
-            if self.decompressor.needs_input:
-                data, self.waiting = self.waiting or self.file.read(CHUNK_BYTES), b""
-                if not data:
-                    raise EOFError("it ends too early")
-            output = self.decompressor.decompress(data, size)
-            if self.decompressor.eof:
-                self.waiting, self.decompressor = self.decompressor.unused_data, None
-        return output
+    waiting = b""
+    while waiting := waiting or file.read(CHUNK_BYTES):
+        if not (waiting := waiting.lstrip(b"\0")):
+            continue
+        decompressor = new_decompressor(**how)
+        while not decompressor.eof:
+            if decompressor.needs_input and not (waiting := waiting or file.read(CHUNK_BYTES)):
+                raise EOFError("it ends too early")
+            if block := decompressor.decompress(waiting, CHUNK_BYTES):
+                yield block
+            waiting = b""
+        waiting = decompressor.unused_data
 
 
-def open_zstd(file: CountedFile) -> Any:
-    """Open a Zstandard file of any number of frames."""
-    import pyarrow as pa
+class BlockStream(io.RawIOBase):
+    """A stream of the bytes of some blocks, none of them empty."""
 
-    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-
-
-COMPRESSIONS: dict[str, Callable[[CountedFile], Readable]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),  # type: ignore[call-overload]
-    ".xz": partial(MultiStream, lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY)),
-    ".bz2": partial(MultiStream, bz2.BZ2Decompressor),
-    ".zst": open_zstd,
-}
-
-
-class NamedStream(io.RawIOBase):
-    """A stream whose failures are one line that names the file."""
-
-    def __init__(self, path: Path, stream: Readable) -> None:
-        self.path, self.stream = path, stream
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self.blocks, self.left = blocks, b""
 
     def readable(self) -> bool:
         """Return True."""
@@ -146,26 +88,25 @@ class NamedStream(io.RawIOBase):
 
     def readinto(self, target: Any, /) -> int:
         """Fill the target with what comes next; returns how many bytes that are."""
-        try:
-            data = self.stream.read(len(target))
-        except EOFError as error:
-            raise self._damaged("it ends too early") from error
-        except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise self._damaged(str(error)) from error
-        except OSError as error:
-            # bz2 and pyarrow raise OSError for bad data; only the system's errors have a number.
-            if error.errno is None and self.path.suffix.lower() in COMPRESSIONS:
-                raise self._damaged(str(error)) from error
-            raise cannot_read(self.path, error) from error
+        block = self.left or next(self.blocks, b"")
+        data, self.left = block[: len(target)], block[len(target) :]
         target[: len(data)] = data
         return len(data)
 
-    def _damaged(self, why: str) -> DataError:
-        suffix = self.path.suffix.lower()
-        return DataError(
-            f"{self.path} is no whole {suffix} archive ({why}): it is cut short, damaged or of "
-            "another kind; fetch it again, or give it the suffix of what it is"
-        )
+
+def open_zstd(file: BinaryIO) -> Any:
+    """Open a Zstandard file of any number of frames."""
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+
+
+COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
+    ".xz": lambda file: BlockStream(unpacked(file, lzma.LZMADecompressor, memlimit=XZ_MEMORY)),
+    ".bz2": lambda file: BlockStream(unpacked(file, bz2.BZ2Decompressor)),
+    ".zst": open_zstd,
+}
 
 
 def cannot_read(path: Path, error: OSError) -> DataError:
@@ -177,7 +118,7 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 @contextmanager
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
-) -> Iterator[NamedStream]:
+) -> Iterator[io.BufferedReader]:
     """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so.
 
     `on_read` is told the bytes of the file, before decompression, as they are read.
@@ -188,15 +129,36 @@ def open_stream(
     except OSError as error:
         raise cannot_read(path, error) from error
     with file:
-        opener = COMPRESSIONS.get(path.suffix.lower())
-        first, end = span or (0, None)
-        file.seek(first)
-        counted = CountedFile(file, on_read, None if end is None else end - first)
-        yield NamedStream(path, opener(counted) if opener else counted)
+        blocks = _file_blocks(path, file, on_read, span or (0, sys.maxsize))
+        yield io.BufferedReader(BlockStream(blocks), CHUNK_BYTES)
+
+
+def _file_blocks(
+    path: Path, file: BinaryIO, on_read: Callable[[int], object], span: tuple[int, int]
+) -> Iterator[bytes]:
+    """Yield the bytes of an open file; failures are one line that names it."""
+    suffix, (place, end) = path.suffix.lower(), span
+    file.seek(place)
+    stream = COMPRESSIONS[suffix](file) if suffix in COMPRESSIONS else file
+    try:
+        while block := stream.read(min(CHUNK_BYTES, end - place)):
+            before, place = place, file.tell()
+            on_read(place - before)
+            yield block
+        on_read(file.tell() - place)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        # bz2, gzip and pyarrow raise OSError for bad data; only the system's errors have a number.
+        if isinstance(error, OSError) and (error.errno is not None or suffix not in COMPRESSIONS):
+            raise cannot_read(path, error) from error
+        why = "it ends too early" if isinstance(error, EOFError) else str(error)
+        raise DataError(
+            f"{path} is no whole {suffix} archive ({why}): it is cut short, damaged or of "
+            "another kind; fetch it again, or give it the suffix of what it is"
+        ) from error
 
 
 def decoded_blocks(
-    stream: Readable,
+    stream: BinaryIO,
     *,
     source: str,
     encoding: str,
@@ -206,7 +168,7 @@ def decoded_blocks(
 ) -> Iterator[str]:
     r"""Decode a stream; line ends `\r\n` and `\r` become `\n`. `decided` is told a guess."""
     codecs.register_error(MARKING, _mark)
-    head = _read_head(stream, block_bytes, DETECTED_BYTES if encoding == AUTO else LONGEST_MARK)
+    head = stream.read(max(block_bytes, DETECTED_BYTES if encoding == AUTO else LONGEST_MARK))
     if encoding == AUTO:
         decided(encoding := detect_encoding(head))
     name, offset = resolve_encoding(encoding, head, source)
@@ -218,10 +180,10 @@ def decoded_blocks(
         state = decoder.getstate()
         try:
             text = decoder.decode(data, not data)
+            if strict and "\0" in text:
+                raise UnicodeError("a NUL character")
         except UnicodeError as error:
             raise _bad_text(name, state, data, offset, source, head) from error
-        if strict and "\0" in text:
-            raise _bad_text(name, state, data, offset, source, head)
         # Files with a mark that were put end to end have marks inside.
         yield newlines.decode(text.replace("\ufeff", ""), not data)
         if not data:
@@ -234,15 +196,6 @@ def _mark(error: UnicodeError) -> tuple[str, int]:
     """Put a NUL in the place of a bad sequence (an error handler of `codecs`)."""
     assert isinstance(error, UnicodeDecodeError)
     return "\0", error.end
-
-
-def _read_head(stream: Readable, block_bytes: int, least: int) -> bytes:
-    """Read the first block, at least `least` bytes unless the stream is shorter."""
-    head = more = stream.read(block_bytes)
-    while more and len(head) < least:
-        more = stream.read(min(block_bytes, least - len(head)))
-        head += more
-    return head
 
 
 def _mark_of(head: bytes) -> tuple[bytes, str]:

@@ -12,7 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,6 +141,10 @@ class ShardSource:
         self._blocks: dict[tuple[int, int], Future[TextSource]] = {}
         # One thread: blocks are wanted in their order, one at a time.
         self._thread = ThreadPoolExecutor(1, "shards")
+
+    def limit_micro_batches(self, tokens: int) -> None:
+        """Set the most tokens of a micro-batch; blocks that are loaded stay as they are."""
+        self.batching = replace(self.batching, micro_tokens=tokens)
 
     def epoch(self, number: int) -> Epoch:
         """Return the blocks and steps of an epoch; the latest is kept."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from accelerate import PartialState
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.task import loss_sums_of, prepare_all
-from maskery.data.batching import TextSource
 from maskery.runs.text.prepare import TextRun
 from maskery.training.optimiser import resolve_precision
 
@@ -56,10 +54,7 @@ def limit_micro_batches(run: TextRun) -> None:
     log.info(
         "--micro-batch-tokens auto: %s, at %.0f KiB a token", f"{tokens:,}", PEAK * each / 2**10
     )
-    if isinstance(run.train, TextSource):
-        run.train.micro_size = tokens
-    else:
-        run.train.batching = replace(run.train.batching, micro_tokens=tokens)
+    run.train.limit_micro_batches(tokens)
 
 
 def _memory(state: PartialState) -> float:
