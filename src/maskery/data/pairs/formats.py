@@ -23,6 +23,7 @@ from maskery.data.pairs.records import (
     Record,
     brief,
     find_columns,
+    read_row,
     stored_bytes,
 )
 from maskery.data.pairs.tables import table_folder
@@ -219,15 +220,16 @@ class GivenRecords:
             except DataError as error:
                 raise self._misfit(str(error)) from error
         columns = self._columns[keys]
-        image = row.get(str(columns.image))
+        image = row.get(columns["image"])
         if isinstance(image, Mapping):  # as `datasets` has undecoded images
             image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, bytes | bytearray | memoryview):
             offset, size = self._spool.seek(0, os.SEEK_END), self._spool.write(image)
             self._spool.flush()
-            return columns.read(row, where, image=where, place=(0, offset, size))
+            return read_row(row, columns, where, image=where, place=(0, offset, size))
         if isinstance(image, Path | str):
-            return columns.read(row, where, image=str(image), folder=folder, images=self.root)
+            found = {"image": str(image), "folder": folder, "images": self.root}
+            return read_row(row, columns, where, **found)
         raise self._misfit(f"{where} has the image {brief(image)}")
 
     def reader(self, records: Iterator[Record]) -> Reader:
@@ -248,9 +250,10 @@ def _open_object(source: Any, config: PairsConfig) -> Reader:
 
         where = "the dataset"
         columns = find_columns(list(source.features), config, where)
-        kind = source.features[columns.image]
+        image = columns["image"]
+        kind = source.features[image]
         if isinstance(kind, datasets.Image):
-            source = source.cast_column(columns.image, datasets.Image(decode=False))
+            source = source.cast_column(image, datasets.Image(decode=False))
         is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
         if hasattr(source, "__len__") and not is_path:  # a stream has no rows to come back to
             return _open_rows(source, columns, config)
@@ -262,11 +265,11 @@ def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:
     """Open a `datasets` dataset with images in it, which are read when they are needed."""
 
     def content(place: Place) -> bytes:
-        value, where = dataset[place[1]][columns.image], f"the dataset, row {place[1]}"
+        value, where = dataset[place[1]][columns["image"]], f"the dataset, row {place[1]}"
         return stored_bytes(value, where, lambda p: ImageRef.file(Path(p).name, Path(p).parent))
 
     records = (
-        columns.read(row, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
-        for n, row in enumerate(dataset.remove_columns(columns.image))
+        read_row(row, columns, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
+        for n, row in enumerate(dataset.remove_columns(columns["image"]))
     )
     return Reader(records, Path(), config.max_pixels, content)

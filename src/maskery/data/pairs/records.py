@@ -5,7 +5,7 @@ import json
 import logging
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
@@ -23,6 +23,8 @@ CAPTION_COLUMNS = ("caption", "captions", "title", "text")
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
 # Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person.
 PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
+# Names of the columns that are read, by the fields of `Record`; missing ones are left out.
+Columns: TypeAlias = dict[str, str]
 # Three numbers that say where bytes lie; their meaning is up to the reader that made them.
 Place: TypeAlias = tuple[int, int, int]
 # The second number of images that are files of their own, where others have a row or an offset.
@@ -74,40 +76,27 @@ def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> byt
     return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Names of the columns that are read, by the fields of `Record`; None for missing ones."""
-
-    image: str | None = None
-    caption: str | None = None
-    person: str | None = None
-    split: str | None = None
-    group: str | None = None
-
-    def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
-        """Return the record in a row; a missing key reads as None, and `found` goes first."""
-        read: dict[str, Any] = {field: row.get(name) for field, name in vars(self).items() if name}
-        return Record(where=where, **(read | found))
+def read_row(row: Mapping[str, Any], columns: Columns, where: str, **found: Any) -> Record:
+    """Return the record in a row; a missing key reads as None, and `found` goes first."""
+    read: dict[str, Any] = {field: row.get(name) for field, name in columns.items()}
+    return Record(where=where, **(read | found))
 
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose the columns, by the settings or by their usual names."""
     columns = other_columns(available, config, where)
-    if columns.person is None and "id" in available:
+    if "person" not in columns and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
-    image, caption = (find_column(available, config, kind, where) for kind in ("image", "caption"))
-    return replace(columns, image=image, caption=caption)
+    kinds = ("image", "caption")
+    return columns | {kind: find_column(available, config, kind, where) for kind in kinds}
 
 
 def other_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose those besides image and caption, which data may lack."""
     require_named(available, config, where, "person", "group")
-    group = config.group_column or GROUP_COLUMN
-    return Columns(
-        person=person_column(available, config),
-        split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
-        group=group if group in available else None,
-    )
+    person, group = person_column(available, config), config.group_column or GROUP_COLUMN
+    chosen = {"person": person, "split": SPLIT_COLUMN, "group": group}
+    return {kind: name for kind, name in chosen.items() if name and name in available}
 
 
 def person_column(available: Collection[str], config: PairsConfig) -> str | None:

@@ -32,6 +32,7 @@ from maskery.data.pairs.records import (
     person_column,
     picture_name,
     printable,
+    read_row,
     stored_bytes,
 )
 
@@ -89,7 +90,7 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
                         f"{where}: {len(row)} fields where the header has {len(header)}; quote "
                         f"fields that hold the separator"
                     )
-                yield columns.read(dict(zip(header, row, strict=True)), where)
+                yield read_row(dict(zip(header, row, strict=True)), columns, where)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
@@ -119,7 +120,7 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
                 f"{where}: the record has {found} and the first one {expected}; name the {kind} "
                 f"in every record, under one key, or in none"
             )
-        yield columns.read(row, where)
+        yield read_row(row, columns, where)
 
 
 def read_json(text: bytes, where: str) -> Any:
@@ -212,24 +213,24 @@ class Table:
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self.first_rows = np.cumsum([0, *sizes])
         self.columns = find_columns(schema.names, config, str(path))
-        self.kind = schema.field(self.columns.image).type
+        self.image = self.columns["image"]
+        self.kind = schema.field(self.image).type
         self.is_path = pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind)
         is_bytes = pa.types.is_binary(self.kind) or pa.types.is_large_binary(self.kind)
         is_struct = pa.types.is_struct(self.kind) and self.kind.get_field_index("bytes") >= 0
         if not (is_bytes or is_struct or self.is_path):
             raise DataError(
-                f"{path}: column {self.columns.image!r} is of type {self.kind}; expected bytes, "
+                f"{path}: column {self.image!r} is of type {self.kind}; expected bytes, "
                 f"paths, or Hugging Face's struct of both"
             )
 
     def records(self) -> Iterator[Record]:
         """Yield every row, without its image bytes."""
-        columns = self.columns
-        wanted = [columns.caption, *filter(None, (columns.person, columns.split, columns.group))]
+        wanted = [name for kind, name in self.columns.items() if kind != "image"]
         if self.is_path:
-            wanted.append(columns.image)
+            wanted.append(self.image)
         elif pa.types.is_struct(self.kind) and self.kind.get_field_index("path") >= 0:
-            wanted.append(f"{columns.image}.path")
+            wanted.append(f"{self.image}.path")
         with _sound(self.path):
             # Captions are short: thousands of rows are a few megabytes.
             batches = pq.ParquetFile(self.path).iter_batches(batch_size=4096, columns=wanted)
@@ -238,22 +239,23 @@ class Table:
                 yield self._record(row, number)
 
     def _record(self, row: dict[str, Any], number: int) -> Record:
-        where, columns = f"{self.path}, row {number}", self.columns
+        where = f"{self.path}, row {number}"
         if self.is_path:
-            place = (self.number, IN_FILE, 0)
-            return columns.read(row, where, place=place, folder=self.folder, images=self.images)
-        name, image = f"{self.name}#{number}", row.get(str(columns.image))
+            found = {"place": (self.number, IN_FILE, 0), "folder": self.folder}
+            return read_row(row, self.columns, where, **found, images=self.images)
+        name, image = f"{self.name}#{number}", row.get(self.image)
         if isinstance(image, dict) and image.get("path"):
             # Beside bytes the path is only a name, and often the same in every row.
             name = f"{name}/{Path(image['path']).name}"
-        return columns.read(row, where, place=(self.number, number, 0), image=printable(name))
+        place = (self.number, number, 0)
+        return read_row(row, self.columns, where, place=place, image=printable(name))
 
     def group(self, group: int) -> Any:
         """Return the image column of a row group."""
         expected = self.metadata.row_group(group).num_rows
         with _sound(self.path):
             with pq.ParquetFile(self.path, metadata=self.metadata) as file:
-                table = file.read_row_group(group, columns=[self.columns.image], use_threads=False)
+                table = file.read_row_group(group, columns=[self.image], use_threads=False)
             # Damage inside a page can shorten it without an error.
             if table.num_rows != expected:
                 raise ValueError(f"row group {group} has {table.num_rows} of {expected} rows")

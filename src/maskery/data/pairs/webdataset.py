@@ -16,13 +16,13 @@ from maskery.core.errors import DataError, counted, explained
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import (
-    Columns,
     Place,
     Reader,
     Record,
     find_column,
     other_columns,
     printable,
+    read_row,
 )
 from maskery.data.pairs.tables import read_json
 
@@ -162,10 +162,10 @@ class Shard:
             )
         image = members[images[0]]
         caption, row = self._annotation(members, where)
-        columns = other_columns(row, self.config, where) if row else Columns()
+        columns = other_columns(row, self.config, where) if row else {}
         name = printable(f"{self.name}/{posixpath.normpath(image.name)}")
         place = (self.number, image.offset_data, image.size)
-        return columns.read(row, where, image=name, caption=caption, place=place)
+        return read_row(row, columns, where, image=name, caption=caption, place=place)
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
         """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""
