@@ -5,10 +5,11 @@ Face's `imagefolder` is a folder of such tables, called `metadata.jsonl` or `met
 Parquet images are bytes, as Hugging Face datasets writes them, or paths.
 """
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,8 +37,6 @@ from maskery.data.pairs.records import (
     stored_bytes,
 )
 
-# Windows programs write it at the start of UTF-8 files.
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
 # Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
 GROUPS_KEPT = 4
@@ -143,7 +142,8 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     of_lines = False
     with explained(f"{path} cannot be read", "correct the path"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            # Windows programs write a mark at the start.
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             start = text.strip(WHITE_SPACE)
             if start[:1] == b"[" and not of_lines:
                 # Blank lines before it count, for messages about places in it.
@@ -188,16 +188,10 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
     return Reader(records, images, config.max_pixels, read)
 
 
-@contextmanager
-def _sound(path: Path) -> Iterator[None]:
+def _sound(path: Path) -> AbstractContextManager[None]:
     """Turn errors of the block into one line about a Parquet file."""
-    try:
-        yield
-    except UNSOUND as error:
-        why = reason_of(error, most=200)
-        raise DataError(
-            f"{path} is not a sound Parquet file ({why}); restore or remove it"
-        ) from error
+    problem = f"{path} is not a sound Parquet file"
+    return explained(problem, "restore or remove it", *UNSOUND, most=200)
 
 
 class Table:
