@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,8 +60,8 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     choice = config.reader or _format_of(paths, source)
     opener = FORMATS.find(choice)
     if choice not in OURS:
-        given = GivenRecords(config, root, choice)
-        return given.reader(chain.from_iterable(given.of_file(path, opener) for path in paths))
+        parts = ((partial(opener, p), str(p), table_folder(p, config, root)) for p in paths)
+        return GivenRecords(config, root, choice).reader(parts)
     reader: Reader = opener(paths, config, root)
     if len(paths) > 1 and (splits := file_splits(paths, root)):
         return replace(reader, records=_named(reader.records, splits, source))
@@ -111,11 +111,11 @@ def _format_of(paths: Sequence[Path], source: object) -> str:
 def _files_in(folder: Path) -> list[Path]:
     for patterns in (METADATA, *((f"*{suffix}",) for suffix in CONTAINERS)):
         found = sorted(p for name in patterns for p in folder.rglob(name) if p.is_file())
-        parents = [path.parent for path in found]
-        for parent in parents if patterns is METADATA else ():
-            if parents.count(parent) > 1:
+        lines, table = METADATA
+        for path in found:
+            if path.name == table and path.with_name(lines) in found:
                 both = " and ".join(METADATA)
-                raise DataError(f"{parent} has both {both}; remove the one not meant")
+                raise DataError(f"{path.parent} has both {both}; remove the one not meant")
         if found:
             return found
     raise DataError(
@@ -180,20 +180,22 @@ class GivenRecords:
     """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
-        self.config, self.choice = config, choice
-        self.folder, self.root = root, config.images or root
+        self.config, self.choice, self.root = config, choice, config.images or root
         self._spool: Any = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
         weakref.finalize(self, self._spool.close)
         self._columns: dict[frozenset[str], Columns] = {}
 
-    def of_file(self, path: Path, read: Callable[[Path], Any]) -> Iterator[Record]:
-        """Yield the records that a user's reader finds in a file, or in a folder."""
-        # A folder is the root itself.
-        folder = "" if path.is_dir() else table_folder(path, self.config, self.folder)
-        yield from self.read(partial(read, path), str(path), folder)
+    def reader(self, parts: Iterable[tuple[Callable[[], Any], str, str]]) -> Reader:
+        """Open files or objects: what gives the mappings of each, its name, and `Record.folder`."""
 
-    def read(self, rows: Callable[[], Any], source: str, folder: str = "") -> Iterator[Record]:
-        """Yield the records of one file or object."""
+        def read(place: Place) -> bytes:
+            # `pread` has no position that threads or forked workers would share.
+            return os.pread(self._spool.fileno(), place[2], place[1])
+
+        records = chain.from_iterable(starmap(self._records, parts))
+        return Reader(records, self.root, self.config.max_pixels, read)
+
+    def _records(self, rows: Callable[[], Any], source: str, folder: str) -> Iterator[Record]:
         number = 0
         try:
             for number, row in enumerate(rows(), start=1):
@@ -232,15 +234,6 @@ class GivenRecords:
             return read_row(row, columns, where, **found)
         raise self._misfit(f"{where} has the image {brief(image)}")
 
-    def reader(self, records: Iterator[Record]) -> Reader:
-        """Return the opened source of records that were read here."""
-
-        def read(place: Place) -> bytes:
-            # `pread` has no position that threads or forked workers would share.
-            return os.pread(self._spool.fileno(), place[2], place[1])
-
-        return Reader(records, self.root, self.config.max_pixels, read)
-
 
 def _open_object(source: Any, config: PairsConfig) -> Reader:
     """Open an iterable of mappings, or a `datasets` dataset, whose images stay where they are."""
@@ -257,8 +250,7 @@ def _open_object(source: Any, config: PairsConfig) -> Reader:
         is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
         if hasattr(source, "__len__") and not is_path:  # a stream has no rows to come back to
             return _open_rows(source, columns, config)
-    given = GivenRecords(config, Path())
-    return given.reader(given.read(lambda: source, where))
+    return GivenRecords(config, Path()).reader([(lambda: source, where, "")])
 
 
 def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:

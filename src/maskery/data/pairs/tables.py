@@ -46,7 +46,9 @@ UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, Overf
 
 def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
     """Return the folder that a table's image paths are relative to, itself relative to the root."""
-    return "" if config.images is not None else path.parent.relative_to(root).as_posix()
+    if config.images is not None or path == root:  # which a reader of the user's own reads whole
+        return ""
+    return path.parent.relative_to(root).as_posix()
 
 
 def _open_text(
