@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,29 +13,11 @@ from maskery.core.errors import DataError, counted
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
-from maskery.data.pairs.records import (
-    Reader,
-    Record,
-    brief,
-    checked_captions,
-    checked_person,
-    picture_name,
-)
-from maskery.data.person_search.config import (
-    SPLITS,
-    DatasetName,
-    PersonSearchDataConfig,
-    clean_caption,
-)
-from maskery.data.person_search.layouts import LAYOUTS, TRAIN, Layout
+from maskery.data.pairs.records import Reader, Record, brief, checked_captions
+from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig, clean_caption
+from maskery.data.person_search.layouts import LAYOUTS, exchanged, read_annotations
 
 log = logging.getLogger(__name__)
-
-
-class AnnotationConfig(PairsConfig):
-    """Settings of annotations, in which an `id` is a person."""
-
-    id_is_person = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +37,6 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     title, root = LAYOUTS[config.dataset].title, config.root
     records, noise = list(read_annotations(config.dataset, root, config.images)), ""
     if config.noise_file is not None:
-        from maskery.data.person_search.noise import exchanged
-
         records, noise = exchanged(records, config.noise_file)
     images = _image_folder(config)
     annotated, leaks = {record.split for record in records}, leaks_note(records)
@@ -265,75 +245,3 @@ def merge_pictures(
         f"with the captions of all its records{left_out}"
     )
     return merged, note if joined else ""
-
-
-def read_annotations(
-    dataset: DatasetName, root: Path, images: Path | None = None
-) -> Iterator[Record]:
-    """Yield each record of a dataset, checked: split, image and person named, captions a list."""
-    layout = LAYOUTS[dataset]
-    if dataset == "jsonl" and root.is_file():
-        files: list[tuple[str | None, Path]] = [(None, root)]
-    elif root.is_dir():
-        files = _files(dataset, root)
-    else:
-        raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
-    for split, path in files:
-        settings = AnnotationConfig(image_column=layout.image_key, person_column=layout.person_key)
-        try:
-            for record in layout.read(path, settings):
-                yield _checked(layout, replace(record, images=images), split)
-        except DataError as error:
-            for other, its in LAYOUTS.items() if "has no column" in str(error) else ():
-                if its.image_key != layout.image_key and repr(its.image_key) in str(error):
-                    raise DataError(
-                        f"{path}: its records name the image {its.image_key!r} as {its.title} "
-                        f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
-                    ) from error
-            raise
-
-
-def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
-    """Return each annotation file with its split, None where the records name it."""
-    for pattern in LAYOUTS[dataset].files:
-        splits = SPLITS if "{split}" in pattern else (None,)
-        found = [
-            (split, path)
-            for split in splits
-            for path in sorted(root.glob(pattern.format(split=split)))
-            if path.is_file()
-        ]
-        if found and found[0][0] == splits[0]:  # there is always one to train on
-            return found
-    named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
-    title = LAYOUTS[dataset].title
-    message = f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of {title}"
-    for other, names in named.items():
-        for name in names:
-            if other != dataset and (root / name).is_file():
-                title = LAYOUTS[other].title
-                raise DataError(f"{message}, but {name}, those of {title}; give --dataset {other}")
-    raise DataError(f"{message}; correct --root")
-
-
-def _checked(layout: Layout, record: Record, split: str | None) -> Record:
-    named = record.split if split is None else split
-    if named is None and (layout.image_key == "image" or layout.splits == TRAIN):
-        named = "train"
-    if named not in SPLITS:
-        raise DataError(
-            f"{record.where}: the split is {brief(named)}; it must be one of {', '.join(SPLITS)}"
-        )
-    if split is not None and record.split not in (None, split):
-        raise DataError(
-            f"{record.where}: the split is {brief(record.split)} in the file of {split}; move the "
-            f"record to the file of its split"
-        )
-    person = checked_person(record.person, record.where)
-    if person is None:
-        raise DataError(
-            f"{record.where}: no person is named; person search needs an id for each image"
-        )
-    captions = record.caption if isinstance(record.caption, list) else [record.caption]
-    name = picture_name(record)
-    return replace(record, split=named, person=person, image=name, caption=captions)
