@@ -15,28 +15,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskery.core.batch import Ids, Ints
-from maskery.core.errors import DataError, counted
+from maskery.core.errors import DataError
 from maskery.data.corpus.examples import example_id, is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.formats import HELD_SPLITS, TRAIN_SPLITS, Source, open_source
-from maskery.data.pairs.records import (
-    SPLIT_COLUMN,
-    Reader,
-    Record,
-    brief,
-    checked_captions,
-    checked_person,
-    pair_id,
-    picture_name,
-)
+from maskery.data.pairs.records import SPLIT_COLUMN, Reader, Record, brief, checked_rows
 from maskery.data.split import connected, least_ids
 
 log = logging.getLogger(__name__)
@@ -132,7 +122,7 @@ class Pairs:
     def of(cls, reader: Reader, config: PairsConfig, source: str | Path) -> Pairs:
         """Check the records of an opened source and make pairs of them."""
         skipped = Skipped("caption", config.on_bad_caption)
-        rows = _checked(reader.records, config, skipped)
+        rows = checked_rows(reader.records, config, skipped)
         tables = []
         while chunk := list(islice(rows, CHUNK)):
             tables.append(pa.Table.from_pylist(chunk, SCHEMA))
@@ -209,33 +199,6 @@ def _of_split(
         raise DataError(
             f"{source} has no split {config.split!r}, only "
             f"{', '.join(map(brief, found)) or 'none'}; choose one of these"
-        )
-
-
-def _checked(
-    records: Iterable[Record], config: PairsConfig, skipped: Skipped
-) -> Iterator[dict[str, Any]]:
-    """Check records and yield those with a usable caption, as rows of `SCHEMA`."""
-    empty = 0
-    for record in records:
-        name, where = picture_name(record), record.where
-        person = checked_person(record.person, where)
-        group = checked_person(record.group, where, "group")
-        empty += group is None
-        if config.group_column is not None and person is not None:
-            raise DataError(
-                f"{where} names a person, and persons are never split; leave out --group-column "
-                f"{config.group_column}, or name another --person-column"
-            )
-        captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
-        if captions:
-            row = {"name": name, "captions": captions, "person": person, "group": group}
-            number = pair_id(name, captions)
-            yield row | {"split": record.split, "id": number, "place": record.place}
-    if config.group_column is not None and empty:
-        raise DataError(
-            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
-            f"could stand on either side; fill it, or leave those pairs out"
         )
 
 

@@ -4,12 +4,12 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, counted
 from maskery.data.corpus.examples import example_id
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped
@@ -140,6 +140,33 @@ def find_column(available: Collection[str], config: PairsConfig, kind: str, wher
     if found:
         problem = f"several columns that may hold the {kind}: {_shown(found)}"
     raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
+
+
+def checked_rows(
+    records: Iterable[Record], config: PairsConfig, skipped: Skipped
+) -> Iterator[dict[str, Any]]:
+    """Check records and yield those with a usable caption, as rows of `Pairs`."""
+    empty = 0
+    for record in records:
+        name, where = picture_name(record), record.where
+        person = checked_person(record.person, where)
+        group = checked_person(record.group, where, "group")
+        empty += group is None
+        if config.group_column is not None and person is not None:
+            raise DataError(
+                f"{where} names a person, and persons are never split; leave out --group-column "
+                f"{config.group_column}, or name another --person-column"
+            )
+        captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
+        if captions:
+            row = {"name": name, "captions": captions, "person": person, "group": group}
+            number = pair_id(name, captions)
+            yield row | {"split": record.split, "id": number, "place": record.place}
+    if config.group_column is not None and empty:
+        raise DataError(
+            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
+            f"could stand on either side; fill it, or leave those pairs out"
+        )
 
 
 def printable(name: str) -> str:
