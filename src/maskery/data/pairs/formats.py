@@ -63,20 +63,7 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
         parts = ((partial(opener, p), str(p), table_folder(p, config, root)) for p in paths)
         return GivenRecords(config, root, choice).reader(parts)
     reader: Reader = opener(paths, config, root)
-    if len(paths) > 1 and (splits := file_splits(paths, root)):
-        return replace(reader, records=_named(reader.records, splits, source))
-    return reader
-
-
-def _named(records: Iterable[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
-    """Give each record the split in its file's name, unless it names its own."""
-    empty = set(splits)
-    for record in records:
-        split = splits[record.place[0]] if record.split is None else record.split
-        empty.discard(split)
-        yield replace(record, split=split)
-    if empty:
-        raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
+    return replace(reader, splits=file_splits(paths, root) if len(paths) > 1 else ())
 
 
 def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
@@ -165,12 +152,12 @@ def _ranged(text: str) -> list[str]:
     return list(chain.from_iterable(_ranged(name) for name in names))
 
 
-def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
-    """Return the split in each file's name, as Hugging Face does; None unless all have one."""
+def file_splits(paths: Sequence[Path], root: Path) -> list[str]:
+    """Return the split in each file's name, as Hugging Face does; none unless all have one."""
     names = ([path.stem, *reversed(path.relative_to(root).parts[:-1])] for path in paths)
     found = [next(filter(None, map(SPLIT_NAME.fullmatch, parts)), None) for parts in names]
     splits = [match[1].lower() for match in found if match]
-    return splits if len(splits) == len(found) else None
+    return splits if len(splits) == len(found) else []
 
 
 class GivenRecords:

@@ -115,7 +115,7 @@ class Pairs:
     def _read(cls, source: Source, config: PairsConfig, *, several: bool) -> Pairs:
         name = source if isinstance(source, str | Path) else "the source"
         reader = open_source(source, config)
-        records = _of_split(reader.records, config, name, several=several)
+        records = _of_split(reader, config, name, several=several)
         return cls.of(replace(reader, records=records), config, name)
 
     @classmethod
@@ -172,12 +172,13 @@ def halves(splits: Iterable[str | None]) -> list[str | None]:
 
 
 def _of_split(
-    records: Iterable[Record], config: PairsConfig, source: str | Path, *, several: bool
+    reader: Reader, config: PairsConfig, source: str | Path, *, several: bool
 ) -> Iterator[Record]:
     """Yield the records of the split that is asked for; several are not mixed unasked."""
     found: dict[str | None, None] = {}  # in their order
-    for record in records:
-        split = None if record.split is None else str(record.split)
+    for record in reader.records:
+        of_file = reader.splits[record.place[0]] if reader.splits else None
+        split = of_file if record.split is None else str(record.split)
         found[split] = None
         if config.split is not None and split is None:
             raise DataError(
@@ -191,6 +192,8 @@ def _of_split(
             )
         if config.split is None or split == config.split:
             yield replace(record, split=split)
+    if empty := set(reader.splits).difference(found):
+        raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
     if config.split is None and len(found) > 1 and (not several or None in halves(found)):
         raise DataError(
             f"{source} holds several splits ({', '.join(map(brief, found))}); choose one as split"

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
@@ -55,6 +55,7 @@ class Reader:
     root: Path  # of the images that are files
     max_pixels: int = DEFAULT_MAX_PIXELS
     read: Callable[[Place], bytes] | None = None  # the bytes of the others, by their place
+    splits: Sequence[str] = ()  # in the names of its files, by the first number of the places
 
     def ref(self, name: str, place: Place) -> ImageRef:
         """Return the image of a name and a place."""
