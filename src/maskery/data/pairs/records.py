@@ -213,7 +213,7 @@ def checked_image_name(value: object, where: str) -> str:
 def picture_name(record: Record) -> str:
     """Return the name that tells a record's picture from all others."""
     if record.place[1] != IN_FILE:
-        return str(record.image)
+        return printable(str(record.image))
     # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
     below = _below(record.image, record.images)
     folder, name = (record.folder, record.image) if below is None else ("", below)

@@ -32,7 +32,6 @@ from maskery.data.pairs.records import (
     find_columns,
     person_column,
     picture_name,
-    printable,
     read_row,
     stored_bytes,
 )
@@ -243,8 +242,7 @@ class Table:
         if isinstance(image, dict) and image.get("path"):
             # Beside bytes the path is only a name, and often the same in every row.
             name = f"{name}/{Path(image['path']).name}"
-        place = (self.number, number, 0)
-        return read_row(row, self.columns, where, place=place, image=printable(name))
+        return read_row(row, self.columns, where, place=(self.number, number, 0), image=name)
 
     def group(self, group: int) -> Any:
         """Return the image column of a row group."""

@@ -15,15 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 from maskery.core.errors import DataError, counted, explained
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.records import (
-    Place,
-    Reader,
-    Record,
-    find_column,
-    other_columns,
-    printable,
-    read_row,
-)
+from maskery.data.pairs.records import Place, Reader, Record, find_column, other_columns, read_row
 from maskery.data.pairs.tables import read_json
 
 log = logging.getLogger(__name__)
@@ -163,7 +155,7 @@ class Shard:
         image = members[images[0]]
         caption, row = self._annotation(members, where)
         columns = other_columns(row, self.config, where) if row else {}
-        name = printable(f"{self.name}/{posixpath.normpath(image.name)}")
+        name = f"{self.name}/{posixpath.normpath(image.name)}"
         place = (self.number, image.offset_data, image.size)
         return read_row(row, columns, where, image=name, caption=caption, place=place)
 
