@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -87,11 +88,10 @@ def load_image(
                 image.draft(None, (max(near), max(near)))
             _scale_key(image)
             image.load()
-            try:
-                upright: Image = pillow("ImageOps").exif_transpose(image)
-            except Exception:
-                # Cameras and editors write broken EXIF blocks into sound pictures.
-                upright = image
+            upright: Image = image
+            # Cameras and editors write broken EXIF blocks into sound pictures.
+            with suppress(Exception):
+                upright = pillow("ImageOps").exif_transpose(image)
             return _as_rgb(upright, name, image.format)
     except (DataError, MissingExtraError):
         raise
