@@ -162,9 +162,8 @@ class ShardSource:
         """Count the windows of some shards by length, special tokens included."""
         rows = [self.shards.document_lengths.of(shard) for shard in shards]
         columns = (np.concatenate(column) for column in zip(*rows, strict=True))
-        settings = self.batching
-        special = settings.template.num_special
-        return window_histogram(*columns, room=settings.room, special=special)
+        room, special = self.batching.room, self.batching.template.num_special
+        return window_histogram(*columns, room=room, special=special)
 
     def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
         """Return limits of micro-batches; that of sequences nearly always holds. Reads no shard."""
