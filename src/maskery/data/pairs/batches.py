@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -112,11 +111,6 @@ def tokenise_captions(
         skipped=skipped,
         num_cut=int((lengths > longest).sum()),
     )
-
-
-def fingerprint(pairs: Pairs) -> str:
-    """Return a hash of the pairs' ids, which follow from image names and captions."""
-    return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()
 
 
 class Pictures:
