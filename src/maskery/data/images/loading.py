@@ -148,7 +148,7 @@ def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
         paper: Image = pillow().new("RGBA", image.size, (*PAPER, 255))
         paper.alpha_composite(image)
         return paper.convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    return image.convert("RGB")
 
 
 @lru_cache(maxsize=16)

@@ -197,8 +197,8 @@ def checked_image_name(value: object, where: str) -> str:
             f"{where}: the image {brief(value)} is an address; download the images and name files"
         )
     # Data made on Windows has its separators and drives, which Path does not see elsewhere.
-    path, foreign = Path(value), PureWindowsPath(value)
-    if path.is_absolute() or path.drive or foreign.is_absolute() or foreign.root:
+    foreign = PureWindowsPath(value)
+    if foreign.root:  # of any absolute path
         problem = "is absolute"
     elif ".." in foreign.parts:
         problem = "climbs out of the image folder with '..'"

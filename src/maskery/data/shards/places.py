@@ -137,7 +137,7 @@ class RemotePlace(Place):
         for path in self.folder.glob("*.safetensors"):
             with suppress(OSError):  # another process was first
                 used.append((path.stat().st_mtime_ns, path))
-        for _, path in sorted(used)[: max(0, len(used) - keep)]:
+        for _, path in sorted(used, reverse=True)[keep:]:
             path.unlink(missing_ok=True)
 
     def _copy(self, stream: BinaryIO, path: Path, entry: FileEntry) -> None:
