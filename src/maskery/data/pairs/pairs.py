@@ -54,8 +54,6 @@ class Pair:
 
     image: ImageRef  # not decoded yet
     captions: tuple[str, ...]  # at least one, each with a word in it
-    id: int  # 64 bits, from the image's name and the captions; the same in every run
-    person: int | None  # dense number of the person, or None
 
 
 class Pairs:
@@ -66,7 +64,8 @@ class Pairs:
         self.names, self._captions = (table[c].combine_chunks() for c in ("name", "captions"))
         self._places = np.array(table["place"].to_pylist(), np.int64)
         self._prepare: Callable[[str], str] = str
-        # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
+        # (N,) each: the id of each pair, from the image's name and the captions, the same in every
+        # run; and the number of its person, `NOBODY` where there is none.
         self.ids: Ids = table["id"].to_numpy()
         persons = table["person"].combine_chunks().dictionary_encode()
         self.persons: Ints = persons.indices.fill_null(NOBODY).to_numpy().astype(np.int64)
@@ -141,13 +140,8 @@ class Pairs:
             raise IndexError(f"pair {index} of {len(self)}")
         index %= len(self)
         shard, offset, size = self._places[index].tolist()
-        person = int(self.persons[index])
-        return Pair(
-            image=self._reader.ref(self.names[index].as_py(), (shard, offset, size)),
-            captions=tuple(map(self._prepare, self._captions[index].as_py())),
-            id=int(self.ids[index]),
-            person=None if person == NOBODY else person,
-        )
+        image = self._reader.ref(self.names[index].as_py(), (shard, offset, size))
+        return Pair(image, tuple(map(self._prepare, self._captions[index].as_py())))
 
     @cached_property
     def contents(self) -> Ids:
