@@ -26,9 +26,8 @@ class PersonSearchData:
 
     title: str
     train: Pairs  # Pairs to train on
-    val: Pairs  # Pairs that choose the best epoch
+    val: Pairs  # Pairs that choose the best epoch; of the training identities where there are none
     test: Pairs | None  # Pairs to measure on; None where the dataset has no test split
-    val_held_out: bool  # True if `val` was held out of the training identities
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
 
@@ -62,10 +61,8 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     }
     for note in notes:
         log.warning("%s", note)
-    test, held_out = splits.pop("test", None), "val" not in annotated
-    return PersonSearchData(
-        title=title, test=test, val_held_out=held_out, notes=tuple(notes), **splits
-    )
+    test = splits.pop("test", None)
+    return PersonSearchData(title=title, test=test, notes=tuple(notes), **splits)
 
 
 def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
