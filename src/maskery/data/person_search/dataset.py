@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     _need_expected_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)
     for split, found in by_split.items():
-        by_split[split], note = merge_pictures(found, partial(_captions, config, skipped))
+        by_split[split], note = merge_pictures(found, config, skipped)
         notes.append(note and f"{split}: {note}")
         if split in annotated or split == "train":
             _need_two_persons(by_split[split], f"the {split} split of '{root}'")
@@ -63,17 +63,6 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
         log.warning("%s", note)
     test = splits.pop("test", None)
     return PersonSearchData(title=title, test=test, notes=tuple(notes), **splits)
-
-
-def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
-    """Return the captions of a record, cleaned and checked."""
-    captions = record.caption
-    if config.clean_captions:
-        captions = [
-            clean_caption(text, config.max_words) if isinstance(text, str) else text
-            for text in captions
-        ]
-    return checked_captions(captions, record.where, PairsConfig().max_caption_chars, skipped)
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
@@ -206,16 +195,25 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
     return [records[i] for i in train], [records[i] for i in held]
 
 
+def _usable(
+    captions: list[Any], where: str, config: PersonSearchDataConfig, skipped: Skipped
+) -> tuple[str, ...]:
+    """Return the usable captions of a record, cleaned."""
+    if config.clean_captions:
+        most = config.max_words
+        captions = [clean_caption(c, most) if isinstance(c, str) else c for c in captions]
+    return checked_captions(captions, where, PairsConfig().max_caption_chars, skipped)
+
+
 def merge_pictures(
-    records: Iterable[Record], prepare: Callable[[Record], tuple[str, ...]]
+    records: Iterable[Record], config: PersonSearchDataConfig, skipped: Skipped
 ) -> tuple[list[Record], str]:
     """Join the captions of records that name the same picture; returns a note about them, too.
 
-    `prepare` makes the captions that are used, and a picture without any is left out. A caption
-    that an earlier record of the picture has word for word is left out; what a single record lists
-    twice is left alone, as it was published.
+    A picture without usable captions is left out, and so is a caption that an earlier record of the
+    picture has word for word; what a single record lists twice is left alone, as it was published.
     """
-    # By picture: its first record, its captions as the annotations have them, and prepared.
+    # By picture: its first record, its captions as the annotations have them, and the usable ones.
     pictures: dict[str, tuple[Record, set[str], list[str]]] = {}
     joined = repeated = 0
     for record in records:
@@ -234,7 +232,7 @@ def merge_pictures(
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
-        captions += prepare(replace(record, caption=fresh))
+        captions += _usable(fresh, record.where, config, skipped)
     merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
     note = (
