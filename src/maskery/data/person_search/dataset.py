@@ -34,7 +34,7 @@ class PersonSearchData:
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
-    records, noise = list(read_annotations(config.dataset, root, config.images)), ""
+    records, noise = list(read_annotations(config)), ""
     if config.noise_file is not None:
         records, noise = exchanged(records, config.noise_file)
     images = _image_folder(config)

@@ -19,7 +19,7 @@ from maskery.core.errors import DataError, counted
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import Record, brief, checked_person, picture_name
 from maskery.data.pairs.tables import json_records, read_json
-from maskery.data.person_search.config import SPLITS, DatasetName
+from maskery.data.person_search.config import SPLITS, DatasetName, PersonSearchDataConfig
 
 TRAIN = ("train",)
 
@@ -83,22 +83,20 @@ class AnnotationConfig(PairsConfig):
     id_is_person = True
 
 
-def read_annotations(
-    dataset: DatasetName, root: Path, images: Path | None = None
-) -> Iterator[Record]:
+def read_annotations(config: PersonSearchDataConfig) -> Iterator[Record]:
     """Yield each record of a dataset, checked: split, image and person named, captions a list."""
-    layout = LAYOUTS[dataset]
-    if dataset == "jsonl" and root.is_file():
+    layout, root = LAYOUTS[config.dataset], config.root
+    if config.dataset == "jsonl" and root.is_file():
         files: list[tuple[str | None, Path]] = [(None, root)]
     elif root.is_dir():
-        files = _files(dataset, root)
+        files = _files(config.dataset, root)
     else:
         raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
     for split, path in files:
         settings = AnnotationConfig(image_column=layout.image_key, person_column=layout.person_key)
         try:
             for record in layout.read(path, settings):
-                yield _checked(layout, replace(record, images=images), split)
+                yield _checked(layout, replace(record, images=config.images), split)
         except DataError as error:
             for other, its in LAYOUTS.items() if "has no column" in str(error) else ():
                 if its.image_key != layout.image_key and repr(its.image_key) in str(error):
