@@ -154,16 +154,15 @@ def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> Any:
     """Return the transform from a colour profile to sRGB; None where there is nothing to do."""
-    try:
+    # As with EXIF: programs write broken profiles into sound pictures.
+    with suppress(Exception):
         cms = pillow("ImageCms")
         found = cms.ImageCmsProfile(io.BytesIO(profile))
-        if cms.getProfileDescription(found).startswith(("sRGB IEC61966", "sRGB built-in")):
-            return None  # most pictures that have one
-        target = "RGBA" if mode == "RGBA" else "RGB"
-        return cms.buildTransform(found, cms.createProfile("sRGB"), mode, target)
-    except Exception:
-        # As with EXIF: programs write broken profiles into sound pictures.
-        return None
+        # Most pictures that have one have sRGB's.
+        if not cms.getProfileDescription(found).startswith(("sRGB IEC61966", "sRGB built-in")):
+            target = "RGBA" if mode == "RGBA" else "RGB"
+            return cms.buildTransform(found, cms.createProfile("sRGB"), mode, target)
+    return None
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:
@@ -222,11 +221,9 @@ def content_hashes(refs: Iterable[ImageRef]) -> Ids:
     digests = []
     for ref in refs:
         if ref.name not in known:
-            try:
-                with ref.open() as file:
-                    content = file.read()
-            except (DataError, OSError):
-                content = ref.name.encode()
+            content = ref.name.encode()
+            with suppress(DataError, OSError), ref.open() as file:
+                content = file.read()
             known[ref.name] = blake2b(content, digest_size=8).digest()
         digests.append(known[ref.name])
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -247,9 +247,8 @@ class Table:
     def group(self, group: int) -> Any:
         """Return the image column of a row group."""
         expected = self.metadata.row_group(group).num_rows
-        with _sound(self.path):
-            with pq.ParquetFile(self.path, metadata=self.metadata) as file:
-                table = file.read_row_group(group, columns=[self.image], use_threads=False)
+        with _sound(self.path), pq.ParquetFile(self.path, metadata=self.metadata) as file:
+            table = file.read_row_group(group, columns=[self.image], use_threads=False)
             # Damage inside a page can shorten it without an error.
             if table.num_rows != expected:
                 raise ValueError(f"row group {group} has {table.num_rows} of {expected} rows")
