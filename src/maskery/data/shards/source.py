@@ -145,13 +145,12 @@ class ShardSource:
     def epoch(self, number: int) -> Epoch:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
-            num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
-            settings = self.batching
-            blocks = shard_blocks(num_shards, together, seed=settings.seed, epoch=number)
+            num_shards, settings = len(self.shards.manifest.shards), self.batching
+            budget, layout, seed = settings.batch_tokens, settings.layout, settings.seed
+            blocks = shard_blocks(num_shards, self.shuffle_shards, seed=seed, epoch=number)
             counts, tokens = [0], 0
             for block in blocks:
                 histogram = self._histogram(block)
-                budget, layout = settings.batch_tokens, settings.layout
                 counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
                 tokens += int(np.arange(len(histogram)) @ histogram)
             firsts = np.cumsum(counts, dtype=np.int64)
