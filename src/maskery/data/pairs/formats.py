@@ -16,17 +16,8 @@ from maskery.core.errors import DataError, MaskeryError, reason_of
 from maskery.data.corpus.files import instead_of
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
-from maskery.data.pairs.records import (
-    Columns,
-    Place,
-    Reader,
-    Record,
-    brief,
-    find_columns,
-    read_row,
-    stored_bytes,
-)
-from maskery.data.pairs.tables import table_folder
+from maskery.data.pairs.records import Columns, Place, Reader, Record, brief, find_columns, read_row
+from maskery.data.pairs.tables import stored_bytes, table_folder
 
 # A path or pattern, an iterable of records, or a `datasets` dataset.
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]

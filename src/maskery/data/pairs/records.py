@@ -65,18 +65,6 @@ class Reader:
         return ImageRef(name, lambda: io.BytesIO(read(place)), self.max_pixels)
 
 
-def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
-    """Return an image as tables store it: bytes, or a mapping of bytes or else a path."""
-    if isinstance(value, Mapping):
-        path, value = value.get("path"), value.get("bytes")
-        if value is None and path:
-            with file(path).open() as opened:
-                return opened.read()
-    if not isinstance(value, bytes):
-        raise DataError(f"{where}: the image is null; remove the row")
-    return value
-
-
 def read_row(row: Mapping[str, Any], columns: Columns, where: str, **found: Any) -> Record:
     """Return the record in a row; a missing key reads as None, and `found` goes first."""
     read: dict[str, Any] = {field: row.get(name) for field, name in columns.items()}

@@ -8,7 +8,7 @@ Parquet images are bytes, as Hugging Face datasets writes them, or paths.
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -33,7 +33,6 @@ from maskery.data.pairs.records import (
     person_column,
     picture_name,
     read_row,
-    stored_bytes,
 )
 
 WHITE_SPACE = b" \t\r\n"
@@ -187,6 +186,18 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
 
     records = (record for table in tables for record in table.records())
     return Reader(records, images, config.max_pixels, read)
+
+
+def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
+    """Return an image as tables store it: bytes, or a mapping of bytes or else a path."""
+    if isinstance(value, Mapping):
+        path, value = value.get("path"), value.get("bytes")
+        if value is None and path:
+            with file(path).open() as opened:
+                return opened.read()
+    if not isinstance(value, bytes):
+        raise DataError(f"{where}: the image is null; remove the row")
+    return value
 
 
 def _sound(path: Path) -> AbstractContextManager[None]:
