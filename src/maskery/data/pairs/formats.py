@@ -164,7 +164,7 @@ class GivenRecords:
         self._columns: dict[frozenset[str], Columns] = {}
 
     def reader(self, parts: Iterable[tuple[Callable[[], Any], str, str]]) -> Reader:
-        """Open files or objects: what gives the mappings of each, its name, and `Record.folder`."""
+        """Open parts: of each, a function that returns its mappings, its name, `Record.folder`."""
 
         def read(place: Place) -> bytes:
             # `pread` has no position that threads or forked workers would share.

@@ -220,23 +220,21 @@ class Table:
         self.first_rows = np.cumsum([0, *sizes])
         self.columns = find_columns(schema.names, config, str(path))
         self.image = self.columns["image"]
-        self.kind = schema.field(self.image).type
-        self.is_path = pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind)
-        is_bytes = pa.types.is_binary(self.kind) or pa.types.is_large_binary(self.kind)
-        is_struct = pa.types.is_struct(self.kind) and self.kind.get_field_index("bytes") >= 0
+        kind = schema.field(self.image).type
+        self.is_path = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
         if not (is_bytes or is_struct or self.is_path):
             raise DataError(
-                f"{path}: column {self.image!r} is of type {self.kind}; expected bytes, "
+                f"{path}: column {self.image!r} is of type {kind}; expected bytes, "
                 f"paths, or Hugging Face's struct of both"
             )
 
     def records(self) -> Iterator[Record]:
         """Yield every row, without its image bytes."""
         wanted = [name for kind, name in self.columns.items() if kind != "image"]
-        if self.is_path:
-            wanted.append(self.image)
-        elif pa.types.is_struct(self.kind) and self.kind.get_field_index("path") >= 0:
-            wanted.append(f"{self.image}.path")
+        # Parquet passes over a name that a table has not: a path stands beside bytes in some.
+        wanted.append(self.image if self.is_path else f"{self.image}.path")
         with _sound(self.path):
             # Captions are short: thousands of rows are a few megabytes.
             batches = pq.ParquetFile(self.path).iter_batches(batch_size=4096, columns=wanted)

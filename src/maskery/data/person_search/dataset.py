@@ -150,9 +150,8 @@ def without_missing(
     records: list[Record], images: Path, config: PersonSearchDataConfig
 ) -> tuple[list[Record], str]:
     """Return the records whose image is on disk, and a note about the others."""
-    names = dict.fromkeys(record.image for record in records)
     # `Path.exists` fails on a name that is too long for a file.
-    found = {name: os.path.exists(images / name) for name in names}  # noqa: PTH110
+    found = {n: os.path.exists(images / n) for n in {r.image for r in records}}  # noqa: PTH110
     absent = [record for record in records if not found[record.image]]
     if not absent:
         return records, ""
