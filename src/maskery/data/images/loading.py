@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 # Only what Pillow decodes by itself: its EPS reader, for one, would start another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 # Endings of such files, without their dot.
-SUFFIXES = frozenset(
-    (
-        *("apng", "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("mpo", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
-    )
+SUFFIXES = (
+    *("apng", "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+    *("mpo", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
 )
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
