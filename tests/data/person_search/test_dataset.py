@@ -407,6 +407,19 @@ def start_set(dataset: str, root: Path) -> dict[str, list[str]]:
     return captions
 
 
+@pytest.mark.parametrize("dataset", ["luperson-mllm", "webperson"])
+def test_annotations_that_cannot_be_read_are_one_line(
+    dataset: DatasetName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_set(dataset, tmp_path)
+
+    def denied(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert ".json cannot be read (Permission denied)" in refused(dataset, tmp_path)
+
+
 @pytest.mark.parametrize("dataset", ["synth-pedes", "mals", "luperson-mllm", "webperson"])
 def test_larger_sets_are_read_as_they_are_published(dataset: DatasetName, tmp_path: Path) -> None:
     expected = start_set(dataset, tmp_path)

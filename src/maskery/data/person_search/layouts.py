@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maskery.core.errors import DataError, counted
+from maskery.core.errors import DataError, counted, explained
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.records import Record, brief, checked_person, picture_name
 from maskery.data.pairs.tables import json_records, read_json
@@ -29,7 +29,8 @@ def keyed_records(path: Path, _: PairsConfig, *, flat: bool) -> Iterator[Record]
 
     Where pictures lie `flat` in one folder, only the last part of the names counts.
     """
-    found = read_json(path.read_bytes(), str(path))
+    with explained(f"{path} cannot be read", "correct the path"):
+        found = read_json(path.read_bytes(), str(path))
     for named in found if isinstance(found, list) else [found]:
         for name, value in named.items() if isinstance(named, dict) else ():
             captions = value
