@@ -164,7 +164,7 @@ class GivenRecords:
         self._columns: dict[frozenset[str], Columns] = {}
 
     def reader(self, parts: Iterable[tuple[Callable[[], Any], str, str]]) -> Reader:
-        """Open parts: of each, a function that returns its mappings, its name, `Record.folder`."""
+        """Open some parts: of each, the function that returns its mappings, its name and folder."""
 
         def read(place: Place) -> bytes:
             # `pread` has no position that threads or forked workers would share.

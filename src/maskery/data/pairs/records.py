@@ -186,7 +186,7 @@ def checked_image_name(value: object, where: str) -> str:
         )
     # Data made on Windows has its separators and drives, which Path does not see elsewhere.
     foreign = PureWindowsPath(value)
-    if foreign.root:  # of any absolute path
+    if foreign.root:  # any absolute path has one
         problem = "is absolute"
     elif ".." in foreign.parts:
         problem = "climbs out of the image folder with '..'"
