@@ -75,7 +75,7 @@ class Manifest:
     tokenizer_files: tuple[FileEntry, ...]  # in the folder `tokenizer/`
     vocab_size: int  # all ids are below
     held_out_share: float
-    lengths: FileEntry  # of `DocumentLengths`
+    lengths: FileEntry  # of `LengthCounts`
     shards: tuple[ShardEntry, ...]  # for training
     held_out: tuple[ShardEntry, ...]
 
@@ -138,7 +138,7 @@ def _fits(pattern: re.Pattern[str], value: object) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentLengths:
+class LengthCounts:
     """Counts of documents by length, for each shard."""
 
     offsets: Ints  # (number of shards + 1,), into the other two

@@ -34,13 +34,7 @@ from maskery.data.batching import (
     random_order,
 )
 from maskery.data.corpus.files import MANIFEST
-from maskery.data.shards.manifest import (
-    TOKENIZER,
-    DocumentLengths,
-    Manifest,
-    ShardEntry,
-    read_shards,
-)
+from maskery.data.shards.manifest import TOKENIZER, LengthCounts, Manifest, ShardEntry, read_shards
 from maskery.data.shards.places import Place
 from maskery.data.store import Documents
 
@@ -57,7 +51,7 @@ class TokenShards:
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
         path = place.fetch(self.manifest.lengths)
-        self.document_lengths = DocumentLengths.open(path, self.manifest)
+        self.document_lengths = LengthCounts.open(path, self.manifest)
 
     def open(self, entries: Sequence[ShardEntry]) -> Documents:
         """Fetch, check and read some shards."""
