@@ -61,7 +61,7 @@ from maskery.data.corpus.reader import Corpus
 from maskery.data.images.loading import load_image
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest, write_shard
+from maskery.data.shards.manifest import FileEntry, LengthCounts, Manifest, write_shard
 from maskery.data.shards.pieces import plan_pieces, read_piece
 from maskery.data.shards.places import Place
 from maskery.data.shards.source import ShardSource, TokenShards
@@ -324,7 +324,7 @@ def shard_files() -> Files:
         ids = np.array([7, 8], np.uint64)
         part = np.arange(5, 11), np.ones(6, np.bool_), np.array([2, 4]), ids
         entry = write_shard(folder / "shard", part, vocab_size=50)
-        lengths = DocumentLengths.gather([[[2, 1], [4, 1]]]).to_bytes()
+        lengths = LengthCounts.gather([[[2, 1], [4, 1]]]).to_bytes()
         (folder / "lengths.safetensors").write_bytes(lengths)
         manifest = Manifest(
             fingerprint="0" * 32,

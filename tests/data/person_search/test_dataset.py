@@ -33,7 +33,6 @@ def sizes(data: PersonSearchData) -> list[int]:
 def test_cuhk_pedes(tmp_path: Path) -> None:
     data = opened("cuhk-pedes", save_cuhk(tmp_path, SPLITS))
     assert sizes(data) == [8, 4, 4]
-    assert not data.val_held_out
     assert data.notes == ()
     first = data.train[0]
     assert first.image.name == "cam_a/000_0.png"
@@ -53,7 +52,7 @@ def test_icfg_pedes_holds_training_identities_out(tmp_path: Path, name: str) -> 
     draw_images(tmp_path / "imgs", rows)
     (tmp_path / name).write_text(json.dumps(rows), "utf-8")
     data = opened("icfg-pedes", tmp_path, val_share=0.3)
-    assert data.val_held_out
+    assert len(data.val)
     train, val = set(data.train.person_names), set(data.val.person_names)
     assert not train & val
     assert len(train | val) == 20
@@ -80,7 +79,7 @@ def test_rasa_processed(tmp_path: Path, empty_val: bool) -> None:
         part = [] if empty_val and split == "val" else part
         (tmp_path / "processed_data" / f"{split}.json").write_text(json.dumps(part), "utf-8")
     data = opened("rasa", tmp_path, val_share=0.3)
-    assert data.val_held_out == empty_val
+    assert len(data.val)
     assert len(data.train) + len(data.val) == (16 if empty_val else 20)
 
 
@@ -163,7 +162,7 @@ def test_a_published_dataset_has_all_its_splits(tmp_path: Path) -> None:
         save_cuhk(tmp_path, SPLITS), lambda rows: [r for r in rows if r["split"] != "val"]
     )
     assert "have no val split, which CUHK-PEDES has" in refused("cuhk-pedes", root)
-    assert opened("drawn-people", root).val_held_out
+    assert len(opened("drawn-people", root).val)
 
 
 def test_unknown_splits_and_persons_are_named_by_record(tmp_path: Path) -> None:
@@ -408,11 +407,24 @@ def start_set(dataset: str, root: Path) -> dict[str, list[str]]:
     return captions
 
 
+@pytest.mark.parametrize("dataset", ["luperson-mllm", "webperson"])
+def test_annotations_that_cannot_be_read_are_one_line(
+    dataset: DatasetName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_set(dataset, tmp_path)
+
+    def denied(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert ".json cannot be read (Permission denied)" in refused(dataset, tmp_path)
+
+
 @pytest.mark.parametrize("dataset", ["synth-pedes", "mals", "luperson-mllm", "webperson"])
 def test_larger_sets_are_read_as_they_are_published(dataset: DatasetName, tmp_path: Path) -> None:
     expected = start_set(dataset, tmp_path)
     found = opened(dataset, tmp_path, clean_captions=False, val_share=0.3)
-    assert found.val_held_out
+    assert len(found.val)
     assert found.test is None
     pairs = [*found.train, *found.val]
     assert {pair.image.name: list(pair.captions) for pair in pairs} == expected

@@ -25,7 +25,7 @@ from maskery.data.corpus.config import CorpusConfig, ShardingConfig
 from maskery.data.corpus.examples import example_id, is_held_out
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards import making, pieces
-from maskery.data.shards.manifest import DocumentLengths, Manifest, read_shards
+from maskery.data.shards.manifest import LengthCounts, Manifest, read_shards
 from maskery.data.tokenise import encode_texts, tokenizer_fingerprint
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -73,7 +73,7 @@ def test_every_text_is_in_one_shard(corpus: Path, undisturbed: Path) -> None:
     ids = np.array(list(expected), np.uint64)
     assert set(held) == set(ids[is_held_out(ids, 0.1)].tolist())
     assert held
-    lengths = DocumentLengths.open(undisturbed / "lengths.safetensors", manifest)
+    lengths = LengthCounts.open(undisturbed / "lengths.safetensors", manifest)
     values, counts = lengths.of(0)
     opened = read_shards([undisturbed / manifest.shards[0].file], vocab_size=99)
     assert np.repeat(values, counts).tolist() == sorted(np.diff(opened.boundaries).tolist())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskery.core.errors import DataError
-from maskery.data.shards.manifest import DocumentLengths, FileEntry, Manifest, ShardEntry
+from maskery.data.shards.manifest import FileEntry, LengthCounts, Manifest, ShardEntry
 
 SHA = "0" * 64
 
@@ -68,19 +68,19 @@ def test_a_damaged_manifest_gives_one_kind_of_error(data: st.DataObject) -> None
 
 def test_lengths_must_agree_with_the_manifest(tmp_path: Path) -> None:
     path = tmp_path / "lengths"
-    path.write_bytes(DocumentLengths.gather([[[2, 2], [4, 1]]]).to_bytes())
-    found = DocumentLengths.open(path, manifest())
+    path.write_bytes(LengthCounts.gather([[[2, 2], [4, 1]]]).to_bytes())
+    found = LengthCounts.open(path, manifest())
     values, counts = found.of(0)
     assert (values.tolist(), counts.tolist()) == ([2, 4], [2, 1])
     for rows in ([[[2, 2], [3, 1]]], [[[2, 4]]], [[[2, 2], [4, 1]], [[1, 1]]]):
-        path.write_bytes(DocumentLengths.gather(rows).to_bytes())
+        path.write_bytes(LengthCounts.gather(rows).to_bytes())
         with pytest.raises(DataError, match=r"does not fit to shards\.json"):
-            DocumentLengths.open(path, manifest())
+            LengthCounts.open(path, manifest())
     path.write_bytes(b"\0" * 9)
     with pytest.raises(DataError, match="cannot be read"):
-        DocumentLengths.open(path, manifest())
+        LengthCounts.open(path, manifest())
 
 
 def test_a_histogram_without_shards() -> None:
-    assert DocumentLengths.gather([]).offsets.tolist() == [0]
-    assert DocumentLengths.gather([]).lengths.dtype == np.uint32
+    assert LengthCounts.gather([]).offsets.tolist() == [0]
+    assert LengthCounts.gather([]).lengths.dtype == np.uint32

@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
 # Only what Pillow decodes by itself: its EPS reader, for one, would start another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 # Endings of such files, without their dot.
-SUFFIXES = frozenset(
-    (
-        *("apng", "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
-        *("mpo", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
-    )
+SUFFIXES = (
+    *("apng", "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+    *("mpo", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
 )
 DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
@@ -87,11 +86,10 @@ def load_image(
                 image.draft(None, (max(near), max(near)))
             _scale_key(image)
             image.load()
-            try:
-                upright: Image = pillow("ImageOps").exif_transpose(image)
-            except Exception:
-                # Cameras and editors write broken EXIF blocks into sound pictures.
-                upright = image
+            upright: Image = image
+            # Cameras and editors write broken EXIF blocks into sound pictures.
+            with suppress(Exception):
+                upright = pillow("ImageOps").exif_transpose(image)
             return _as_rgb(upright, name, image.format)
     except (DataError, MissingExtraError):
         raise
@@ -148,22 +146,21 @@ def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
         paper: Image = pillow().new("RGBA", image.size, (*PAPER, 255))
         paper.alpha_composite(image)
         return paper.convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    return image.convert("RGB")
 
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> Any:
     """Return the transform from a colour profile to sRGB; None where there is nothing to do."""
-    try:
+    # As with EXIF: programs write broken profiles into sound pictures.
+    with suppress(Exception):
         cms = pillow("ImageCms")
         found = cms.ImageCmsProfile(io.BytesIO(profile))
-        if cms.getProfileDescription(found).startswith(("sRGB IEC61966", "sRGB built-in")):
-            return None  # most pictures that have one
-        target = "RGBA" if mode == "RGBA" else "RGB"
-        return cms.buildTransform(found, cms.createProfile("sRGB"), mode, target)
-    except Exception:
-        # As with EXIF: programs write broken profiles into sound pictures.
-        return None
+        # Most pictures that have one have sRGB's.
+        if not cms.getProfileDescription(found).startswith(("sRGB IEC61966", "sRGB built-in")):
+            target = "RGBA" if mode == "RGBA" else "RGB"
+            return cms.buildTransform(found, cms.createProfile("sRGB"), mode, target)
+    return None
 
 
 def open_file(path: Path, within: Path | None = None) -> BinaryIO:
@@ -222,11 +219,9 @@ def content_hashes(refs: Iterable[ImageRef]) -> Ids:
     digests = []
     for ref in refs:
         if ref.name not in known:
-            try:
-                with ref.open() as file:
-                    content = file.read()
-            except (DataError, OSError):
-                content = ref.name.encode()
+            content = ref.name.encode()
+            with suppress(DataError, OSError), ref.open() as file:
+                content = file.read()
             known[ref.name] = blake2b(content, digest_size=8).digest()
         digests.append(known[ref.name])
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -80,8 +80,7 @@ def view_pixels(
     pixels, pad = np.array(resized), config.pad
     if pad:  # shifted by up to `pad` pixels each way; the gap has the mean colour
         height, width, _ = pixels.shape
-        padded = np.empty((height + 2 * pad, width + 2 * pad, 3), np.uint8)
-        padded[:] = _mean_colour(config)
+        padded = np.full((height + 2 * pad, width + 2 * pad, 3), _mean_colour(config))
         padded[pad : pad + height, pad : pad + width] = pixels
         top, left = (int(uniforms[d] * (2 * pad + 1)) for d in (Draw.PAD_Y, Draw.PAD_X))
         pixels = padded[top : top + height, left : left + width].copy()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 # Tokenizers work on lists in parallel; in longer ones, each text takes kilobytes until it is read.
 CAPTIONS_AT_ONCE = 4096
-# Pillow's number of the filter that views resize with.
-BICUBIC = 3
 # Pillow pads red, green and blue to a word.
 BYTES_PER_PIXEL = 4
 
@@ -114,11 +111,6 @@ def tokenise_captions(
     )
 
 
-def fingerprint(pairs: Pairs) -> str:
-    """Return a hash of the pairs' ids, which follow from image names and captions."""
-    return blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()
-
-
 class Pictures:
     """Decodes the pictures of pairs by index, in threads, and keeps them while there is room."""
 
@@ -140,8 +132,8 @@ class Pictures:
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
         images = decode_many(refs, self.skipped, near=self._near, pool=self.pool)
-        if self._near is not None:  # at the size of a view, so that no epoch resizes it again
-            images = [image and image.resize(self._near, BICUBIC) for image in images]
+        if self._near is not None:  # as views do, bicubic by default: no epoch resizes it again
+            images = [image and image.resize(self._near) for image in images]
         decoded = dict(zip(wanted, images, strict=True))
         for index, image in decoded.items():
             size = 0 if image is None else image.width * image.height * BYTES_PER_PIXEL

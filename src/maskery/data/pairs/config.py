@@ -23,11 +23,8 @@ OURS = {
 FORMATS: Registry[Callable[..., Any]] = Registry("--reader", CONTRACT, OURS)
 # The format of a file by its ending; files of other endings need a reader.
 ENDINGS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
     ".parquet": "parquet",
     ".tar": "webdataset",
 }

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,16 +16,8 @@ from maskery.core.errors import DataError, MaskeryError, reason_of
 from maskery.data.corpus.files import instead_of
 from maskery.data.images.loading import ImageRef
 from maskery.data.pairs.config import CONTRACT, ENDINGS, FORMATS, OURS, PairsConfig
-from maskery.data.pairs.records import (
-    Columns,
-    Place,
-    Reader,
-    Record,
-    brief,
-    find_columns,
-    stored_bytes,
-)
-from maskery.data.pairs.tables import table_folder
+from maskery.data.pairs.records import Columns, Place, Reader, Record, brief, find_columns, read_row
+from maskery.data.pairs.tables import stored_bytes, table_folder
 
 # A path or pattern, an iterable of records, or a `datasets` dataset.
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
@@ -59,23 +51,10 @@ def open_source(source: Source, config: PairsConfig) -> Reader:
     choice = config.reader or _format_of(paths, source)
     opener = FORMATS.find(choice)
     if choice not in OURS:
-        given = GivenRecords(config, root, choice)
-        return given.reader(chain.from_iterable(given.of_file(path, opener) for path in paths))
+        parts = ((partial(opener, p), str(p), table_folder(p, config, root)) for p in paths)
+        return GivenRecords(config, root, choice).reader(parts)
     reader: Reader = opener(paths, config, root)
-    if len(paths) > 1 and (splits := file_splits(paths, root)):
-        return replace(reader, records=_named(reader.records, splits, source))
-    return reader
-
-
-def _named(records: Iterable[Record], splits: Sequence[str], source: object) -> Iterator[Record]:
-    """Give each record the split in its file's name, unless it names its own."""
-    empty = set(splits)
-    for record in records:
-        split = splits[record.place[0]] if record.split is None else record.split
-        empty.discard(split)
-        yield replace(record, split=split)
-    if empty:
-        raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
+    return replace(reader, splits=file_splits(paths, root) if len(paths) > 1 else ())
 
 
 def source_files(source: str | Path, config: PairsConfig) -> tuple[list[Path], Path]:
@@ -110,11 +89,11 @@ def _format_of(paths: Sequence[Path], source: object) -> str:
 def _files_in(folder: Path) -> list[Path]:
     for patterns in (METADATA, *((f"*{suffix}",) for suffix in CONTAINERS)):
         found = sorted(p for name in patterns for p in folder.rglob(name) if p.is_file())
-        parents = [path.parent for path in found]
-        for parent in parents if patterns is METADATA else ():
-            if parents.count(parent) > 1:
+        lines, table = METADATA
+        for path in found:
+            if path.name == table and path.with_name(lines) in found:
                 both = " and ".join(METADATA)
-                raise DataError(f"{parent} has both {both}; remove the one not meant")
+                raise DataError(f"{path.parent} has both {both}; remove the one not meant")
         if found:
             return found
     raise DataError(
@@ -164,12 +143,12 @@ def _ranged(text: str) -> list[str]:
     return list(chain.from_iterable(_ranged(name) for name in names))
 
 
-def file_splits(paths: Sequence[Path], root: Path) -> list[str] | None:
-    """Return the split in each file's name, as Hugging Face does; None unless all have one."""
+def file_splits(paths: Sequence[Path], root: Path) -> list[str]:
+    """Return the split in each file's name, as Hugging Face does; none unless all have one."""
     names = ([path.stem, *reversed(path.relative_to(root).parts[:-1])] for path in paths)
     found = [next(filter(None, map(SPLIT_NAME.fullmatch, parts)), None) for parts in names]
     splits = [match[1].lower() for match in found if match]
-    return splits if len(splits) == len(found) else None
+    return splits if len(splits) == len(found) else []
 
 
 class GivenRecords:
@@ -179,20 +158,22 @@ class GivenRecords:
     """
 
     def __init__(self, config: PairsConfig, root: Path, choice: str | None = None) -> None:
-        self.config, self.choice = config, choice
-        self.folder, self.root = root, config.images or root
+        self.config, self.choice, self.root = config, choice, config.images or root
         self._spool: Any = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its readers
         weakref.finalize(self, self._spool.close)
         self._columns: dict[frozenset[str], Columns] = {}
 
-    def of_file(self, path: Path, read: Callable[[Path], Any]) -> Iterator[Record]:
-        """Yield the records that a user's reader finds in a file, or in a folder."""
-        # A folder is the root itself.
-        folder = "" if path.is_dir() else table_folder(path, self.config, self.folder)
-        yield from self.read(partial(read, path), str(path), folder)
+    def reader(self, parts: Iterable[tuple[Callable[[], Any], str, str]]) -> Reader:
+        """Open some parts: of each, the function that returns its mappings, its name and folder."""
 
-    def read(self, rows: Callable[[], Any], source: str, folder: str = "") -> Iterator[Record]:
-        """Yield the records of one file or object."""
+        def read(place: Place) -> bytes:
+            # `pread` has no position that threads or forked workers would share.
+            return os.pread(self._spool.fileno(), place[2], place[1])
+
+        records = chain.from_iterable(starmap(self._records, parts))
+        return Reader(records, self.root, self.config.max_pixels, read)
+
+    def _records(self, rows: Callable[[], Any], source: str, folder: str) -> Iterator[Record]:
         number = 0
         try:
             for number, row in enumerate(rows(), start=1):
@@ -219,25 +200,17 @@ class GivenRecords:
             except DataError as error:
                 raise self._misfit(str(error)) from error
         columns = self._columns[keys]
-        image = row.get(str(columns.image))
+        image = row.get(columns["image"])
         if isinstance(image, Mapping):  # as `datasets` has undecoded images
             image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if isinstance(image, bytes | bytearray | memoryview):
             offset, size = self._spool.seek(0, os.SEEK_END), self._spool.write(image)
             self._spool.flush()
-            return columns.read(row, where, image=where, place=(0, offset, size))
+            return read_row(row, columns, where, image=where, place=(0, offset, size))
         if isinstance(image, Path | str):
-            return columns.read(row, where, image=str(image), folder=folder, images=self.root)
+            found = {"image": str(image), "folder": folder, "images": self.root}
+            return read_row(row, columns, where, **found)
         raise self._misfit(f"{where} has the image {brief(image)}")
-
-    def reader(self, records: Iterator[Record]) -> Reader:
-        """Return the opened source of records that were read here."""
-
-        def read(place: Place) -> bytes:
-            # `pread` has no position that threads or forked workers would share.
-            return os.pread(self._spool.fileno(), place[2], place[1])
-
-        return Reader(records, self.root, self.config.max_pixels, read)
 
 
 def _open_object(source: Any, config: PairsConfig) -> Reader:
@@ -248,25 +221,25 @@ def _open_object(source: Any, config: PairsConfig) -> Reader:
 
         where = "the dataset"
         columns = find_columns(list(source.features), config, where)
-        kind = source.features[columns.image]
+        image = columns["image"]
+        kind = source.features[image]
         if isinstance(kind, datasets.Image):
-            source = source.cast_column(columns.image, datasets.Image(decode=False))
+            source = source.cast_column(image, datasets.Image(decode=False))
         is_path = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
         if hasattr(source, "__len__") and not is_path:  # a stream has no rows to come back to
             return _open_rows(source, columns, config)
-    given = GivenRecords(config, Path())
-    return given.reader(given.read(lambda: source, where))
+    return GivenRecords(config, Path()).reader([(lambda: source, where, "")])
 
 
 def _open_rows(dataset: Any, columns: Columns, config: PairsConfig) -> Reader:
     """Open a `datasets` dataset with images in it, which are read when they are needed."""
 
     def content(place: Place) -> bytes:
-        value, where = dataset[place[1]][columns.image], f"the dataset, row {place[1]}"
+        value, where = dataset[place[1]][columns["image"]], f"the dataset, row {place[1]}"
         return stored_bytes(value, where, lambda p: ImageRef.file(Path(p).name, Path(p).parent))
 
     records = (
-        columns.read(row, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
-        for n, row in enumerate(dataset.remove_columns(columns.image))
+        read_row(row, columns, f"the dataset, row {n}", image=f"row {n}", place=(0, n, 0))
+        for n, row in enumerate(dataset.remove_columns(columns["image"]))
     )
     return Reader(records, Path(), config.max_pixels, content)

@@ -15,28 +15,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskery.core.batch import Ids, Ints
-from maskery.core.errors import DataError, counted
+from maskery.core.errors import DataError
 from maskery.data.corpus.examples import example_id, is_held_out, mix
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.formats import HELD_SPLITS, TRAIN_SPLITS, Source, open_source
-from maskery.data.pairs.records import (
-    SPLIT_COLUMN,
-    Reader,
-    Record,
-    brief,
-    checked_captions,
-    checked_person,
-    pair_id,
-    picture_name,
-)
+from maskery.data.pairs.records import SPLIT_COLUMN, Reader, Record, brief, checked_rows
 from maskery.data.split import connected, least_ids
 
 log = logging.getLogger(__name__)
@@ -64,8 +54,6 @@ class Pair:
 
     image: ImageRef  # not decoded yet
     captions: tuple[str, ...]  # at least one, each with a word in it
-    id: int  # 64 bits, from the image's name and the captions; the same in every run
-    person: int | None  # dense number of the person, or None
 
 
 class Pairs:
@@ -76,7 +64,8 @@ class Pairs:
         self.names, self._captions = (table[c].combine_chunks() for c in ("name", "captions"))
         self._places = np.array(table["place"].to_pylist(), np.int64)
         self._prepare: Callable[[str], str] = str
-        # (N,) each: the id and the number of the person of each pair, `NOBODY` where there is none.
+        # (N,) each: the id of each pair, from the image's name and the captions, the same in every
+        # run; and the number of its person, `NOBODY` where there is none.
         self.ids: Ids = table["id"].to_numpy()
         persons = table["person"].combine_chunks().dictionary_encode()
         self.persons: Ints = persons.indices.fill_null(NOBODY).to_numpy().astype(np.int64)
@@ -125,14 +114,14 @@ class Pairs:
     def _read(cls, source: Source, config: PairsConfig, *, several: bool) -> Pairs:
         name = source if isinstance(source, str | Path) else "the source"
         reader = open_source(source, config)
-        records = _of_split(reader.records, config, name, several=several)
+        records = _of_split(reader, config, name, several=several)
         return cls.of(replace(reader, records=records), config, name)
 
     @classmethod
     def of(cls, reader: Reader, config: PairsConfig, source: str | Path) -> Pairs:
         """Check the records of an opened source and make pairs of them."""
         skipped = Skipped("caption", config.on_bad_caption)
-        rows = _checked(reader.records, config, skipped)
+        rows = checked_rows(reader.records, config, skipped)
         tables = []
         while chunk := list(islice(rows, CHUNK)):
             tables.append(pa.Table.from_pylist(chunk, SCHEMA))
@@ -151,13 +140,8 @@ class Pairs:
             raise IndexError(f"pair {index} of {len(self)}")
         index %= len(self)
         shard, offset, size = self._places[index].tolist()
-        person = int(self.persons[index])
-        return Pair(
-            image=self._reader.ref(self.names[index].as_py(), (shard, offset, size)),
-            captions=tuple(map(self._prepare, self._captions[index].as_py())),
-            id=int(self.ids[index]),
-            person=None if person == NOBODY else person,
-        )
+        image = self._reader.ref(self.names[index].as_py(), (shard, offset, size))
+        return Pair(image, tuple(map(self._prepare, self._captions[index].as_py())))
 
     @cached_property
     def contents(self) -> Ids:
@@ -182,12 +166,13 @@ def halves(splits: Iterable[str | None]) -> list[str | None]:
 
 
 def _of_split(
-    records: Iterable[Record], config: PairsConfig, source: str | Path, *, several: bool
+    reader: Reader, config: PairsConfig, source: str | Path, *, several: bool
 ) -> Iterator[Record]:
     """Yield the records of the split that is asked for; several are not mixed unasked."""
     found: dict[str | None, None] = {}  # in their order
-    for record in records:
-        split = None if record.split is None else str(record.split)
+    for record in reader.records:
+        of_file = reader.splits[record.place[0]] if reader.splits else None
+        split = of_file if record.split is None else str(record.split)
         found[split] = None
         if config.split is not None and split is None:
             raise DataError(
@@ -201,6 +186,8 @@ def _of_split(
             )
         if config.split is None or split == config.split:
             yield replace(record, split=split)
+    if empty := set(reader.splits).difference(found):
+        raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
     if config.split is None and len(found) > 1 and (not several or None in halves(found)):
         raise DataError(
             f"{source} holds several splits ({', '.join(map(brief, found))}); choose one as split"
@@ -209,33 +196,6 @@ def _of_split(
         raise DataError(
             f"{source} has no split {config.split!r}, only "
             f"{', '.join(map(brief, found)) or 'none'}; choose one of these"
-        )
-
-
-def _checked(
-    records: Iterable[Record], config: PairsConfig, skipped: Skipped
-) -> Iterator[dict[str, Any]]:
-    """Check records and yield those with a usable caption, as rows of `SCHEMA`."""
-    empty = 0
-    for record in records:
-        name, where = picture_name(record), record.where
-        person = checked_person(record.person, where)
-        group = checked_person(record.group, where, "group")
-        empty += group is None
-        if config.group_column is not None and person is not None:
-            raise DataError(
-                f"{where} names a person, and persons are never split; leave out --group-column "
-                f"{config.group_column}, or name another --person-column"
-            )
-        captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
-        if captions:
-            row = {"name": name, "captions": captions, "person": person, "group": group}
-            number = pair_id(name, captions)
-            yield row | {"split": record.split, "id": number, "place": record.place}
-    if config.group_column is not None and empty:
-        raise DataError(
-            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
-            f"could stand on either side; fill it, or leave those pairs out"
         )
 
 

@@ -4,12 +4,12 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeAlias
 
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, counted
 from maskery.data.corpus.examples import example_id
 from maskery.data.images.config import DEFAULT_MAX_PIXELS
 from maskery.data.images.loading import ImageRef, Skipped
@@ -23,6 +23,8 @@ CAPTION_COLUMNS = ("caption", "captions", "title", "text")
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
 # Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person.
 PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
+# Names of the columns that are read, by the fields of `Record`; missing ones are left out.
+Columns: TypeAlias = dict[str, str]
 # Three numbers that say where bytes lie; their meaning is up to the reader that made them.
 Place: TypeAlias = tuple[int, int, int]
 # The second number of images that are files of their own, where others have a row or an offset.
@@ -53,6 +55,7 @@ class Reader:
     root: Path  # of the images that are files
     max_pixels: int = DEFAULT_MAX_PIXELS
     read: Callable[[Place], bytes] | None = None  # the bytes of the others, by their place
+    splits: Sequence[str] = ()  # in the names of its files, by the first number of the places
 
     def ref(self, name: str, place: Place) -> ImageRef:
         """Return the image of a name and a place."""
@@ -62,52 +65,27 @@ class Reader:
         return ImageRef(name, lambda: io.BytesIO(read(place)), self.max_pixels)
 
 
-def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
-    """Return an image as tables store it: bytes, or a mapping of bytes or else a path."""
-    if isinstance(value, Mapping):
-        path, value = value.get("path"), value.get("bytes")
-        if value is None and path:
-            with file(path).open() as opened:
-                return opened.read()
-    if not isinstance(value, bytes):
-        raise DataError(f"{where}: the image is null; remove the row")
-    return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Names of the columns that are read, by the fields of `Record`; None for missing ones."""
-
-    image: str | None = None
-    caption: str | None = None
-    person: str | None = None
-    split: str | None = None
-    group: str | None = None
-
-    def read(self, row: Mapping[str, Any], where: str, **found: Any) -> Record:
-        """Return the record in a row; a missing key reads as None, and `found` goes first."""
-        read: dict[str, Any] = {field: row.get(name) for field, name in vars(self).items() if name}
-        return Record(where=where, **(read | found))
+def read_row(row: Mapping[str, Any], columns: Columns, where: str, **found: Any) -> Record:
+    """Return the record in a row; a missing key reads as None, and `found` goes first."""
+    read: dict[str, Any] = {field: row.get(name) for field, name in columns.items()}
+    return Record(where=where, **(read | found))
 
 
 def find_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose the columns, by the settings or by their usual names."""
     columns = other_columns(available, config, where)
-    if columns.person is None and "id" in available:
+    if "person" not in columns and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
-    image, caption = (find_column(available, config, kind, where) for kind in ("image", "caption"))
-    return replace(columns, image=image, caption=caption)
+    kinds = ("image", "caption")
+    return columns | {kind: find_column(available, config, kind, where) for kind in kinds}
 
 
 def other_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
     """Choose those besides image and caption, which data may lack."""
     require_named(available, config, where, "person", "group")
-    group = config.group_column or GROUP_COLUMN
-    return Columns(
-        person=person_column(available, config),
-        split=SPLIT_COLUMN if SPLIT_COLUMN in available else None,
-        group=group if group in available else None,
-    )
+    person, group = person_column(available, config), config.group_column or GROUP_COLUMN
+    chosen = {"person": person, "split": SPLIT_COLUMN, "group": group}
+    return {kind: name for kind, name in chosen.items() if name and name in available}
 
 
 def person_column(available: Collection[str], config: PairsConfig) -> str | None:
@@ -153,6 +131,33 @@ def find_column(available: Collection[str], config: PairsConfig, kind: str, wher
     raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
 
 
+def checked_rows(
+    records: Iterable[Record], config: PairsConfig, skipped: Skipped
+) -> Iterator[dict[str, Any]]:
+    """Check records and yield those with a usable caption, as rows of `Pairs`."""
+    empty = 0
+    for record in records:
+        name, where = picture_name(record), record.where
+        person = checked_person(record.person, where)
+        group = checked_person(record.group, where, "group")
+        empty += group is None
+        if config.group_column is not None and person is not None:
+            raise DataError(
+                f"{where} names a person, and persons are never split; leave out --group-column "
+                f"{config.group_column}, or name another --person-column"
+            )
+        captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
+        if captions:
+            row = {"name": name, "captions": captions, "person": person, "group": group}
+            number = pair_id(name, captions)
+            yield row | {"split": record.split, "id": number, "place": record.place}
+    if config.group_column is not None and empty:
+        raise DataError(
+            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
+            f"could stand on either side; fill it, or leave those pairs out"
+        )
+
+
 def printable(name: str) -> str:
     """Return a name from inside a container, escaping what is not valid text."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -180,8 +185,8 @@ def checked_image_name(value: object, where: str) -> str:
             f"{where}: the image {brief(value)} is an address; download the images and name files"
         )
     # Data made on Windows has its separators and drives, which Path does not see elsewhere.
-    path, foreign = Path(value), PureWindowsPath(value)
-    if path.is_absolute() or path.drive or foreign.is_absolute() or foreign.root:
+    foreign = PureWindowsPath(value)
+    if foreign.root:  # any absolute path has one
         problem = "is absolute"
     elif ".." in foreign.parts:
         problem = "climbs out of the image folder with '..'"
@@ -196,7 +201,7 @@ def checked_image_name(value: object, where: str) -> str:
 def picture_name(record: Record) -> str:
     """Return the name that tells a record's picture from all others."""
     if record.place[1] != IN_FILE:
-        return str(record.image)
+        return printable(str(record.image))
     # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
     below = _below(record.image, record.images)
     folder, name = (record.folder, record.image) if below is None else ("", below)

@@ -5,10 +5,11 @@ Face's `imagefolder` is a folder of such tables, called `metadata.jsonl` or `met
 Parquet images are bytes, as Hugging Face datasets writes them, or paths.
 """
 
+import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,12 +32,9 @@ from maskery.data.pairs.records import (
     find_columns,
     person_column,
     picture_name,
-    printable,
-    stored_bytes,
+    read_row,
 )
 
-# Windows programs write it at the start of UTF-8 files.
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITE_SPACE = b" \t\r\n"
 # Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
 GROUPS_KEPT = 4
@@ -46,7 +44,9 @@ UNSOUND = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, Overf
 
 def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
     """Return the folder that a table's image paths are relative to, itself relative to the root."""
-    return "" if config.images is not None else path.parent.relative_to(root).as_posix()
+    if config.images is not None or path == root:  # which a reader of the user's own reads whole
+        return ""
+    return path.parent.relative_to(root).as_posix()
 
 
 def _open_text(
@@ -89,7 +89,7 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
                         f"{where}: {len(row)} fields where the header has {len(header)}; quote "
                         f"fields that hold the separator"
                     )
-                yield columns.read(dict(zip(header, row, strict=True)), where)
+                yield read_row(dict(zip(header, row, strict=True)), columns, where)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
@@ -119,7 +119,7 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
                 f"{where}: the record has {found} and the first one {expected}; name the {kind} "
                 f"in every record, under one key, or in none"
             )
-        yield columns.read(row, where)
+        yield read_row(row, columns, where)
 
 
 def read_json(text: bytes, where: str) -> Any:
@@ -142,7 +142,8 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     of_lines = False
     with explained(f"{path} cannot be read", "correct the path"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            # Windows programs write a mark at the start.
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             start = text.strip(WHITE_SPACE)
             if start[:1] == b"[" and not of_lines:
                 # Blank lines before it count, for messages about places in it.
@@ -187,16 +188,22 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
     return Reader(records, images, config.max_pixels, read)
 
 
-@contextmanager
-def _sound(path: Path) -> Iterator[None]:
+def stored_bytes(value: Any, where: str, file: Callable[[Any], ImageRef]) -> bytes:
+    """Return an image as tables store it: bytes, or a mapping of bytes or else a path."""
+    if isinstance(value, Mapping):
+        path, value = value.get("path"), value.get("bytes")
+        if value is None and path:
+            with file(path).open() as opened:
+                return opened.read()
+    if not isinstance(value, bytes):
+        raise DataError(f"{where}: the image is null; remove the row")
+    return value
+
+
+def _sound(path: Path) -> AbstractContextManager[None]:
     """Turn errors of the block into one line about a Parquet file."""
-    try:
-        yield
-    except UNSOUND as error:
-        why = reason_of(error, most=200)
-        raise DataError(
-            f"{path} is not a sound Parquet file ({why}); restore or remove it"
-        ) from error
+    problem = f"{path} is not a sound Parquet file"
+    return explained(problem, "restore or remove it", *UNSOUND, most=200)
 
 
 class Table:
@@ -212,24 +219,22 @@ class Table:
         sizes = [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
         self.first_rows = np.cumsum([0, *sizes])
         self.columns = find_columns(schema.names, config, str(path))
-        self.kind = schema.field(self.columns.image).type
-        self.is_path = pa.types.is_string(self.kind) or pa.types.is_large_string(self.kind)
-        is_bytes = pa.types.is_binary(self.kind) or pa.types.is_large_binary(self.kind)
-        is_struct = pa.types.is_struct(self.kind) and self.kind.get_field_index("bytes") >= 0
+        self.image = self.columns["image"]
+        kind = schema.field(self.image).type
+        self.is_path = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
         if not (is_bytes or is_struct or self.is_path):
             raise DataError(
-                f"{path}: column {self.columns.image!r} is of type {self.kind}; expected bytes, "
+                f"{path}: column {self.image!r} is of type {kind}; expected bytes, "
                 f"paths, or Hugging Face's struct of both"
             )
 
     def records(self) -> Iterator[Record]:
         """Yield every row, without its image bytes."""
-        columns = self.columns
-        wanted = [columns.caption, *filter(None, (columns.person, columns.split, columns.group))]
-        if self.is_path:
-            wanted.append(columns.image)
-        elif pa.types.is_struct(self.kind) and self.kind.get_field_index("path") >= 0:
-            wanted.append(f"{columns.image}.path")
+        wanted = [name for kind, name in self.columns.items() if kind != "image"]
+        # Parquet passes over a name that a table has not: a path stands beside bytes in some.
+        wanted.append(self.image if self.is_path else f"{self.image}.path")
         with _sound(self.path):
             # Captions are short: thousands of rows are a few megabytes.
             batches = pq.ParquetFile(self.path).iter_batches(batch_size=4096, columns=wanted)
@@ -238,22 +243,21 @@ class Table:
                 yield self._record(row, number)
 
     def _record(self, row: dict[str, Any], number: int) -> Record:
-        where, columns = f"{self.path}, row {number}", self.columns
+        where = f"{self.path}, row {number}"
         if self.is_path:
-            place = (self.number, IN_FILE, 0)
-            return columns.read(row, where, place=place, folder=self.folder, images=self.images)
-        name, image = f"{self.name}#{number}", row.get(str(columns.image))
+            found = {"place": (self.number, IN_FILE, 0), "folder": self.folder}
+            return read_row(row, self.columns, where, **found, images=self.images)
+        name, image = f"{self.name}#{number}", row.get(self.image)
         if isinstance(image, dict) and image.get("path"):
             # Beside bytes the path is only a name, and often the same in every row.
             name = f"{name}/{Path(image['path']).name}"
-        return columns.read(row, where, place=(self.number, number, 0), image=printable(name))
+        return read_row(row, self.columns, where, place=(self.number, number, 0), image=name)
 
     def group(self, group: int) -> Any:
         """Return the image column of a row group."""
         expected = self.metadata.row_group(group).num_rows
-        with _sound(self.path):
-            with pq.ParquetFile(self.path, metadata=self.metadata) as file:
-                table = file.read_row_group(group, columns=[self.columns.image], use_threads=False)
+        with _sound(self.path), pq.ParquetFile(self.path, metadata=self.metadata) as file:
+            table = file.read_row_group(group, columns=[self.image], use_threads=False)
             # Damage inside a page can shorten it without an error.
             if table.num_rows != expected:
                 raise ValueError(f"row group {group} has {table.num_rows} of {expected} rows")

@@ -15,15 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 from maskery.core.errors import DataError, counted, explained
 from maskery.data.images.loading import SUFFIXES
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.records import (
-    Columns,
-    Place,
-    Reader,
-    Record,
-    find_column,
-    other_columns,
-    printable,
-)
+from maskery.data.pairs.records import Place, Reader, Record, find_column, other_columns, read_row
 from maskery.data.pairs.tables import read_json
 
 log = logging.getLogger(__name__)
@@ -162,10 +154,10 @@ class Shard:
             )
         image = members[images[0]]
         caption, row = self._annotation(members, where)
-        columns = other_columns(row, self.config, where) if row else Columns()
-        name = printable(f"{self.name}/{posixpath.normpath(image.name)}")
+        columns = other_columns(row, self.config, where) if row else {}
+        name = f"{self.name}/{posixpath.normpath(image.name)}"
         place = (self.number, image.offset_data, image.size)
-        return columns.read(row, where, image=name, caption=caption, place=place)
+        return read_row(row, columns, where, image=name, caption=caption, place=place)
 
     def _annotation(self, members: Members, where: str) -> tuple[Any, dict[str, Any]]:
         """Return the caption (the `.txt` member, unless a key is named), and the `.json` member."""

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,29 +13,11 @@ from maskery.core.errors import DataError, counted
 from maskery.data.images.loading import ImageRef, Skipped, content_hashes
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs, group_ids_of, split_pairs
-from maskery.data.pairs.records import (
-    Reader,
-    Record,
-    brief,
-    checked_captions,
-    checked_person,
-    picture_name,
-)
-from maskery.data.person_search.config import (
-    SPLITS,
-    DatasetName,
-    PersonSearchDataConfig,
-    clean_caption,
-)
-from maskery.data.person_search.layouts import LAYOUTS, TRAIN, Layout
+from maskery.data.pairs.records import Reader, Record, brief, checked_captions
+from maskery.data.person_search.config import SPLITS, PersonSearchDataConfig, clean_caption
+from maskery.data.person_search.layouts import LAYOUTS, exchanged, read_annotations
 
 log = logging.getLogger(__name__)
-
-
-class AnnotationConfig(PairsConfig):
-    """Settings of annotations, in which an `id` is a person."""
-
-    id_is_person = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +26,16 @@ class PersonSearchData:
 
     title: str
     train: Pairs  # Pairs to train on
-    val: Pairs  # Pairs that choose the best epoch
+    val: Pairs  # Pairs that choose the best epoch; of the training identities where there are none
     test: Pairs | None  # Pairs to measure on; None where the dataset has no test split
-    val_held_out: bool  # True if `val` was held out of the training identities
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
 
 def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     """Read and check a dataset; images stay where they are until they are loaded."""
     title, root = LAYOUTS[config.dataset].title, config.root
-    records, noise = list(read_annotations(config.dataset, root, config.images)), ""
+    records, noise = list(read_annotations(config)), ""
     if config.noise_file is not None:
-        from maskery.data.person_search.noise import exchanged
-
         records, noise = exchanged(records, config.noise_file)
     images = _image_folder(config)
     annotated, leaks = {record.split for record in records}, leaks_note(records)
@@ -66,7 +45,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     _need_expected_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)
     for split, found in by_split.items():
-        by_split[split], note = merge_pictures(found, partial(_captions, config, skipped))
+        by_split[split], note = merge_pictures(found, config, skipped)
         notes.append(note and f"{split}: {note}")
         if split in annotated or split == "train":
             _need_two_persons(by_split[split], f"the {split} split of '{root}'")
@@ -82,21 +61,8 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     }
     for note in notes:
         log.warning("%s", note)
-    test, held_out = splits.pop("test", None), "val" not in annotated
-    return PersonSearchData(
-        title=title, test=test, val_held_out=held_out, notes=tuple(notes), **splits
-    )
-
-
-def _captions(config: PersonSearchDataConfig, skipped: Skipped, record: Record) -> tuple[str, ...]:
-    """Return the captions of a record, cleaned and checked."""
-    captions = record.caption
-    if config.clean_captions:
-        captions = [
-            clean_caption(text, config.max_words) if isinstance(text, str) else text
-            for text in captions
-        ]
-    return checked_captions(captions, record.where, PairsConfig().max_caption_chars, skipped)
+    test = splits.pop("test", None)
+    return PersonSearchData(title=title, test=test, notes=tuple(notes), **splits)
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
@@ -184,9 +150,8 @@ def without_missing(
     records: list[Record], images: Path, config: PersonSearchDataConfig
 ) -> tuple[list[Record], str]:
     """Return the records whose image is on disk, and a note about the others."""
-    names = dict.fromkeys(record.image for record in records)
     # `Path.exists` fails on a name that is too long for a file.
-    found = {name: os.path.exists(images / name) for name in names}  # noqa: PTH110
+    found = {n: os.path.exists(images / n) for n in {r.image for r in records}}  # noqa: PTH110
     absent = [record for record in records if not found[record.image]]
     if not absent:
         return records, ""
@@ -229,16 +194,25 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
     return [records[i] for i in train], [records[i] for i in held]
 
 
+def _usable(
+    captions: list[Any], where: str, config: PersonSearchDataConfig, skipped: Skipped
+) -> tuple[str, ...]:
+    """Return the usable captions of a record, cleaned."""
+    if config.clean_captions:
+        most = config.max_words
+        captions = [clean_caption(c, most) if isinstance(c, str) else c for c in captions]
+    return checked_captions(captions, where, PairsConfig().max_caption_chars, skipped)
+
+
 def merge_pictures(
-    records: Iterable[Record], prepare: Callable[[Record], tuple[str, ...]]
+    records: Iterable[Record], config: PersonSearchDataConfig, skipped: Skipped
 ) -> tuple[list[Record], str]:
     """Join the captions of records that name the same picture; returns a note about them, too.
 
-    `prepare` makes the captions that are used, and a picture without any is left out. A caption
-    that an earlier record of the picture has word for word is left out; what a single record lists
-    twice is left alone, as it was published.
+    A picture without usable captions is left out, and so is a caption that an earlier record of the
+    picture has word for word; what a single record lists twice is left alone, as it was published.
     """
-    # By picture: its first record, its captions as the annotations have them, and prepared.
+    # By picture: its first record, its captions as the annotations have them, and the usable ones.
     pictures: dict[str, tuple[Record, set[str], list[str]]] = {}
     joined = repeated = 0
     for record in records:
@@ -257,7 +231,7 @@ def merge_pictures(
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
-        captions += prepare(replace(record, caption=fresh))
+        captions += _usable(fresh, record.where, config, skipped)
     merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
     note = (
@@ -265,75 +239,3 @@ def merge_pictures(
         f"with the captions of all its records{left_out}"
     )
     return merged, note if joined else ""
-
-
-def read_annotations(
-    dataset: DatasetName, root: Path, images: Path | None = None
-) -> Iterator[Record]:
-    """Yield each record of a dataset, checked: split, image and person named, captions a list."""
-    layout = LAYOUTS[dataset]
-    if dataset == "jsonl" and root.is_file():
-        files: list[tuple[str | None, Path]] = [(None, root)]
-    elif root.is_dir():
-        files = _files(dataset, root)
-    else:
-        raise DataError(f"there is no folder '{root}'; give the folder of {layout.title} as --root")
-    for split, path in files:
-        settings = AnnotationConfig(image_column=layout.image_key, person_column=layout.person_key)
-        try:
-            for record in layout.read(path, settings):
-                yield _checked(layout, replace(record, images=images), split)
-        except DataError as error:
-            for other, its in LAYOUTS.items() if "has no column" in str(error) else ():
-                if its.image_key != layout.image_key and repr(its.image_key) in str(error):
-                    raise DataError(
-                        f"{path}: its records name the image {its.image_key!r} as {its.title} "
-                        f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
-                    ) from error
-            raise
-
-
-def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
-    """Return each annotation file with its split, None where the records name it."""
-    for pattern in LAYOUTS[dataset].files:
-        splits = SPLITS if "{split}" in pattern else (None,)
-        found = [
-            (split, path)
-            for split in splits
-            for path in sorted(root.glob(pattern.format(split=split)))
-            if path.is_file()
-        ]
-        if found and found[0][0] == splits[0]:  # there is always one to train on
-            return found
-    named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
-    title = LAYOUTS[dataset].title
-    message = f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of {title}"
-    for other, names in named.items():
-        for name in names:
-            if other != dataset and (root / name).is_file():
-                title = LAYOUTS[other].title
-                raise DataError(f"{message}, but {name}, those of {title}; give --dataset {other}")
-    raise DataError(f"{message}; correct --root")
-
-
-def _checked(layout: Layout, record: Record, split: str | None) -> Record:
-    named = record.split if split is None else split
-    if named is None and (layout.image_key == "image" or layout.splits == TRAIN):
-        named = "train"
-    if named not in SPLITS:
-        raise DataError(
-            f"{record.where}: the split is {brief(named)}; it must be one of {', '.join(SPLITS)}"
-        )
-    if split is not None and record.split not in (None, split):
-        raise DataError(
-            f"{record.where}: the split is {brief(record.split)} in the file of {split}; move the "
-            f"record to the file of its split"
-        )
-    person = checked_person(record.person, record.where)
-    if person is None:
-        raise DataError(
-            f"{record.where}: no person is named; person search needs an id for each image"
-        )
-    captions = record.caption if isinstance(record.caption, list) else [record.caption]
-    name = picture_name(record)
-    return replace(record, split=named, person=person, image=name, caption=captions)

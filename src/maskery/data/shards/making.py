@@ -22,7 +22,7 @@ from maskery.data.corpus.examples import ReadingReport
 from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.engines import in_processes, on_ray, on_slurm, stays_here
-from maskery.data.shards.manifest import LENGTHS, TOKENIZER, DocumentLengths, Manifest, write_bytes
+from maskery.data.shards.manifest import LENGTHS, TOKENIZER, LengthCounts, Manifest, write_bytes
 from maskery.data.shards.pieces import (
     RECORDS,
     Job,
@@ -187,7 +187,7 @@ def write_manifest(job: Job) -> Manifest:
     report.encodings = encodings
     if unusual := report.describe():
         log.warning("%s", unusual)
-    lengths = DocumentLengths.gather([record.lengths for record in sound if record.train])
+    lengths = LengthCounts.gather([record.lengths for record in sound if record.train])
     manifest = Manifest(
         fingerprint=job.fingerprint,
         vocab_size=job.vocab_size,

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskery.core.batch import Ints
-from maskery.core.errors import MALFORMED, DataError, explained, reason_of
+from maskery.core.errors import MALFORMED, DataError, explained
 from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
@@ -75,7 +75,7 @@ class Manifest:
     tokenizer_files: tuple[FileEntry, ...]  # in the folder `tokenizer/`
     vocab_size: int  # all ids are below
     held_out_share: float
-    lengths: FileEntry  # of `DocumentLengths`
+    lengths: FileEntry  # of `LengthCounts`
     shards: tuple[ShardEntry, ...]  # for training
     held_out: tuple[ShardEntry, ...]
 
@@ -138,7 +138,7 @@ def _fits(pattern: re.Pattern[str], value: object) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentLengths:
+class LengthCounts:
     """Counts of documents by length, for each shard."""
 
     offsets: Ints  # (number of shards + 1,), into the other two
@@ -172,10 +172,9 @@ class DocumentLengths:
         errors = (OSError, SafetensorError, TypeError, ValueError)
         with explained(f"'{path}' cannot be read", "restore it", *errors):
             found = cls(**load_file(path))
-            fits = found._fits_to(manifest)
-        if not fits:
-            raise DataError(f"'{path}' does not fit to {MANIFEST}; repeat maskery tokenize")
-        return found
+            if not found._fits_to(manifest):
+                raise DataError(f"'{path}' does not fit to {MANIFEST}; repeat maskery tokenize")
+            return found
 
     def _fits_to(self, manifest: Manifest) -> bool:
         """Return True if the arrays fit together, and their sums are those of the manifest."""
@@ -223,30 +222,24 @@ def _read(path: Path, vocab_size: int) -> Part:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    try:
-        arrays = load_file(path)
-        why = _misfit(arrays, vocab_size)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        why = reason_of(error)
-    if why:
-        raise DataError(
-            f"'{path}' is no sound token shard ({why}); repair the folder by repeating the "
-            f"maskery tokenize command that made it"
-        )
-    return arrays["tokens"], arrays["word_starts"], arrays["lengths"], arrays["ids"]
+    fix = "repair the folder by repeating the maskery tokenize command that made it"
+    errors = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+    with explained(f"'{path}' is no sound token shard", fix, *errors):
+        return _checked(load_file(path), vocab_size)
 
 
-def _misfit(arrays: dict[str, npt.NDArray[Any]], vocab_size: int) -> str:
-    """Return the first thing that is wrong with the arrays of a shard, or ""."""
+def _checked(arrays: dict[str, npt.NDArray[Any]], vocab_size: int) -> Part:
+    """Return the arrays of a shard, or raise a ValueError with the first thing that is wrong."""
     for name, kinds in DTYPES.items():
-        if arrays[name].dtype not in kinds or arrays[name].ndim != 1:
-            return f"{name} is of type {arrays[name].dtype}, {arrays[name].ndim}-dimensional"
-    tokens = arrays["tokens"]
-    if len(arrays["ids"]) != len(arrays["lengths"]):
-        return "it has not as many ids as documents"
+        kind, num_axes = arrays[name].dtype, arrays[name].ndim
+        if kind not in kinds or num_axes != 1:
+            raise ValueError(f"{name} is of type {kind}, {num_axes}-dimensional")
+    tokens, word_starts, lengths, ids = (arrays[name] for name in DTYPES)
+    if len(ids) != len(lengths):
+        raise ValueError("it has not as many ids as documents")
     # In int64, which no sum of uint32 leaves.
-    if not len(tokens) == len(arrays["word_starts"]) == arrays["lengths"].sum(dtype=np.int64):
-        return "its documents have not as many tokens as it has"
+    if not len(tokens) == len(word_starts) == lengths.sum(dtype=np.int64):
+        raise ValueError("its documents have not as many tokens as it has")
     if len(tokens) and int(tokens.max()) >= vocab_size:
-        return f"it holds ids beyond the vocabulary of {vocab_size}"
-    return ""
+        raise ValueError(f"it holds ids beyond the vocabulary of {vocab_size}")
+    return tokens, word_starts, lengths, ids

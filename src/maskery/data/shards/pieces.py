@@ -180,16 +180,17 @@ def read_piece(piece: Piece, corpus: Corpus) -> Iterator[Example]:
     """Yield the examples of a piece, as reading its files would; `corpus.report` is of them."""
     corpus.begin()
     for span in piece:
-        bounds: tuple[int, ...] = span.start, span.end
+        start, end = span.start, span.end
         if span.kind == "bytes":
             path, size = corpus.files[span.file], corpus.sizes[span.file]
             assert size is not None  # else it would not have been cut
             is_text = format_of(path, corpus.config) == "text"
             whole = is_text and corpus.config.unit == "paragraph"
-            bounds = tuple(line_boundary(path, at, size, paragraphs=whole) for at in bounds)
-        if span.kind == "whole" or bounds[0] < bounds[1]:  # else no line begins in it
-            chosen = None if span.kind == "whole" else (bounds[0], bounds[1])
-            yield from corpus.read_file(span.file, chosen)
+            start, end = (line_boundary(path, at, size, paragraphs=whole) for at in (start, end))
+        if span.kind == "whole":
+            yield from corpus.read_file(span.file)
+        elif start < end:  # else no line begins in it
+            yield from corpus.read_file(span.file, (start, end))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -137,7 +137,7 @@ class RemotePlace(Place):
         for path in self.folder.glob("*.safetensors"):
             with suppress(OSError):  # another process was first
                 used.append((path.stat().st_mtime_ns, path))
-        for _, path in sorted(used)[: max(0, len(used) - keep)]:
+        for _, path in sorted(used, reverse=True)[keep:]:
             path.unlink(missing_ok=True)
 
     def _copy(self, stream: BinaryIO, path: Path, entry: FileEntry) -> None:
@@ -238,12 +238,12 @@ class RemoteFolder(RemoteFile):
 
     def _asked(self, method: str, **how: Any) -> Any:
         self.filesystem.invalidate_cache()  # other machines write here too
-        with asked(self):
-            try:
-                return getattr(self.filesystem, method)(self.path, **how)
-            except FileNotFoundError as error:
-                missing = error
-        raise missing
+        try:
+            return getattr(self.filesystem, method)(self.path, **how)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every file system has its own
+            raise unreadable(self, error) from error
 
 
 def output_folder(name: str) -> Path:

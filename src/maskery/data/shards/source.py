@@ -34,13 +34,7 @@ from maskery.data.batching import (
     random_order,
 )
 from maskery.data.corpus.files import MANIFEST
-from maskery.data.shards.manifest import (
-    TOKENIZER,
-    DocumentLengths,
-    Manifest,
-    ShardEntry,
-    read_shards,
-)
+from maskery.data.shards.manifest import TOKENIZER, LengthCounts, Manifest, ShardEntry, read_shards
 from maskery.data.shards.places import Place
 from maskery.data.store import Documents
 
@@ -57,7 +51,7 @@ class TokenShards:
         self.place = place
         self.manifest = Manifest.from_json(place.manifest(), f"'{place.name}/{MANIFEST}'")
         path = place.fetch(self.manifest.lengths)
-        self.document_lengths = DocumentLengths.open(path, self.manifest)
+        self.document_lengths = LengthCounts.open(path, self.manifest)
 
     def open(self, entries: Sequence[ShardEntry]) -> Documents:
         """Fetch, check and read some shards."""
@@ -149,13 +143,12 @@ class ShardSource:
     def epoch(self, number: int) -> Epoch:
         """Return the blocks and steps of an epoch; the latest is kept."""
         if self._epoch is None or self._epoch[0] != number:
-            num_shards, together = len(self.shards.manifest.shards), self.shuffle_shards
-            settings = self.batching
-            blocks = shard_blocks(num_shards, together, seed=settings.seed, epoch=number)
+            num_shards, settings = len(self.shards.manifest.shards), self.batching
+            budget, layout, seed = settings.batch_tokens, settings.layout, settings.seed
+            blocks = shard_blocks(num_shards, self.shuffle_shards, seed=seed, epoch=number)
             counts, tokens = [0], 0
             for block in blocks:
                 histogram = self._histogram(block)
-                budget, layout = settings.batch_tokens, settings.layout
                 counts.append(count_steps(histogram, batch_tokens=budget, layout=layout))
                 tokens += int(np.arange(len(histogram)) @ histogram)
             firsts = np.cumsum(counts, dtype=np.int64)
@@ -166,9 +159,8 @@ class ShardSource:
         """Count the windows of some shards by length, special tokens included."""
         rows = [self.shards.document_lengths.of(shard) for shard in shards]
         columns = (np.concatenate(column) for column in zip(*rows, strict=True))
-        settings = self.batching
-        special = settings.template.num_special
-        return window_histogram(*columns, room=settings.room, special=special)
+        room, special = self.batching.room, self.batching.template.num_special
+        return window_histogram(*columns, room=room, special=special)
 
     def bounds(self, epochs: int, num_processes: int = 1) -> Bounds:
         """Return limits of micro-batches; that of sequences nearly always holds. Reads no shard."""

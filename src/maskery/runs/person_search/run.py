@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from maskery.core.errors import counted
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
-from maskery.data.pairs.batches import fingerprint
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
@@ -183,7 +182,7 @@ def prepare_person_search(
         val=held_out(data.val),
         test=None if data.test is None else held_out(data.test),
         identity=prepared.identity(
-            data=[fingerprint(data.train), fingerprint(data.val)],
+            data=[fingerprint_of(split.ids) for split in (data.train, data.val)],
             persons=[fingerprint_of(split.persons) for split in (data.train, data.val)],
             # These decide which epoch is the best.
             rerank=ranking.rerank,
