@@ -35,8 +35,8 @@ def tried(found: Retrieval, persons: Any, temperature: float) -> list[dict[str, 
     `persons` are those of the captions (T,). A gain is in R@1 over similarity alone.
     """
     assert found.logits is not None
-    odds, ranks = found.logits[..., 1] - found.logits[..., 0], found.ranks["contrastive"]
-    similar, plain = found.similarities / temperature, text_figures(ranks)
+    odds, ranks = found.logits[..., 1] - found.logits[..., 0], found.contrastive.ranks
+    similar, plain = found.contrastive.scores / temperature, text_figures(ranks)
     rows = []
     for k in dict.fromkeys(min(k, odds.shape[1]) for k in RERANKS):
         for weight in WEIGHTS:

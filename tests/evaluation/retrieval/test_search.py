@@ -106,13 +106,13 @@ def test_what_is_found_is_what_was_measured(
     names = [
         Path(image.name).name for image in (pairs[index].image for index in data.gallery.tolist())
     ]
-    measured = [[names[i] for i in row] for row in found.reranked.tolist()]
+    measured = [[names[i] for i in row] for row in found.reranked.order.tolist()]
     gallery = open_gallery(asked, tmp_path / "pictures", cache_dir=tmp_path / "cache")
     searcher = Searcher(asked, gallery)
     captions = [data.caption(query) for query in range(len(data.queries))]
     searched = [[hit.path for hit in searcher.search(text, top=7)] for text in captions]
     assert searched == measured
-    plain = found.contrastive[:, :7].tolist()
+    plain = found.contrastive.order[:, :7].tolist()
     assert measured != [[names[i] for i in row] for row in plain]
 
 

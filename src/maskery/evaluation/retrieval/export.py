@@ -21,15 +21,15 @@ def rank_rows(measured: RetrievalSet, found: Retrieval) -> list[dict[str, Any]]:
     `rank` is by the last ranking, which `average_precision` and `first` are of.
     """
     persons = [*measured.pairs.person_names, None]  # the last is nobody's
-    names, queries = names_of(measured, measured.gallery), range(len(found.last))
+    names, queries = names_of(measured, measured.gallery), range(len(found.last.order))
     columns = {
         "caption": map(measured.caption, queries),
         "picture": names_of(measured, measured.captions.owners[measured.queries]),
         "person": (persons[one] for one in measured.text_persons.clip(min=-1).tolist()),
-        "rank": found.last_ranks[:, 0].tolist(),
-        "rank_by_similarity": found.ranks["contrastive"][:, 0].tolist(),
-        "average_precision": text_figures(found.last_ranks)[:, 3].tolist(),
-        "first": (names[one] for one in found.last[:, 0].tolist()),
+        "rank": found.last.ranks[:, 0].tolist(),
+        "rank_by_similarity": found.contrastive.ranks[:, 0].tolist(),
+        "average_precision": text_figures(found.last.ranks)[:, 3].tolist(),
+        "first": (names[one] for one in found.last.order[:, 0].tolist()),
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -65,6 +65,6 @@ def run_pairs_quickstart(
     captions = [found.caption(query) for query in range(len(found.queries))]
     wanted = [captions.index(caption) for caption in SEARCHES if caption in captions]
     queries = np.array(wanted or range(min(10, len(captions))), np.int64)
-    sheet = draw_searches(found, queries, retrieval.contrastive[queries], height=SIDE)
+    sheet = draw_searches(found, queries, retrieval.contrastive.order[queries], height=SIDE)
     sheet.save(folder / "searches.png")
     return result, searches, table.parent / table.stem.removeprefix("test-")

@@ -344,8 +344,8 @@ def run_samples(folder: Path) -> dict[str, Any]:
     worst = worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)
-    samples = sample_searches(held_out, queries, found.last)
-    ranks = found.last_ranks[:, 0].tolist()
+    samples = sample_searches(held_out, queries, found.last.order)
+    ranks = found.last.ranks[:, 0].tolist()
     searches = []
     for sample, rank in zip(samples, ranks, strict=True):
         pictures = [

@@ -56,6 +56,6 @@ def run_person_search_quickstart(
     _, before = measured(config)
     result = train_person_search(config, progress=progress)
     test, after = measured(replace(config, model=str(result.folder)))
-    queries = spread_queries(len(after.last))
-    draw_searches(test, queries, after.last[queries]).save(folder / PICTURE)
+    queries = spread_queries(len(after.last.order))
+    draw_searches(test, queries, after.last.order[queries]).save(folder / PICTURE)
     return result, before, after
