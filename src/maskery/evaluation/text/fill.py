@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,10 +22,11 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.core.random import Stream, uniforms
+from maskery.data.batching import cut_by_padded_size
 from maskery.data.rows import flatten
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
@@ -284,6 +286,16 @@ class Filler:
             sequence[place + offset] = piece
         spelt = self.reader.pieces(pieces)
         return WordProbability(word=word, pieces=spelt, probability=math.exp(total))
+
+
+def by_length(lengths: Ints, batch_tokens: int, most: float = math.inf) -> list[Ints]:
+    """Return indices in groups of similar length, at most `batch_tokens` once padded, and `most`.
+
+    A text longer than `batch_tokens` has a group of its own.
+    """
+    order = np.argsort(lengths, kind="stable")
+    cost = np.minimum(lengths[order], batch_tokens)
+    return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens, most).tolist())]
 
 
 def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
