@@ -233,11 +233,11 @@ def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
 
 class ImageFiller(Filler):
     """Fills masks by an image-text model that looks at a picture: a file, its bytes, or none."""
+        self.network: ImageTextModel = opened.model
 
     def __init__(self, opened: OpenImageText, image: str | Path | bytes | None) -> None:
         self.tokenizer = opened.tokenizer
         self.mask_id = int(opened.tokenizer.mask_token_id)
-        self._model = opened.model
         self.limit = int(opened.model.config.text_config.max_position_embeddings)
         self._keys: list[ImageKeys] | None = None
         if image is not None:
@@ -246,36 +246,29 @@ class ImageFiller(Filler):
                 tokens = opened.model.encode_image(pixels[None].to(opened.model.device))
                 self._keys = opened.model.project_images(tokens)
 
-    @property
-    def embeddings(self) -> torch.nn.Module:
-        """See `Filler.embeddings`."""
-        return self._model.get_input_embeddings()
-
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fused states (B, L, D) of texts (B, L); the mask is False at padding."""
-        keys = None
-        if self._keys is not None:
-            one = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-            keys = [key.select(one) for key in self._keys]
-        hidden: torch.Tensor = self._model.text_encoder(ids, mask, keys)
+        alike = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+        keys = self._keys and [key.select(alike) for key in self._keys]
+        hidden: torch.Tensor = self.network.text_encoder(ids, mask, keys)
         return hidden
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """See `Filler.predict`; every sequence looks at the picture."""
         boundaries = masked.batch.boundaries
         padded = pad(masked.input_ids, boundaries, masked.positions, pad_token_id=0)
-        inputs = padded.to(self._model.device)
+        inputs = padded.to(self.network.device)
         hidden = self.read(inputs.input_ids, inputs.arguments["attention_mask"].bool())
-        return self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
+        return self.network.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
 
     @property
     def detects(self) -> bool:
         """True if the replaced-token-detection head has been trained."""
-        return bool(self._model.mrtd_head.bias.any())
+        return bool(self.network.mrtd_head.bias.any())
 
     @inference()
     def replaced(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the probability that each token of texts (B, L) was replaced: (B, L) float32."""
-        logits = self._model.mrtd_head(self.read(ids.to(self._model.device))).float()
+        logits = self.network.mrtd_head(self.read(ids.to(self.network.device))).float()
         chances: torch.Tensor = logits.softmax(dim=-1)[..., 1].cpu()
         return chances

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.batch import Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
@@ -92,6 +92,7 @@ class Filler:
 
     def __init__(self, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.network: PreTrainedModel = model.hf
         self.mask_id = int(tokenizer.mask_token_id)
         self.limit = max_positions(model.hf.config)
 
@@ -236,12 +237,6 @@ class Filler:
         batch = end_to_end(sequences)
         return MaskedTokens.unmasked(batch, np.flatnonzero(batch.input_ids == self.mask_id))
 
-    @property
-    def embeddings(self) -> torch.nn.Module:
-        """Return the module that turns token ids into vectors."""
-        module: torch.nn.Module = self.model.hf.get_input_embeddings()
-        return module
-
     def _joint(
         self, ids: list[int], text: str, offered: Sequence[torch.Tensor], top_k: int, beams: int
     ) -> tuple[Completion, ...]:
@@ -288,6 +283,11 @@ class Filler:
         return WordProbability(word=word, pieces=spelt, probability=math.exp(total))
 
 
+def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
+    """Return texts, as token ids with special tokens, as a batch that nothing is drawn for."""
+    return flatten([{"input_ids": text, "example_id": 0} for text in texts])
+
+
 def by_length(lengths: Ints, batch_tokens: int, most: float = math.inf) -> list[Ints]:
     """Return indices in groups of similar length, at most `batch_tokens` once padded, and `most`.
 
@@ -296,11 +296,6 @@ def by_length(lengths: Ints, batch_tokens: int, most: float = math.inf) -> list[
     order = np.argsort(lengths, kind="stable")
     cost = np.minimum(lengths[order], batch_tokens)
     return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens, most).tolist())]
-
-
-def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
-    """Return texts, as token ids with special tokens, as a batch that nothing is drawn for."""
-    return flatten([{"input_ids": text, "example_id": 0} for text in texts])
 
 
 def only(logs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
@@ -348,7 +343,7 @@ def _gradient(
         held.append(output.detach().requires_grad_())
         return held[0]
 
-    with filler.embeddings.register_forward_hook(keep), torch.enable_grad():
+    with filler.network.get_input_embeddings().register_forward_hook(keep), torch.enable_grad():
         logits = filler.predict(filler.hidden([ids]))
         if mask >= len(logits):
             raise DataError(
