@@ -9,7 +9,7 @@ Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V voca
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.layout import pad
 
 Condition = Literal["right", "wrong", "none"]
-CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]  # captions, their ids masked, and where
 
 
@@ -115,13 +114,13 @@ def _score(
 ) -> dict[Condition, ExampleSums]:
     """Ask questions under each condition and sum by picture or person; `none` is told of none."""
     groups: list[Ids] = []
-    rows: dict[Condition, list[Floats]] = {name: [] for name in CONDITIONS}
+    rows: dict[Condition, list[Floats]] = {}
     for batch, ids, positions in questions:
         if not len(positions):
             continue
         groups.append(batch.groups[batch.text.sequences_of(positions)])
         for condition, logits in logits_by_condition(model, batch, ids, positions).items():
-            rows[condition].append(measure(logits, batch.text.input_ids[positions]))
+            rows.setdefault(condition, []).append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
         raise DataError(none)
     shown = np.concatenate(groups)
@@ -133,7 +132,8 @@ def logits_by_condition(
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
     padded = pad(input_ids, batch.text.boundaries, positions, pad_token_id=0)
-    pictures = {"right": batch.right, "wrong": batch.wrong}
+    pictures: dict[Condition, torch.Tensor | None]
+    pictures = {"right": batch.right, "wrong": batch.wrong, "none": None}
 
     def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
         device = model.device
@@ -142,10 +142,8 @@ def logits_by_condition(
         hidden = model.text_encoder.encode_text(inputs.input_ids, mask)
         keys = model.project_images(model.encode_image(batch.images.to(device)))
         answers: dict[Condition, torch.Tensor] = {}
-        for condition in CONDITIONS:
-            seen = None
-            if condition in pictures:
-                seen = [key.select(pictures[condition].to(device)) for key in keys]
+        for condition, shown in pictures.items():
+            seen = None if shown is None else [key.select(shown.to(device)) for key in keys]
             fused = model.text_encoder.fuse(hidden, mask, seen)
             masked = fused.flatten(0, 1)[inputs.rows]
             answers[condition] = model.text_encoder.mlm_logits(masked).float()
@@ -233,9 +231,9 @@ def data_uri(pixels: torch.Tensor, view: ViewConfig) -> str:
 
 class ImageFiller(Filler):
     """Fills masks by an image-text model that looks at a picture: a file, its bytes, or none."""
-        self.network: ImageTextModel = opened.model
 
     def __init__(self, opened: OpenImageText, image: str | Path | bytes | None) -> None:
+        self.network: ImageTextModel = opened.model
         self.tokenizer = opened.tokenizer
         self.mask_id = int(opened.tokenizer.mask_token_id)
         self.limit = int(opened.model.config.text_config.max_position_embeddings)
