@@ -103,6 +103,7 @@ class Task:
 
     def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         self.labelled, self.notes, self.size = labelled, notes, len(labelled.texts)
+        self.inputs: tuple[str, ...] = labelled.texts  # the texts that vectors are made of
         self.apart = np.arange(self.size)
 
     @staticmethod
@@ -128,11 +129,11 @@ class Task:
 
     def encode(self, encoder: Encoder, progress: bool) -> Any:
         """Return the features of every example."""
-        return encoder.encode(self.labelled.texts, progress=progress)
+        return encoder.encode(self.inputs, progress=progress)
 
     def lexical(self) -> Any:
         """Return features that count words."""
-        return classify.lexical_vectors(self.labelled.texts)
+        return classify.lexical_vectors(self.inputs)
 
     def judge(self, features: Any) -> dict[str, Judged]:
         """Score every example, by figure."""
@@ -259,23 +260,14 @@ class PairTask(Task):
         if partners < 2:
             raise DataError("a ranking needs at least two different partners to choose from")
         super().__init__(labelled, notes)
+        self.inputs = (*labelled.texts, *labelled.labels)
         reciprocals = 1.0 / np.arange(1, partners + 1)
         self.chances = {"R@1": 1.0 / partners, "MRR": float(reciprocals.mean())}
 
-    def encode(self, encoder: Encoder, progress: bool) -> Vectors:
-        """Return the vectors of both sides, (2, N, D)."""
-        both = encoder.encode([*self.labelled.texts, *self.labelled.labels], progress=progress)
-        return both.reshape(2, self.size, -1)
-
-    def lexical(self) -> Any:
-        """Return TF-IDF vectors of both sides, counted together."""
-        both = classify.lexical_vectors([*self.labelled.texts, *self.labelled.labels])
-        return both[: self.size], both[self.size :]
-
     def judge(self, features: Any) -> dict[str, Judged]:
-        """Rank all partners for each text."""
-        first, second = (classify.unit_rows(side) for side in features)
-        found, reciprocal = pair_scores(first, second, self.labelled.labels)
+        """Rank all partners for each text; the features (2N, D) are of both sides."""
+        rows, size = classify.unit_rows(features), self.size
+        found, reciprocal = pair_scores(rows[:size], rows[size:], self.labelled.labels)
         return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
 
 
