@@ -30,7 +30,7 @@ def test_words_are_those_typed_and_tokens_those_of_the_cleaned_caption(
     ]
     typed = ["This", "is", "a", "RED", "white", "blue", "s'quare", "paper"]
     assert [word.text for word in words] == typed
-    assert [word.tokens for word in words] == [(n,) for n in range(1, 9)]
+    assert [(word.first, word.last) for word in words] == [(n, n + 1) for n in range(1, 9)]
 
 
 def test_a_model_of_captions_as_they_were_reads_them_so(opened: OpenImageText) -> None:

@@ -123,7 +123,7 @@ def test_words_against_the_formula(opened: OpenImageText, picture: Image.Image, 
     ids, words = words_of(opened, CAPTION)
     tokens = tokens_of(opened, picture)
     for word, heat in zip(words, found.words, strict=True):
-        (place,) = word.tokens
+        (place,) = range(word.first, word.last)
         masked = ids.clone()
         masked[place] = opened.tokenizer.mask_token_id
         hidden, weights = written_out(opened.model, masked, tokens, layer)
@@ -143,7 +143,7 @@ def test_a_word_of_several_pieces_is_masked_whole(
     tokenizer = BertTokenizer(vocab={piece: n for n, piece in enumerate(pieces)})
     cut = dataclasses.replace(opened, tokenizer=tokenizer)
     ids, words = words_of(cut, "red paper")
-    assert [(word.text, word.tokens) for word in words] == [("red", (1,)), ("paper", (2, 3))]
+    assert [(w.text, w.first, w.last) for w in words] == [("red", 1, 2), ("paper", 2, 4)]
     found = explain(cut, picture, "red paper", target="words")
     masked = ids.clone()
     masked[2:4] = 4

@@ -18,6 +18,7 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
+from maskery.evaluation.text.words_of_text import Word
 from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned, refuse_missing
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
@@ -29,11 +30,10 @@ PREPROCESSOR = "preprocessor_config.json"
 # Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
 # RaSa used CLIP's; ViT and SigLIP were trained with what is the default.
 CLIP = (ImageTextConfig.model_type, "clip", "clip_vision_model")
+IMAGENET = ("deit", "dinov2", "dinov2_with_registers")
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
     **dict.fromkeys(CLIP, (config.CLIP_MEAN, config.CLIP_STD)),
-    **dict.fromkeys(
-        ("deit", "dinov2", "dinov2_with_registers"), (config.IMAGENET_MEAN, config.IMAGENET_STD)
-    ),
+    **dict.fromkeys(IMAGENET, (config.IMAGENET_MEAN, config.IMAGENET_STD)),
 }
 
 
@@ -189,25 +189,21 @@ def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
     return end_to_end([ids])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Word:
-    """A word of the caption."""
-
-    text: str  # as typed, from its first letter that the model reads to its last
-    tokens: tuple[int, ...]  # places of its pieces in the caption, special tokens counted
-
-
 def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
-    """Return a caption as token ids (L,), as the model reads it, and its words."""
+    """Return a caption as token ids (L,), as the model reads it, and its words.
+
+    A word is told as typed, from its first letter that the model reads to its last.
+    """
     ready = prepared(opened, caption, what="caption")
     encoded = opened.tokenizer(ready, truncation=False, verbose=False)
     ids: list[int] = encoded["input_ids"]
     typed, words = origins(ready, caption), []
     for number in sorted({number for number in encoded.word_ids() if number is not None}):
-        letters, tokens = encoded.word_to_chars(number), encoded.word_to_tokens(number)
-        text = caption[typed[letters.start] : typed[letters.end - 1] + 1]
+        letters, (first, last) = encoded.word_to_chars(number), encoded.word_to_tokens(number)
+        start, end = typed[letters.start], typed[letters.end - 1] + 1
+        text = caption[start:end]
         if any(map(str.isalnum, text)):
-            words.append(Word(text=text, tokens=tuple(range(*tokens))))
+            words.append(Word(text=text, start=start, end=end, first=first, last=last))
     if not words:
         raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
     require_readable(opened, ids, caption, what="caption")
