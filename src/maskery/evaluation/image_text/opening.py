@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
@@ -146,8 +146,8 @@ def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None)
     return ImageRef.file(Path(image).name, Path(image).parent).load(near)
 
 
-def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
-    """Prepare a typed text as the captions were that the model was trained on.
+def _encoded(opened: OpenImageText, text: str, what: str) -> tuple[str, BatchEncoding]:
+    """Prepare a typed text as the captions were that the model was trained on; and its tokens.
 
     Training cuts captions that are too long; what is typed is refused instead of read in part.
     """
@@ -164,12 +164,11 @@ def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
     words = len(clean_caption(text, max_words=len(text)).split())
     if opened.retrieval.clean_captions and words > most:
         raise DataError(f"the {what} has {words} words, and the model reads {most}; shorten it")
-    return opened.retrieval.prepare(text)
+    ready = opened.retrieval.prepare(text)
+    return ready, opened.tokenizer(ready, truncation=False, verbose=False)
 
 
-def require_readable(
-    opened: OpenImageText, ids: Sequence[int], text: str, *, what: str = "query"
-) -> None:
+def _require_readable(opened: OpenImageText, ids: Sequence[int], text: str, what: str) -> None:
     """Refuse tokens that the model cannot read, or that say nothing to it."""
     if len(ids) > opened.max_tokens:
         raise DataError(
@@ -183,9 +182,8 @@ def require_readable(
 
 def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
     """Return a description as tokens; DataError if it is empty, unknown, too long, no Unicode."""
-    ready = prepared(opened, text)
-    ids: list[int] = opened.tokenizer(ready, truncation=False, verbose=False)["input_ids"]
-    require_readable(opened, ids, text)
+    ids: list[int] = _encoded(opened, text, "query")[1]["input_ids"]
+    _require_readable(opened, ids, text, "query")
     return end_to_end([ids])
 
 
@@ -194,8 +192,7 @@ def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Wo
 
     A word is told as typed, from its first letter that the model reads to its last.
     """
-    ready = prepared(opened, caption, what="caption")
-    encoded = opened.tokenizer(ready, truncation=False, verbose=False)
+    ready, encoded = _encoded(opened, caption, "caption")
     ids: list[int] = encoded["input_ids"]
     typed, words = origins(ready, caption), []
     for number in sorted({number for number in encoded.word_ids() if number is not None}):
@@ -206,7 +203,7 @@ def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Wo
             words.append(Word(text=text, start=start, end=end, first=first, last=last))
     if not words:
         raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
-    require_readable(opened, ids, caption, what="caption")
+    _require_readable(opened, ids, caption, "caption")
     return torch.tensor(ids), words
 
 
