@@ -30,7 +30,7 @@ from maskery.data.batching import cut_by_padded_size
 from maskery.data.rows import flatten
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken
+from maskery.evaluation.text.words_of_text import MaskReader, Word, spoken
 from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
@@ -129,7 +129,7 @@ class Filler:
         """
         ids, read = self.encode(text), self._read(text)
         logs = self.log_probabilities([ids])[0]
-        offered = [self.places.offered(read, span, pieces) for span in self.places.spans(read)]
+        offered = [self.reader.offered(read, span, pieces) for span in self.reader.spans(read)]
         rows = zip(logs, offered, strict=True)
         masks = tuple(candidates(only(row, some), self.tokenizer, top_k) for row, some in rows)
         several = together and len(logs) > 1
@@ -163,7 +163,7 @@ class Filler:
         text = REPEATED.sub(lambda found: MASK * min(int(found[1]), MOST_MASKS), text)
         ids, read = np.array(self.encode(text)), self._read(text)
         places, total = np.flatnonzero(ids == self.mask_id), 0.0
-        offered = [self.places.offered(read, span) for span in self.places.spans(read)]
+        offered = [self.reader.offered(read, span) for span in self.reader.spans(read)]
         for first in range(0, len(places), block):
             last = min(first + block, len(places))
             turns = math.ceil((steps or len(places)) * (last - first) / len(places))
@@ -211,14 +211,9 @@ class Filler:
             )
 
     @cached_property
-    def reader(self) -> TextReader:
-        """Return the reader of words, made once: it goes over the whole vocabulary."""
-        return TextReader(self.tokenizer)
-
-    @cached_property
-    def places(self) -> MaskPlaces:
-        """Return what can stand where a mask is."""
-        return MaskPlaces(self.reader)
+    def reader(self) -> MaskReader:
+        """Return the reader of texts, made once: it goes over the whole vocabulary."""
+        return MaskReader(self.tokenizer)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
@@ -263,12 +258,12 @@ class Filler:
         )
 
     def _completion(self, text: str, tokens: list[int], score: float) -> Completion:
-        filled, spelt = self.places.fill(text, tokens), self.reader.pieces(tokens)
+        filled, spelt = self.reader.fill(text, tokens), self.reader.pieces(tokens)
         return Completion(text=filled, tokens=spelt, log_probability=score)
 
     def _word(self, ids: list[int], text: str, word: str) -> WordProbability:
         """Return the probability of a word in place of the first mask."""
-        pieces = self.places.pieces(word.strip(), text, self.places.spans(text)[0])
+        pieces = self.reader.pieces_at(word.strip(), text, self.reader.spans(text)[0])
         if not pieces:
             raise DataError(f"the word {word!r} has no tokens; give a word")
         place = ids.index(self.mask_id)
