@@ -31,9 +31,9 @@ from maskery.core.batch import TokenBatch
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
 from maskery.evaluation.retrieval.rerank import (
+    Matcher,
     ReadImages,
     by_image,
-    match_images,
     read_images,
     read_texts,
 )
@@ -158,8 +158,8 @@ def measure(model, texts, read, images, candidates, config, arguments):
     scores = torch.empty(candidates.shape)
     theirs: dict[int, torch.Tensor] = {}
     seconds, started = 0.0, time.perf_counter()
-    pairs = by_image(candidates.numpy())
-    ours = match_images(model, read, images, pairs, candidates.shape[1], config)
+    matcher = Matcher(model, read, images, config)
+    ours = matcher.logits(by_image(candidates.numpy()), candidates.shape[1])
     for number, (places, logits) in enumerate(ours):
         scores.view(-1)[torch.from_numpy(places)] = logits[:, 1]
         if number % step == 0 and len(theirs) < len(sample):

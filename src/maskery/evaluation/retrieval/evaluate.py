@@ -20,8 +20,6 @@ from maskery.core.errors import DataError
 from maskery.core.processes import Processes, evaluating
 from maskery.evaluation.retrieval import metrics, rerank
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.metrics import RankingFigures
-from maskery.evaluation.retrieval.rerank import ReadImages, ReadTexts
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
@@ -34,10 +32,10 @@ KEPT = 10  # images of each text, when there is no re-ranking
 class RetrievalFigures:
     """Figures of texts that look for their images."""
 
-    contrastive: RankingFigures  # by similarity alone
-    reranked: RankingFigures | None  # with the best K ranked anew by matching; None without
+    contrastive: metrics.RankingFigures  # by similarity alone
+    reranked: metrics.RankingFigures | None  # with the best K ranked anew by matching; None without
     # Images finding their texts, by similarity; None where a person of the gallery has no text.
-    image_to_text: RankingFigures | None
+    image_to_text: metrics.RankingFigures | None
     chance: float  # R@1 of a ranking at random
     rerank: int  # K
     num_texts: int  # T
@@ -79,7 +77,7 @@ def evaluate_retrieval(
     image_persons: Ints,  # (I,) int64, the person that each image shows
     text_persons: Ints,  # (T,) int64, the person that each caption describes
     config: RetrievalConfig | None = None,
-    processes: Processes | None = None,  # they share the matching out, as in `match_scores`
+    processes: Processes | None = None,  # they share the matching out, as in `Matcher`
     progress: bool = False,
 ) -> Retrieval:
     """Let every text find its person among the images; the result does not depend on batches.
@@ -113,7 +111,8 @@ def evaluate_retrieval(
         contrast = _ranking(encoded.features, read.features, right, kept=kept, rows=rows)
         reranked, logits = None, None
         if matched:
-            reranked, logits = _rerank(model, encoded, read, contrast, config, processes, progress)
+            matcher = rerank.Matcher(model, encoded, read, config)
+            reranked, logits = _rerank(matcher, contrast, processes, progress)
         image_to_text = None
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
             own = metrics.right_columns(shown, described)
@@ -153,21 +152,14 @@ def _ranking(
 
 
 def _rerank(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    images: ReadImages,
-    contrast: Ranking,
-    config: RetrievalConfig,
-    processes: Processes | None,
-    progress: bool,
+    matcher: rerank.Matcher, contrast: Ranking, processes: Processes | None, progress: bool
 ) -> tuple[Ranking, torch.Tensor]:
     """Rank the best of each text anew by matching, the others stay; returns the logits, too."""
     processes = processes or Processes()
     # Another's last digits may differ, and so its candidates.
-    order, similar = (processes.agree(part[:, : config.rerank]) for part in contrast[:2])
-    scores, logits = rerank.match_scores(
-        model, texts, images, order, similar, config, processes=processes, progress=progress
-    )
+    last = matcher.config.rerank
+    order, similar = (processes.agree(part[:, :last]) for part in contrast[:2])
+    scores, logits = matcher.scores(order, similar, processes, progress)
     sorting = metrics.rank(scores)
     ranks = moved(contrast.ranks, sorting)
     return Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks), logits
@@ -180,7 +172,7 @@ def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
     return anew.where(ranks <= last, ranks).sort(dim=1).values
 
 
-def _figures(ranking: Ranking, persons: Ints) -> RankingFigures:
+def _figures(ranking: Ranking, persons: Ints) -> metrics.RankingFigures:
     return metrics.summarise_texts(metrics.text_figures(ranking.ranks), persons)
 
 

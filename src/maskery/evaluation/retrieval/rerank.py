@@ -153,66 +153,84 @@ def _reserve(file: int, size: int) -> None:
             size -= os.write(file, zeros[:size])
 
 
-@torch.no_grad()
-def match_scores(
-    model: ImageTextModel,  # in evaluation mode, with fusion layers
-    texts: ReadTexts,  # with states
-    images: ReadImages,  # with tokens
-    candidates: torch.Tensor,  # (T, K) int64, images of each text
-    similarities: torch.Tensor,  # (T, K), of their features
-    config: RetrievalConfig,
-    *,
-    processes: Processes | None = None,
-    progress: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
+@dataclass(frozen=True)
+class Matcher:
+    """Matches texts with images, all read once."""
 
-    `processes` share the images out, and all get the whole result; all of them must ask.
-    """
-    processes = processes or Processes()
-    mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
-    total = sum(len(places) for _, places in mine)
-    flat, count = torch.zeros(candidates.numel(), 2), candidates.shape[1]
-    with Bar(total, "matching", shown=progress) as bar:
-        for places, judged in match_images(model, texts, images, mine, count, config):
-            flat[torch.from_numpy(places)] = judged
-            bar.update(len(places))
-    logits = processes.add(flat).view(-1, count, 2)  # what is another's is 0 here
-    require_numbers(logits)
-    if config.score == "matching":
-        return logits[..., 1], logits
-    odds = logits[..., 1] - logits[..., 0]
-    if config.score == "odds":
-        return odds, logits
-    temperature = float(model.temp.detach())
-    return config.odds_weight * odds + similarities / temperature, logits
+    model: ImageTextModel  # in evaluation mode, with fusion layers
+    texts: ReadTexts  # with states
+    images: ReadImages  # with tokens
+    config: RetrievalConfig
 
+    @torch.no_grad()
+    def scores(
+        self,
+        candidates: torch.Tensor,  # (T, K) int64, images of each text
+        similarities: torch.Tensor,  # (T, K), of their features
+        processes: Processes | None = None,
+        progress: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
 
-@torch.no_grad()
-def match_images(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    images: ReadImages,
-    pairs: Sequence[tuple[int, Ints]],  # of `by_image`
-    count: int,  # K
-    config: RetrievalConfig,
-) -> Iterator[tuple[Ints, torch.Tensor]]:
-    """Yield the places (R,) of the pairs of each image, and their matching logits (R, 2)."""
-    assert images.tokens is not None
-    width = model.config.text_config.hidden_size
-    # Keys and values, of four bytes a number.
-    each = 2 * 4 * len(model.text_encoder.fusion_layers) * images.tokens.shape[1] * width
-    # As many images at a time as fit the memory.
-    size = max(1, min(config.memory_bytes // each, IMAGES_AT_ONCE))
-    for first in range(0, len(pairs), size):
-        block = pairs[first : first + size]
-        tokens = torch.from_numpy(images.tokens[[image for image, _ in block]])
-        with inference():
-            keys = model.project_images(tokens.to(model.device))
-        for number, (_, places) in enumerate(block):
-            only = slice(number, number + 1)  # a view: nothing is copied
-            own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
-            yield places, _judge(model, texts, places // count, own, config.batch_tokens)
+        `processes` share the images out, and all get the whole result; all of them must ask.
+        """
+        processes = processes or Processes()
+        mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
+        total = sum(len(places) for _, places in mine)
+        flat, count = torch.zeros(candidates.numel(), 2), candidates.shape[1]
+        with Bar(total, "matching", shown=progress) as bar:
+            for places, judged in self.logits(mine, count):
+                flat[torch.from_numpy(places)] = judged
+                bar.update(len(places))
+        logits = processes.add(flat).view(-1, count, 2)  # what is another's is 0 here
+        require_numbers(logits)
+        if self.config.score == "matching":
+            return logits[..., 1], logits
+        odds = logits[..., 1] - logits[..., 0]
+        if self.config.score == "odds":
+            return odds, logits
+        temperature = float(self.model.temp.detach())
+        return self.config.odds_weight * odds + similarities / temperature, logits
+
+    @torch.no_grad()
+    def logits(
+        self, pairs: Sequence[tuple[int, Ints]], count: int
+    ) -> Iterator[tuple[Ints, torch.Tensor]]:
+        """Yield the places (R,) of the pairs of each image, of `by_image`, and their logits (R, 2).
+
+        `count` is K, the candidates of each text.
+        """
+        assert self.images.tokens is not None
+        width = self.model.config.text_config.hidden_size
+        # Keys and values, of four bytes a number.
+        each = 2 * 4 * len(self.model.text_encoder.fusion_layers) * width
+        # As many images at a time as fit the memory.
+        fitting = self.config.memory_bytes // (each * self.images.tokens.shape[1])
+        size = max(1, min(fitting, IMAGES_AT_ONCE))
+        for first in range(0, len(pairs), size):
+            block = pairs[first : first + size]
+            tokens = torch.from_numpy(self.images.tokens[[image for image, _ in block]])
+            with inference():
+                keys = self.model.project_images(tokens.to(self.model.device))
+            for number, (_, places) in enumerate(block):
+                only = slice(number, number + 1)  # a view: nothing is copied
+                own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
+                yield places, self._judge(places // count, own)
+
+    @inference()
+    def _judge(self, own: Ints, keys: Sequence[ImageKeys]) -> torch.Tensor:
+        """Return (R, 2) logits on the CPU, of one image and its own texts."""
+        assert self.texts.states is not None
+        texts, model = self.texts.batch, self.model
+        lengths = texts.lengths[own]
+        judged = torch.empty(len(own), 2)
+        for chosen in by_length(lengths, self.config.batch_tokens):
+            picked = torch.from_numpy(tokens_of(texts, own[chosen])).to(model.device)
+            rows = Rows.of_lengths(lengths[chosen], model.device)
+            states = self.texts.states.index_select(0, picked)
+            tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
+            judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
+        return judged
 
 
 def by_image(candidates: Ints) -> list[tuple[int, Ints]]:
@@ -221,20 +239,3 @@ def by_image(candidates: Ints) -> list[tuple[int, Ints]]:
     order = np.argsort(flat, kind="stable")
     images, firsts = np.unique(flat[order], return_index=True)
     return list(zip(images.tolist(), np.split(order, firsts[1:]), strict=True))
-
-
-@inference()
-def _judge(
-    model: ImageTextModel, texts: ReadTexts, own: Ints, keys: Sequence[ImageKeys], most: int
-) -> torch.Tensor:
-    """Return (R, 2) logits on the CPU, of one image and its own texts, `most` tokens at once."""
-    assert texts.states is not None
-    lengths = texts.batch.lengths[own]
-    judged = torch.empty(len(lengths), 2)
-    for chosen in by_length(lengths, most):
-        picked = tokens_of(texts.batch, own[chosen])
-        rows = Rows.of_lengths(lengths[chosen], model.device)
-        states = texts.states.index_select(0, torch.from_numpy(picked).to(model.device))
-        tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
-        judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
-    return judged

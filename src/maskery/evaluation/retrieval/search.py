@@ -34,7 +34,7 @@ from maskery.evaluation.image_text import opening
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
-from maskery.evaluation.retrieval.rerank import ReadTexts, match_scores, read_images, read_texts
+from maskery.evaluation.retrieval.rerank import Matcher, ReadTexts, read_images, read_texts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -304,7 +304,7 @@ class Searcher:
         # The index keeps features in half precision; here they are at hand as they were computed.
         similar = (read.features @ images.features.T).cpu()
         candidates = torch.arange(len(pictures))[None]
-        scores, logits = match_scores(model, read, images, candidates, similar, config)
+        scores, logits = Matcher(model, read, images, config).scores(candidates, similar)
         columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
         known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
         matched = [
