@@ -22,7 +22,7 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.opening import OpenImageText, load_picture, words_of
+from maskery.evaluation.image_text.opening import OpenImageText, load_picture
 from maskery.evaluation.text.words_of_text import Word
 from maskery.models.image_text.model import ImageTextModel, pair
 from maskery.models.image_text.text_encoder import ImageKeys
@@ -69,7 +69,7 @@ def explain(
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(network.text_encoder.fusion_layers) == 1
-    ids, words = words_of(opened, caption)
+    ids, words = opened.words_of(caption)
     pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
         tokens = network.encode_image(pixels)

@@ -58,6 +58,72 @@ class OpenImageText:
         blind = term == "itm" and not self.model.text_encoder.fusion_layers
         return term in self.retrieval.trained and not blind
 
+    def require_contrast(self) -> None:
+        """Refuse a model whose features say nothing."""
+        if not self.trained("itc"):
+            raise ModelError(
+                f"the contrastive projections of '{self.name}' were never trained, so its features "
+                f"cannot be compared; train with --itc-weight above 0"
+            )
+
+    def encode_query(self, text: str) -> TokenBatch:
+        """Return a description as tokens; DataError if empty, unknown, too long or no Unicode."""
+        ids: list[int] = self._encoded(text, "query")[1]["input_ids"]
+        self._require_readable(ids, text, "query")
+        return end_to_end([ids])
+
+    def words_of(self, caption: str) -> tuple[torch.Tensor, list[Word]]:
+        """Return a caption as token ids (L,), as the model reads it, and its words.
+
+        A word is told as typed, from its first letter that the model reads to its last.
+        """
+        ready, encoded = self._encoded(caption, "caption")
+        ids: list[int] = encoded["input_ids"]
+        typed, words = origins(ready, caption), []
+        for number in sorted({number for number in encoded.word_ids() if number is not None}):
+            letters, (first, last) = encoded.word_to_chars(number), encoded.word_to_tokens(number)
+            start, end = typed[letters.start], typed[letters.end - 1] + 1
+            text = caption[start:end]
+            if any(map(str.isalnum, text)):
+                words.append(Word(text=text, start=start, end=end, first=first, last=last))
+        if not words:
+            raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
+        self._require_readable(ids, caption, "caption")
+        return torch.tensor(ids), words
+
+    def _encoded(self, text: str, what: str) -> tuple[str, BatchEncoding]:
+        """Prepare a typed text as the captions were that the model learnt from; and its tokens.
+
+        Training cuts captions that are too long; what is typed is refused instead of read in part.
+        """
+        if not text.strip():
+            raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the {what} {text!r} has bytes that are not UTF-8; type it anew, or set the "
+                f"terminal to UTF-8"
+            ) from error
+        most = self.retrieval.max_words
+        words = len(clean_caption(text, max_words=len(text)).split())
+        if self.retrieval.clean_captions and words > most:
+            raise DataError(f"the {what} has {words} words, and the model reads {most}; shorten it")
+        ready = self.retrieval.prepare(text)
+        return ready, self.tokenizer(ready, truncation=False, verbose=False)
+
+    def _require_readable(self, ids: Sequence[int], text: str, what: str) -> None:
+        """Refuse tokens that the model cannot read, or that say nothing to it."""
+        most = self.max_tokens
+        if len(ids) > most:
+            raise DataError(
+                f"the {what} has {len(ids)} tokens, and the model reads {most}; shorten it"
+            )
+        if not set(ids) - set(self.tokenizer.all_special_ids):
+            raise DataError(
+                f"the {what} {text!r} has no word that the model knows; use words of its captions"
+            )
+
 
 def is_image_text(name: str) -> bool:
     """Return True if a name is the folder of an image-text model, of its run, or of a CLIP."""
@@ -102,15 +168,6 @@ def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     return ModelRetrieval(trained=tuple(trained))
 
 
-def require_contrast(opened: OpenImageText) -> None:
-    """Refuse a model whose features say nothing."""
-    if not opened.trained("itc"):
-        raise ModelError(
-            f"the contrastive projections of '{opened.name}' were never trained, so its features "
-            f"cannot be compared; train with --itc-weight above 0"
-        )
-
-
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
     """Return `view` with what is not set taken from the model's preprocessor, or its family's."""
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
@@ -144,67 +201,6 @@ def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None)
     if isinstance(image, bytes):
         return ImageRef.held("that was given", image).load(near)
     return ImageRef.file(Path(image).name, Path(image).parent).load(near)
-
-
-def _encoded(opened: OpenImageText, text: str, what: str) -> tuple[str, BatchEncoding]:
-    """Prepare a typed text as the captions were that the model was trained on; and its tokens.
-
-    Training cuts captions that are too long; what is typed is refused instead of read in part.
-    """
-    if not text.strip():
-        raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"the {what} {text!r} has bytes that are not UTF-8; type it anew, or set the terminal "
-            f"to UTF-8"
-        ) from error
-    most = opened.retrieval.max_words
-    words = len(clean_caption(text, max_words=len(text)).split())
-    if opened.retrieval.clean_captions and words > most:
-        raise DataError(f"the {what} has {words} words, and the model reads {most}; shorten it")
-    ready = opened.retrieval.prepare(text)
-    return ready, opened.tokenizer(ready, truncation=False, verbose=False)
-
-
-def _require_readable(opened: OpenImageText, ids: Sequence[int], text: str, what: str) -> None:
-    """Refuse tokens that the model cannot read, or that say nothing to it."""
-    if len(ids) > opened.max_tokens:
-        raise DataError(
-            f"the {what} has {len(ids)} tokens, and the model reads {opened.max_tokens}; shorten it"
-        )
-    if not set(ids) - set(opened.tokenizer.all_special_ids):
-        raise DataError(
-            f"the {what} {text!r} has no word that the model knows; use words of its captions"
-        )
-
-
-def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
-    """Return a description as tokens; DataError if it is empty, unknown, too long, no Unicode."""
-    ids: list[int] = _encoded(opened, text, "query")[1]["input_ids"]
-    _require_readable(opened, ids, text, "query")
-    return end_to_end([ids])
-
-
-def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
-    """Return a caption as token ids (L,), as the model reads it, and its words.
-
-    A word is told as typed, from its first letter that the model reads to its last.
-    """
-    ready, encoded = _encoded(opened, caption, "caption")
-    ids: list[int] = encoded["input_ids"]
-    typed, words = origins(ready, caption), []
-    for number in sorted({number for number in encoded.word_ids() if number is not None}):
-        letters, (first, last) = encoded.word_to_chars(number), encoded.word_to_tokens(number)
-        start, end = typed[letters.start], typed[letters.end - 1] + 1
-        text = caption[start:end]
-        if any(map(str.isalnum, text)):
-            words.append(Word(text=text, start=start, end=end, first=first, last=last))
-    if not words:
-        raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
-    _require_readable(opened, ids, caption, "caption")
-    return torch.tensor(ids), words
 
 
 def origins(ready: str, caption: str) -> Sequence[int]:

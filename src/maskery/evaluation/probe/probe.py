@@ -16,7 +16,6 @@ from maskery.core.registry import require
 from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval, grouped_interval
 from maskery.evaluation.probe import classify
-from maskery.evaluation.probe.classify import pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
@@ -262,7 +261,7 @@ class PairTask(Task):
     def judge(self, features: Any) -> dict[str, Judged]:
         """Rank all partners for each text; the features (2N, D) are of both sides."""
         rows, size = classify.unit_rows(features), self.size
-        found, reciprocal = pair_scores(rows[:size], rows[size:], self.labelled.labels)
+        found, reciprocal = classify.pair_scores(rows[:size], rows[size:], self.labelled.labels)
         return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
 
 

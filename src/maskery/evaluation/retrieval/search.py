@@ -30,8 +30,7 @@ from maskery.data.gallery import GalleryStore, Stamp
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches, view_stack
 from maskery.data.store import own_folder
-from maskery.evaluation.image_text import opening
-from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.image_text.opening import OpenImageText, load_picture
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
 from maskery.evaluation.retrieval.rerank import Matcher, ReadTexts, read_images, read_texts
@@ -104,7 +103,7 @@ def open_gallery(
     `rehash`, every file is read, rather than trusted where its size and time are as they were, and
     those that could not be decoded are tried again.
     """
-    opening.require_contrast(opened)
+    opened.require_contrast()
     found = galleries.find_pictures(folder)
     if not found:
         raise DataError(
@@ -217,7 +216,7 @@ def search(
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
-        opening.encode_query(opened, text)  # a bad description is told before an hour of indexing
+        opened.encode_query(text)  # a bad description is told before an hour of indexing
     if isinstance(like, str | Path | bytes):
         like = picture_features(opened, like)
     if not isinstance(gallery, Gallery):
@@ -232,8 +231,8 @@ def search(
 
 def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Float32Array:
     """Return the features (E,) of a picture, as those of the gallery's pictures are computed."""
-    opening.require_contrast(opened)
-    pixels = view_stack([opening.load_picture(picture, opened.view.size)], opened.view)
+    opened.require_contrast()
+    pixels = view_stack([load_picture(picture, opened.view.size)], opened.view)
     return read_images(opened.model, [pixels], 1, tokens=False).features[0].cpu().numpy()
 
 
@@ -265,7 +264,7 @@ class Searcher:
         rerank = self.rerank if like is None else 0
         query = like
         if text is not None:
-            words = opening.encode_query(self.opened, text)
+            words = self.opened.encode_query(text)
             read = read_texts(self.opened.model, words, states=rerank > 0)
             query = read.features[0].cpu().numpy()
             if like is not None:

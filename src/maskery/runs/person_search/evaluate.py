@@ -298,7 +298,7 @@ def open_for_measuring(
     """Open a model; returns it and how it is measured, both with the overrides."""
     opened = open_for_retrieval(name)
     if run is None:
-        opening.require_contrast(opened)
+        opened.require_contrast()
     opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
     ranking = opened.retrieval.ranking
     if overrides.odds_weight is not None and ranking.score != "sum":
