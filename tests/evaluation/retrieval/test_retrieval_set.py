@@ -23,7 +23,6 @@ from maskery.evaluation.retrieval.evaluate import evaluate_retrieval
 from maskery.evaluation.retrieval.retrieval_set import (
     RetrievalSet,
     evaluate_set,
-    sample_searches,
     spread_queries,
 )
 from maskery.models.image_text.build import build_from_scratch
@@ -160,7 +159,7 @@ def test_right_pictures_are_those_of_the_person_who_is_described(tmp_path: Path)
     # The gallery begins at the second picture: the first cannot be read.
     queries = np.array([0, 5])
     ranking = torch.tensor([[1, 0, 2, 4], [2, 3, 9, 1]])
-    samples = sample_searches(split, queries, ranking, count=3)
+    samples = split.samples(queries, ranking, count=3)
     assert [sample.caption for sample in samples] == [pairs[1].captions[0], pairs[3].captions[1]]
     for sample, query, row in zip(samples, (1, 3), ranking.tolist(), strict=True):
         shown = [pairs[place + 1] for place in row[:3]]

@@ -27,14 +27,8 @@ from maskery.evaluation.retrieval.config import (
     read_model_retrieval,
 )
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
-from maskery.evaluation.retrieval.export import RANKS
 from maskery.evaluation.retrieval.metrics import FIGURES
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    evaluate_set,
-    sample_searches,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set, spread_queries
 from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
@@ -46,6 +40,7 @@ log = logging.getLogger(__name__)
 
 HeldOutSplit = Literal["val", "test"]
 RANKINGS = ("contrastive", "reranked")
+RANKS = "ranks.jsonl"  # In a run's folder, of the split that its figures are of
 
 
 def retrieval_of(
@@ -344,7 +339,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
     worst = worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
     found = evaluate_set(opened.model, held_out, settings, queries=queries)
-    samples = sample_searches(held_out, queries, found.last.order)
+    samples = held_out.samples(queries, found.last.order)
     ranks = found.last.ranks[:, 0].tolist()
     searches = []
     for sample, rank in zip(samples, ranks, strict=True):
