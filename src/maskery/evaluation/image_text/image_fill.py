@@ -34,6 +34,7 @@ from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.layout import pad
 
 Condition = Literal["right", "wrong", "none"]
+SHOWN, GUESSES = 8, 3  # captions in the report, and words that fill each
 Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]  # captions, their ids masked, and where
 
 
@@ -173,13 +174,10 @@ def sample_pictures(
     batches: Iterable[JudgedPairs],
     tokenizer: PreTrainedTokenizerBase,
     view: ViewConfig,
-    *,
-    count: int = 8,
-    top_k: int = 3,
 ) -> tuple[PictureFill, ...]:
-    """Fill a word of `count` captions of the first batch in each condition, by a fixed seed."""
+    """Fill a word of some captions of the first batch in each condition, by a fixed seed."""
     batch = next(iter(batches))
-    positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
+    positions = _hidden_words(batch, Vocabulary.of(tokenizer))
     ids = batch.text.input_ids.copy()
     ids[positions] = int(tokenizer.mask_token_id)
     logs = {
@@ -192,6 +190,7 @@ def sample_pictures(
         first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
         target = int(batch.text.input_ids[position])
         left, right = context(ids[first:last], position - first, tokenizer)
+        own = {condition: each[row] for condition, each in logs.items()}
         found.append(
             PictureFill(
                 left=left,
@@ -199,16 +198,14 @@ def sample_pictures(
                 right=right,
                 picture=data_uri(batch.images[batch.right[sequence]], view),
                 wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
-                guesses={
-                    name: candidates(log[row], tokenizer, top_k) for name, log in logs.items()
-                },
-                probabilities={name: float(log[row, target].exp()) for name, log in logs.items()},
+                guesses={name: candidates(one, tokenizer, GUESSES) for name, one in own.items()},
+                probabilities={name: float(one[target].exp()) for name, one in own.items()},
             )
         )
     return tuple(found)
 
 
-def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Ints:
+def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary) -> Ints:
     """Choose one position in each of a few captions: a random whole word, the same every time."""
     places = np.flatnonzero(whole_words(batch.text, vocabulary))
     edges = np.searchsorted(places, batch.text.boundaries)
@@ -216,7 +213,7 @@ def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Int
     found: dict[int, int] = {}  # by picture or person, each shown once
     for group, first, last in zip(batch.groups.tolist(), edges[:-1], edges[1:], strict=True):
         # In shorter captions nothing is left to tell the word by.
-        if group not in found and last - first >= 3 and len(found) < count:
+        if group not in found and last - first >= 3 and len(found) < SHOWN:
             found[group] = int(generator.choice(places[first:last]))
     return np.array(list(found.values()), np.int64)
 
