@@ -54,7 +54,7 @@ class Encoder:
     def open(cls, name: str) -> Self:
         """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
         loaded, pooling = load_masked_lm(name), Pooling.of(Path(resolve(name)))
-        return cls(to_gpu(loaded.model), loaded.tokenizer, pooling, name=name)
+        return cls(to_gpu(loaded.model), loaded.tokenizer, pooling, name)
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
@@ -182,4 +182,5 @@ def _hits(
     own.hf.eval()
     with torch.no_grad():
         found = [logits.argmax(dim=1).cpu().numpy() for _, logits in batches(test)]
-    return np.concatenate(found) == classes[test]
+    hits: Bools = np.concatenate(found) == classes[test]
+    return hits
