@@ -236,26 +236,20 @@ class Filler:
         self, ids: list[int], text: str, offered: Sequence[torch.Tensor], top_k: int, beams: int
     ) -> tuple[Completion, ...]:
         """Search with beams from left to right; each step sees the masks already filled."""
-        places = [index for index, token in enumerate(ids) if token == self.mask_id]
-        states: list[tuple[float, list[int]]] = [(0.0, ids)]
-        for place, some in zip(places, offered, strict=True):
+        sequences, scores = np.array([ids]), torch.zeros(1)
+        places = np.flatnonzero(sequences[0] == self.mask_id)
+        for place, some in zip(places.tolist(), offered, strict=True):
             # The leftmost mask still there is the first row of each sequence.
-            logs = self.log_probabilities([sequence for _, sequence in states])[:, 0]
-            logs = only(logs, some)
+            logs = only(self.log_probabilities(list(sequences))[:, 0], some)
             logs[:, self.mask_id] = -math.inf  # a mask filled with the mask is not filled
-            totals = logs + torch.tensor([score for score, _ in states])[:, None]
-            best = totals.flatten().topk(min(max(beams, top_k), totals.numel()))
-            grown = []
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                if score > -math.inf:
-                    parent, token = divmod(index, totals.shape[1])
-                    sequence = states[parent][1]
-                    grown.append((score, [*sequence[:place], token, *sequence[place + 1 :]]))
-            states = grown
-        return tuple(
-            self._completion(text, [sequence[place] for place in places], score)
-            for score, sequence in states[:top_k]
-        )
+            totals = (logs + scores[:, None]).flatten()
+            best = totals.topk(min(max(beams, top_k), len(totals)))
+            kept = best.values > -math.inf
+            parents, tokens = np.divmod(best.indices[kept].numpy(), logs.shape[1])
+            sequences, scores = sequences[parents], best.values[kept]
+            sequences[:, place] = tokens
+        found = zip(sequences[:top_k, places].tolist(), scores.tolist(), strict=False)
+        return tuple(self._completion(text, tokens, score) for tokens, score in found)
 
     def _completion(self, text: str, tokens: list[int], score: float) -> Completion:
         filled, spelt = self.reader.fill(text, tokens), self.reader.pieces(tokens)
