@@ -112,7 +112,7 @@ def evaluate_retrieval(
         reranked, logits = None, None
         if matched:
             matcher = rerank.Matcher(model, encoded, read, config)
-            reranked, logits = _rerank(matcher, contrast, processes, progress)
+            reranked, logits = _rerank(matcher, contrast, processes or Processes(), progress)
         image_to_text = None
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
             own = metrics.right_columns(shown, described)
@@ -152,12 +152,11 @@ def _ranking(
 
 
 def _rerank(
-    matcher: rerank.Matcher, contrast: Ranking, processes: Processes | None, progress: bool
+    matcher: rerank.Matcher, contrast: Ranking, processes: Processes, progress: bool
 ) -> tuple[Ranking, torch.Tensor]:
     """Rank the best of each text anew by matching, the others stay; returns the logits, too."""
-    processes = processes or Processes()
-    # Another's last digits may differ, and so its candidates.
     last = matcher.config.rerank
+    # Another process's last digits may differ, and so its candidates.
     order, similar = (processes.agree(part[:, :last]) for part in contrast[:2])
     scores, logits = matcher.scores(order, similar, processes, progress)
     sorting = metrics.rank(scores)

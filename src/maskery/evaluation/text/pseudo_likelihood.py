@@ -9,7 +9,7 @@ Shapes: L tokens of a text, M copies of texts in a batch, T tokens of a batch, V
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -138,9 +138,8 @@ class Scorer:
         for row, (start, copy) in enumerate(zip(batch.boundaries.tolist(), copies, strict=False)):
             positions[row] = start + copy.position
             ids[start + copy.position : start + copy.end] = self.filler.mask_id
-        targets = batch.input_ids[positions]
-        masked = MaskedTokens(batch=batch, input_ids=ids, positions=positions, targets=targets)
-        logs = true_log_probabilities(self.filler.predict(masked), targets)
+        masked = replace(MaskedTokens.unmasked(batch, positions), input_ids=ids)
+        logs = true_log_probabilities(self.filler.predict(masked), masked.targets)
         require_numbers(torch.from_numpy(logs))
         return logs
 

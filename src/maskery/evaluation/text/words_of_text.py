@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -71,10 +72,8 @@ class TextReader:
         ids, starts, offsets = self.tokens(text)
         prefix, suffix = self._template.prefix, self._template.suffix
         skip = len(prefix)
-        places = np.flatnonzero(starts)
-        ends = np.append(places, len(ids))[1:]
         words = []
-        for first, last in zip(places.tolist(), ends.tolist(), strict=True):
+        for first, last in pairwise([*np.flatnonzero(starts).tolist(), len(ids)]):
             if self.special[ids[first:last]].any():
                 continue
             end = offsets[last - 1][1]
@@ -136,13 +135,12 @@ class MaskReader(TextReader):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer)
-        self.mask = re.compile(re.escape(self.mask_token))
         byte_level = self.space == tokenise.BYTE_LEVEL_SPACE
         self._alphabet = tokenise.byte_level_alphabet() if byte_level else {}
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return where the masks of a text start and end."""
-        return [found.span() for found in self.mask.finditer(text)]
+        return [found.span() for found in re.finditer(re.escape(self.mask_token), text)]
 
     def offered(self, text: str, span: tuple[int, int], pieces: bool = False) -> torch.Tensor:
         """Return True for tokens that can stand alone in place of a mask, or all: (V,) bool."""
@@ -202,9 +200,8 @@ class MaskReader(TextReader):
         """Return (V,) bool: control, within a word, may follow a space, may end a word, spaced."""
         spelt = self.pieces(range(len(self.special)))
         marks_ends = any(token.endswith(WORD_END) for token in spelt)
-        control = torch.from_numpy(self.protected)
         columns = zip(*(self._kind(token, marks_ends) for token in spelt), strict=True)
-        return control, *(torch.tensor(column) for column in columns)
+        return torch.from_numpy(self.protected), *(torch.tensor(column) for column in columns)
 
     def _kind(self, token: str, marks_ends: bool) -> tuple[bool, bool, bool, bool]:
         space = self.space
