@@ -12,7 +12,7 @@ from maskery.core.errors import ConfigError, DataError, ModelError
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval.metrics import retrieval_figures
-from maskery.evaluation.retrieval.rerank import by_length
+from maskery.evaluation.text.fill import by_length
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes

@@ -20,11 +20,7 @@ from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import evaluate_retrieval
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    evaluate_set,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_queries
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.sizes import ImageTextSizes
 
@@ -70,7 +66,7 @@ def test_captions_look_for_all_pictures_of_their_person(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_from_scratch(sizes, vocabulary_size=len(new_tokenizer()))
     config = RetrievalConfig(rerank=4)
-    found = evaluate_set(model, data, config)
+    found = data.evaluate(model, config)
     pixels = torch.stack([view(pair.image.load(), VIEW) for pair in pairs])
     whole = evaluate_retrieval(
         model,

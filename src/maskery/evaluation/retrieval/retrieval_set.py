@@ -146,6 +146,28 @@ class RetrievalSet:
             loaded = self.pictures.load(members)
             yield view_stack([image for image in loaded if image is not None], self.view)
 
+    def evaluate(
+        self,
+        model: ImageTextModel,
+        config: RetrievalConfig,
+        *,
+        queries: Ints | None = None,  # (Q,) of the T captions; by default all
+        processes: Processes | None = None,
+        progress: bool = False,
+    ) -> Retrieval:
+        """Let captions find their persons among all pictures; see `evaluate_retrieval`."""
+        chosen = np.arange(len(self.queries)) if queries is None else queries
+        return evaluate_retrieval(
+            model,
+            self.images(progress=progress),
+            self.texts_of(chosen),
+            image_persons=self.image_persons,
+            text_persons=self.text_persons[chosen],
+            config=config,
+            processes=processes,
+            progress=progress,
+        )
+
     def names_of(self, pairs: Ints) -> list[str]:
         """Return the names of the pictures of some pairs."""
         return [str(self.pairs.names[index]) for index in pairs.tolist()]
@@ -216,29 +238,6 @@ class RetrievalSet:
 def ranks_jsonl(rows: list[dict[str, Any]]) -> str:
     """Return the rows of `RetrievalSet.rank_rows`, one a line."""
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-
-
-def evaluate_set(
-    model: ImageTextModel,
-    data: RetrievalSet,
-    config: RetrievalConfig,
-    *,
-    queries: Ints | None = None,  # (Q,) of the T captions; by default all
-    processes: Processes | None = None,
-    progress: bool = False,
-) -> Retrieval:
-    """Let captions find their persons among all pictures; see `evaluate_retrieval`."""
-    chosen = np.arange(len(data.queries)) if queries is None else queries
-    return evaluate_retrieval(
-        model,
-        data.images(progress=progress),
-        data.texts_of(chosen),
-        image_persons=data.image_persons,
-        text_persons=data.text_persons[chosen],
-        config=config,
-        processes=processes,
-        progress=progress,
-    )
 
 
 def spread_queries(num_texts: int, count: int = 5) -> Ints:

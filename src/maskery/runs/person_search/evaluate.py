@@ -28,7 +28,7 @@ from maskery.evaluation.retrieval.config import (
 )
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set, spread_queries
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_queries
 from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
@@ -199,7 +199,7 @@ def evaluate_retrieval_models(
             # Captions are prepared as those were that the model learnt from.
             pairs = Pairs.open(str(data), reading).prepared(opened.retrieval.prepare)
             splits[name], gallery = None, held_out_set(opened, None, pairs, reading, settings)
-        retrieval = evaluate_set(opened.model, gallery, settings, progress=progress)
+        retrieval = gallery.evaluate(opened.model, settings, progress=progress)
         found = figures[name] = retrieval.figures
         if each is not None:
             each(gallery, retrieval)
@@ -338,7 +338,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
     spread = spread_queries(len(held_out.queries))
     worst = worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
-    found = evaluate_set(opened.model, held_out, settings, queries=queries)
+    found = held_out.evaluate(opened.model, settings, queries=queries)
     samples = held_out.samples(queries, found.last.order)
     ranks = found.last.ranks[:, 0].tolist()
     searches = []

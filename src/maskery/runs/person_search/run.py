@@ -18,7 +18,7 @@ from maskery.data.person_search.dataset import PersonSearchData, open_person_sea
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set, ranks_jsonl
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, ranks_jsonl
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.frame.run_frame import RunResult, fingerprint_of
@@ -60,7 +60,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         retrieval, model = self.config.retrieval, whole_model(self.prepared.start.model)
         if "itm" not in self.prepared.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
-        return evaluate_set(model, split, retrieval, processes=join_processes())
+        return split.evaluate(model, retrieval, processes=join_processes())
 
     def _logged(self) -> dict[str, float]:
         figures, values = self.measure(self.val).figures, dict[str, float]()
