@@ -218,7 +218,3 @@ class Worker:
             raise RequestError(
                 f"the answer took longer than {self.seconds:g} s; shorten the text", 504
             ) from error
-
-    def close(self) -> None:
-        """Drop the functions that wait and let the last call end."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
