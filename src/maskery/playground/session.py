@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskery import __version__
 from maskery.evaluation.image_text import opening
@@ -140,8 +139,8 @@ class Session:
         filler.require_room(len(encoded.ids), "the text", "shorten it")
         if not filler.detects:
             raise RequestError("this model was not trained to detect replaced words")
-        chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
-        shares = [float(chances[word.first : word.last].max()) for word in encoded.words]
+        chances = filler.replaced(encoded.ids)
+        shares = [max(chances[word.first : word.last]) for word in encoded.words]
         judged = zip(encoded.words, shares, strict=True)
         words = [{"word": w.text, **read.place(w), "probability": share} for w, share in judged]
         return {"words": words}

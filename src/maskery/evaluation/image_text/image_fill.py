@@ -53,14 +53,10 @@ def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
     """Predict the frozen masks of every caption under each condition."""
-
-    def questions() -> Iterator[Question]:
-        for batch in batches:
-            masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
-            yield batch, masked.input_ids, masked.positions
-
+    masked = ((batch, masker.mask(batch.text, epoch=FROZEN_EPOCH)) for batch in batches)
+    questions = ((batch, one.input_ids, one.positions) for batch, one in masked)
     none = "no held-out caption has a token that can be masked; bring more pairs"
-    scored = _score(model, questions(), token_rows, none)
+    scored = _score(model, questions, token_rows, none)
     for sums in scored.values():
         require_numbers(torch.from_numpy(sums.sums))
     return scored
@@ -262,8 +258,8 @@ class ImageFiller(Filler):
         return bool(self.network.mrtd_head.bias.any())
 
     @inference()
-    def replaced(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the probability that each token of texts (B, L) was replaced: (B, L) float32."""
-        logits = self.network.mrtd_head(self.read(ids.to(self.network.device))).float()
-        chances: torch.Tensor = logits.softmax(dim=-1)[..., 1].cpu()
-        return chances
+    def replaced(self, ids: Ints) -> list[float]:
+        """Return the probability that each token of a text (L,) was replaced."""
+        row = torch.from_numpy(ids)[None].to(self.network.device)
+        logits = self.network.mrtd_head(self.read(row)).float()
+        return list(logits.softmax(dim=-1)[0, :, 1].tolist())
