@@ -113,9 +113,8 @@ def open_gallery(
     index = index_folder(cache_dir, folder, fingerprint(opened))
     width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
-    store = galleries.open_store(index, width)
     try:
-        gallery = indexing.bring_up_to_date(store)
+        gallery = indexing.bring_up_to_date(galleries.open_store(index, width))
     except galleries.DamagedIndex as error:
         gallery = indexing.bring_up_to_date(galleries.renewed(index, width, error))
     if not len(gallery):
