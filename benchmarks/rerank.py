@@ -31,9 +31,9 @@ from maskery.core.batch import TokenBatch
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
 from maskery.evaluation.retrieval.rerank import (
+    Matcher,
     ReadImages,
     by_image,
-    match_images,
     read_images,
     read_texts,
 )
@@ -158,9 +158,10 @@ def measure(model, texts, read, images, candidates, config, arguments):
     scores = torch.empty(candidates.shape)
     theirs: dict[int, torch.Tensor] = {}
     seconds, started = 0.0, time.perf_counter()
-    ours = match_images(model, read, images, by_image(candidates.numpy()), config)
-    for number, (one, logits) in enumerate(ours):
-        scores[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = logits[:, 1]
+    matcher = Matcher(model, read, images, config)
+    ours = matcher.logits(by_image(candidates.numpy()), candidates.shape[1])
+    for number, (places, logits) in enumerate(ours):
+        scores.view(-1)[torch.from_numpy(places)] = logits[:, 1]
         if number % step == 0 and len(theirs) < len(sample):
             seconds += time.perf_counter() - started
             text = int(sample[len(theirs)])

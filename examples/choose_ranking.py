@@ -21,7 +21,6 @@ from maskery.evaluation.intervals import grouped_interval
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, moved
 from maskery.evaluation.retrieval.metrics import rank, summarise_texts, text_figures
-from maskery.evaluation.retrieval.retrieval_set import evaluate_set
 from maskery.models.loading import resolve
 from maskery.runs.image_text.config import Overrides
 from maskery.runs.person_search.evaluate import held_out_set, open_for_measuring, own_run
@@ -35,8 +34,8 @@ def tried(found: Retrieval, persons: Any, temperature: float) -> list[dict[str, 
     `persons` are those of the captions (T,). A gain is in R@1 over similarity alone.
     """
     assert found.logits is not None
-    odds, ranks = found.logits[..., 1] - found.logits[..., 0], found.ranks["contrastive"]
-    similar, plain = found.similarities / temperature, text_figures(ranks)
+    odds, ranks = found.logits[..., 1] - found.logits[..., 0], found.contrastive.ranks
+    similar, plain = found.contrastive.scores / temperature, text_figures(ranks)
     rows = []
     for k in dict.fromkeys(min(k, odds.shape[1]) for k in RERANKS):
         for weight in WEIGHTS:
@@ -63,7 +62,7 @@ def choose_ranking(name: str, *, save: bool = True) -> tuple[list[dict[str, Any]
     opened, settings = open_for_measuring(name, run, Overrides())
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
     gallery = held_out_set(opened, run, data.val, run.data, settings)
-    found = evaluate_set(opened.model, gallery, replace(settings, rerank=max(RERANKS)))
+    found = gallery.evaluate(opened.model, replace(settings, rerank=max(RERANKS)))
     rows = tried(found, gallery.text_persons, float(opened.model.temp.detach()))
     best = chosen(rows)
     if save:

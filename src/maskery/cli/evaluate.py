@@ -268,14 +268,14 @@ class EvaluateSearch(Way):
 
     def export(self, measured: "RetrievalSet", found: "Retrieval") -> None:
         """Write the files that flags name."""
-        from maskery.evaluation.retrieval.export import rank_rows, ranks_jsonl, save_features
+        from maskery.evaluation.retrieval.retrieval_set import ranks_jsonl
 
         if self.ranks is not None:
-            rows = rank_rows(measured, found)
+            rows = measured.rank_rows(found)
             as_lines = ranks_jsonl if self.ranks.suffix == ".jsonl" else figures_csv
             write_text(self.ranks, as_lines(rows))
         if self.features is not None:
-            save_features(self.features, measured, found)
+            measured.save_features(self.features, found)
 
 
 WAYS: tuple[type[Way], ...] = (EvaluateText, EvaluatePairs, EvaluateImageText, EvaluateSearch)

@@ -77,13 +77,12 @@ class Search(Command):
         """Index the folder, search it, and draw the sheet."""
         with quick_imports():
             from maskery.data.tokenise import default_cache_dir
-            from maskery.evaluation.image_text.opening import encode_query
             from maskery.evaluation.retrieval.search import open_gallery, picture_features, search
             from maskery.runs.person_search.evaluate import open_for_retrieval
 
         opened = open_for_retrieval(self.model)
         for text in self.text:
-            encode_query(opened, text)  # what is wrong with one is said before an hour of indexing
+            opened.encode_query(text)  # what is wrong with one is said before an hour of indexing
         like = None if self.like is None else picture_features(opened, self.like)
         prepare_outputs(sheet=self.sheet)
         gallery = open_gallery(

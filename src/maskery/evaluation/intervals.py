@@ -127,12 +127,9 @@ def judge(
     other = {name: _word(one, lower_is_better=True) for name, one in (others or {}).items()}
     judged = None if vectors is None else _word(vectors, lower_is_better=False)
     advice = _advice(filling, judged, keeps=keeps)
-    forgotten = [name for name, word in other.items() if word == "worse"]
+    forgotten = " and ".join(name for name, word in other.items() if word == "worse")
     if forgotten and filling == "better":
-        advice += (
-            f" It forgets {' and '.join(forgotten)}: lower --learning-rate, or train on such text, "
-            f"too."
-        )
+        advice += f" It forgets {forgotten}: lower --learning-rate, or train on such text, too."
     return Verdict(filling=filling, others=other, vectors=judged, advice=advice)
 
 

@@ -71,8 +71,7 @@ def run_tables(evaluation: Data) -> list[Table]:
         return [table, *(made(found) for name, made in more if (found := evaluation.get(name)))]
     if "scores" in evaluation:
         return [sights_table(evaluation)]
-    splits = [(evaluation.get(split), name) for split, name in SPLITS.items()]
-    return [rankings_table(figures, name) for figures, name in splits if figures]
+    return [rankings_table(evaluation[s], name) for s, name in SPLITS.items() if evaluation.get(s)]
 
 
 def _in_time(measured: Data) -> dict[str, Any]:

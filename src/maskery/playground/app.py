@@ -8,9 +8,9 @@ a time, and every answer tells the browser what to refuse.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.resources
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -52,13 +52,13 @@ ResultT = TypeVar("ResultT")
 Content = dict[str, Any] | tuple[bytes, str]  # JSON, or bytes and their content type
 
 
-def make_app(session: Session, worker: Worker | None = None) -> Starlette:
+def make_app(session: Session) -> Starlette:
     """Make the application of some models."""
     require("starlette", extra="playground", purpose="serve the playground")
     from starlette.applications import Starlette
     from starlette.routing import Route
 
-    worker = worker or Worker()
+    worker = Worker()
 
     def route(method: str, path: str, answer: Callable[[Request], Awaitable[Content]]) -> Route:
         async def handle(request: Request) -> Response:
@@ -198,37 +198,23 @@ async def while_there(request: Request, work: Coroutine[Any, Any, ResultT]) -> R
 
 
 class Worker:
-    """Runs functions in turn in a thread; `queue` may wait, each takes `seconds` at most in all."""
+    """Runs functions in turn in a thread; `QUEUE` may wait, each takes `seconds` at most in all."""
 
-    def __init__(self, *, queue: int = QUEUE, seconds: float = SECONDS) -> None:
-        self.queue, self.seconds = queue, seconds
+    def __init__(self, *, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maskery-model")
-        self._pending = 0
+        self._places = threading.Semaphore(QUEUE + 1)  # of those that wait, and the one that runs
 
     async def run(self, function: Callable[[], ResultT]) -> ResultT:
         """Wait for a turn and for the result, unless too many wait or it takes too long."""
-        if self._pending > self.queue:
+        if not self._places.acquire(blocking=False):
             raise RequestError("too many requests wait already; try again in a moment", 503)
-        self._pending += 1
-        loop = asyncio.get_running_loop()
-
-        def leave() -> None:
-            self._pending -= 1
-
-        def left(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(leave)
-
         future = self._executor.submit(function)
         # A call that runs cannot be stopped: its place is free only when it is done.
-        future.add_done_callback(left)
+        future.add_done_callback(lambda _: self._places.release())
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
         except TimeoutError as error:
             raise RequestError(
                 f"the answer took longer than {self.seconds:g} s; shorten the text", 504
             ) from error
-
-    def close(self) -> None:
-        """Drop the functions that wait and let the last call end."""
-        self._executor.shutdown(wait=True, cancel_futures=True)

@@ -43,6 +43,7 @@ class Impatient(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait, and let others go if there are too many."""
         super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
         self._watch()
         open_now: set[Any] = self.connections
         by_address = Counter(one.address for one in open_now)
@@ -51,11 +52,6 @@ class Impatient(H11Protocol):
             longest = max(waiting, key=lambda one: (by_address[one.address], -one._waits.when()))
             by_address[longest.address] -= 1
             longest.drop()
-
-    @property
-    def address(self) -> str:
-        """The address of the client."""
-        return self.client[0] if self.client else ""
 
     def drop(self) -> None:
         """End the connection, whatever is still to be sent."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskery import __version__
 from maskery.evaluation.image_text import opening
@@ -28,42 +27,6 @@ from maskery.playground.requests import RequestError
 SIDE = 320  # pixels of a thumbnail
 REMEMBERED = 1_000  # pictures that were found lately, whose thumbnails can be loaded
 RERANK = 16  # each takes a pass through the fusion encoder while somebody waits
-
-
-class GallerySearch:
-    """A gallery and one model."""
-
-    def __init__(self, opened: OpenImageText, folder: Path, cache_dir: Path) -> None:
-        gallery = open_gallery(opened, folder, cache_dir=cache_dir, progress=True)
-        ranking = opened.retrieval.ranking
-        # Somebody waits for the page, so it looks again at fewer pictures than the command line.
-        ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(gallery)))
-        self.searcher = Searcher(opened, gallery, ranking)
-        self._paths: OrderedDict[str, str] = OrderedDict()
-
-    def search(self, text: str, top: int) -> dict[str, Any]:
-        """Find pictures, as `maskery search`, each named by a hash."""
-        hits = []
-        for hit in self.searcher.search(text, top=top):
-            name = hashlib.blake2b(os.fsencode(hit.path), digest_size=8).hexdigest()
-            self._paths[name] = hit.path
-            self._paths.move_to_end(name)
-            found = {"similarity": hit.similarity, "match": hit.match, "score": hit.score}
-            hits.append({"picture": name, "name": Path(hit.path).name, **found})
-        while len(self._paths) > REMEMBERED:
-            self._paths.popitem(last=False)
-        return {"hits": hits}
-
-    def thumbnail(self, name: str) -> bytes:
-        """Return a picture that was found, as a small JPEG."""
-        if name not in self._paths:
-            raise RequestError("no such picture; search again", 404)
-        image = self.searcher.picture(self._paths[name])
-        image.thumbnail((SIDE, SIDE))
-        buffer = io.BytesIO()
-        # Above, files grow and nobody sees a difference in small pictures.
-        image.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
 
 
 class Session:
@@ -84,12 +47,16 @@ class Session:
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         # A few are kept, with their pictures encoded.
         self._looking = lru_cache(2 * requests.PICTURES)(self._look)
-        self.gallery: GallerySearch | None = None
+        self.searcher: Searcher | None = None
+        self._found: OrderedDict[str, str] = OrderedDict()  # paths in the gallery, by a hash
         if gallery is not None:
             assert cache_dir is not None
-            seeing = self._opened[self._seeing()]
-            assert isinstance(seeing, OpenImageText)
-            self.gallery = GallerySearch(seeing, gallery, cache_dir)
+            _, seeing = self._seeing()
+            known = open_gallery(seeing, gallery, cache_dir=cache_dir, progress=True)
+            ranking = seeing.retrieval.ranking
+            # Somebody waits for the page, so it looks again at fewer than the command line.
+            ranking = replace(ranking, rerank=min(ranking.rerank, RERANK, len(known)))
+            self.searcher = Searcher(seeing, known, ranking)
 
     def info(self) -> dict[str, Any]:
         """Return the models, the limits and the size of the gallery."""
@@ -110,12 +77,12 @@ class Session:
             "mask": MASK,
             "models": models,
             "limits": {name: getattr(requests, name.upper()) for name in names},
-            "gallery": 0 if self.gallery is None else len(self.gallery.searcher.gallery),
+            "gallery": 0 if self.searcher is None else len(self.searcher.gallery),
         }
 
     def add_picture(self, data: bytes) -> dict[str, Any]:
         """Keep a picture for the requests that follow; the oldest of too many is dropped."""
-        index = self._seeing()
+        index, _ = self._seeing()
         name = hashlib.blake2b(data, digest_size=16).hexdigest()
         self._pictures[name] = data
         self._pictures.move_to_end(name)
@@ -172,8 +139,8 @@ class Session:
         filler.require_room(len(encoded.ids), "the text", "shorten it")
         if not filler.detects:
             raise RequestError("this model was not trained to detect replaced words")
-        chances = filler.replaced(torch.from_numpy(encoded.ids)[None])[0]
-        shares = [float(chances[word.first : word.last].max()) for word in encoded.words]
+        chances = filler.replaced(encoded.ids)
+        shares = [max(chances[word.first : word.last]) for word in encoded.words]
         judged = zip(encoded.words, shares, strict=True)
         words = [{"word": w.text, **read.place(w), "probability": share} for w, share in judged]
         return {"words": words}
@@ -195,22 +162,38 @@ class Session:
         return {"match": found.match, "words": words}
 
     def search(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Find the gallery's pictures that fit a description."""
-        if self.gallery is None:
+        """Find pictures of the gallery, as `maskery search`, each named by a hash."""
+        if self.searcher is None:
             raise RequestError("there is no gallery; start the playground with --gallery DIR")
-        return self.gallery.search(values["text"], values["top"])
+        hits = []
+        for hit in self.searcher.search(values["text"], top=values["top"]):
+            name = hashlib.blake2b(os.fsencode(hit.path), digest_size=8).hexdigest()
+            self._found[name] = hit.path
+            self._found.move_to_end(name)
+            found = {"similarity": hit.similarity, "match": hit.match, "score": hit.score}
+            hits.append({"picture": name, "name": Path(hit.path).name, **found})
+        while len(self._found) > REMEMBERED:
+            self._found.popitem(last=False)
+        return {"hits": hits}
 
     def thumbnail(self, name: str) -> bytes:
-        """Return a picture that a search has found, in small."""
-        if self.gallery is None:
+        """Return a picture that a search has found, as a small JPEG."""
+        if self.searcher is None:
             raise RequestError("there is no gallery", 404)
-        return self.gallery.thumbnail(name)
+        if name not in self._found:
+            raise RequestError("no such picture; search again", 404)
+        image = self.searcher.picture(self._found[name])
+        image.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        # Above, files grow and nobody sees a difference in small pictures.
+        image.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
 
-    def _seeing(self) -> int:
-        """Return the index of the first model that looks at pictures."""
+    def _seeing(self) -> tuple[int, OpenImageText]:
+        """Return the first model that looks at pictures, and its index."""
         for index, opened in enumerate(self._opened):
             if isinstance(opened, OpenImageText):
-                return index
+                return index, opened
         raise RequestError("no model here looks at pictures; open one of maskery train pairs")
 
     def _asked(self, values: dict[str, Any]) -> Filler:

@@ -80,12 +80,10 @@ class Chart:
 
 
 # Charts of several held-out quantities: their names with those of their curves; True for shares.
-LOSS, ACCURACY = "Loss (nats)", "Held-out accuracy"
-# The figures that other texts and sights have a curve of, in the same charts.
-BESIDE = {LOSS: "loss", ACCURACY: "top1"}
+LOSS = "Loss (nats)"
 GROUPS = {
     LOSS: ({"loss": "held out"}, False),
-    ACCURACY: ({"top1": "top-1", "top5": "top-5"}, True),
+    "Held-out accuracy": ({"top1": "top-1", "top5": "top-5"}, True),
     **{
         f"Held-out {title}": ({f"{by}_{name}": shown for by, shown in RANKED_BY.items()}, True)
         for name, title in RANKINGS.items()
@@ -99,9 +97,9 @@ def charts_of(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     charts = []
     for title, (names, percent) in GROUPS.items():
         curves = _curves(train, {"loss": "training"}) if title == LOSS else ()
-        # The same figure of other texts and sights has a curve in the same chart.
-        end = f"_{BESIDE[title]}" if title in BESIDE else None
-        others = [name.removesuffix(end) for name in held_out if end and name.endswith(end)]
+        # Of other texts and sights, the first figure has a curve in the same chart.
+        end = f"_{next(iter(names))}"
+        others = [name.removesuffix(end) for name in held_out if name.endswith(end)]
         beside = {f"{other}{end}": SIGHTS.get(other, other) for other in others}
         curves += _curves(held_out, names | beside, marked=True)
         charts.append(Chart(title=title, curves=curves, percent=percent))

@@ -70,8 +70,7 @@ def fill_template(file: str, **values: Any) -> str:
     environment.filters |= {"percent": percent, "setting": _setting, "draw": draw_svg}
     environment.globals |= {"figure": tables.figure, "named_figure": tables.named_figure}
     environment.globals["sights"] = tables.SIGHTS
-    page: str = environment.get_template(f"{file}.jinja").render({**NOTHING, **values})
-    return page
+    return str(environment.get_template(f"{file}.jinja").render({**NOTHING, **values}))
 
 
 def percent(value: Any) -> str:

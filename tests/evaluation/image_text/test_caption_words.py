@@ -9,7 +9,7 @@ from tiny_image_text import save_tiny_image_text
 
 from maskery.core.errors import DataError
 from maskery.data.person_search.config import clean_caption
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, origins, words_of
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, origins
 from maskery.evaluation.retrieval.config import ModelRetrieval
 
 
@@ -24,18 +24,18 @@ def test_words_are_those_typed_and_tokens_those_of_the_cleaned_caption(
     opened: OpenImageText,
 ) -> None:
     caption = " This is: a RED-white/blue  s'quare, (paper)!"
-    ids, words = words_of(opened, caption)
+    ids, words = opened.words_of(caption)
     assert opened.tokenizer.convert_ids_to_tokens(ids.tolist()) == [
         *("[CLS]", "this", "is", "a", "red", "white", "blue", "square", "paper", "[SEP]"),
     ]
     typed = ["This", "is", "a", "RED", "white", "blue", "s'quare", "paper"]
     assert [word.text for word in words] == typed
-    assert [word.tokens for word in words] == [(n,) for n in range(1, 9)]
+    assert [(word.first, word.last) for word in words] == [(n, n + 1) for n in range(1, 9)]
 
 
 def test_a_model_of_captions_as_they_were_reads_them_so(opened: OpenImageText) -> None:
     as_typed = replace(opened, retrieval=ModelRetrieval(trained=("itm",)))
-    ids, words = words_of(as_typed, "This is RED, paper!")
+    ids, words = as_typed.words_of("This is RED, paper!")
     assert len(ids) == 8
     assert [word.text for word in words] == ["This", "is", "RED", "paper"]
 
@@ -68,4 +68,4 @@ def test_captions_that_say_nothing_are_one_line(
     opened: OpenImageText, caption: str, line: str
 ) -> None:
     with pytest.raises(DataError, match=line):
-        words_of(opened, caption)
+        opened.words_of(caption)

@@ -12,7 +12,7 @@ from tiny_image_text import new_image_text, save_tiny_image_text
 from maskery.core.errors import ConfigError, DataError, ModelError
 from maskery.data.images.views import view
 from maskery.evaluation.image_text.explain import Target, explain
-from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, words_of
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval.config import ModelRetrieval
 
 CAPTION = "this is a red square, of paper."
@@ -82,7 +82,7 @@ def tokens_of(opened: OpenImageText, picture: Image.Image) -> torch.Tensor:
 def test_matching_against_the_formula(opened: OpenImageText, picture: Image.Image) -> None:
     found = explain(opened, picture, CAPTION)
     assert (found.target, found.layer) == ("matching", 0)
-    ids, _ = words_of(opened, CAPTION)
+    ids, _ = opened.words_of(CAPTION)
     hidden, weights = written_out(opened.model, ids, tokens_of(opened, picture), 0)
     logits = opened.model.itm_head(hidden[0])
     logits[1].backward()
@@ -103,7 +103,7 @@ def test_one_fusion_layer_explains_the_caption_as_a_whole(
     single = open_image_text(str(save_tiny_image_text(tmp_path, new_image_text(fusion_layers=1))))
     found = explain(single, picture, CAPTION)
     assert (found.target, found.layer) == ("matching", 0)
-    ids, _ = words_of(single, CAPTION)
+    ids, _ = single.words_of(CAPTION)
     hidden, weights = written_out(single.model, ids, tokens_of(single, picture), 0)
     single.model.itm_head(hidden[0])[1].backward()
     assert weights.grad is not None
@@ -120,10 +120,10 @@ def test_one_fusion_layer_explains_the_caption_as_a_whole(
 @pytest.mark.parametrize("layer", [0, 1])
 def test_words_against_the_formula(opened: OpenImageText, picture: Image.Image, layer: int) -> None:
     found = explain(opened, picture, CAPTION, target="words", layer=layer)
-    ids, words = words_of(opened, CAPTION)
+    ids, words = opened.words_of(CAPTION)
     tokens = tokens_of(opened, picture)
     for word, heat in zip(words, found.words, strict=True):
-        (place,) = word.tokens
+        (place,) = range(word.first, word.last)
         masked = ids.clone()
         masked[place] = opened.tokenizer.mask_token_id
         hidden, weights = written_out(opened.model, masked, tokens, layer)
@@ -142,8 +142,8 @@ def test_a_word_of_several_pieces_is_masked_whole(
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "pa", "##per", "red"]
     tokenizer = BertTokenizer(vocab={piece: n for n, piece in enumerate(pieces)})
     cut = dataclasses.replace(opened, tokenizer=tokenizer)
-    ids, words = words_of(cut, "red paper")
-    assert [(word.text, word.tokens) for word in words] == [("red", (1,)), ("paper", (2, 3))]
+    ids, words = cut.words_of("red paper")
+    assert [(w.text, w.first, w.last) for w in words] == [("red", 1, 2), ("paper", 2, 4)]
     found = explain(cut, picture, "red paper", target="words")
     masked = ids.clone()
     masked[2:4] = 4

@@ -6,7 +6,7 @@ import pytest
 from tiny_image_text import save_tiny_image_text
 
 from maskery.core.errors import DataError
-from maskery.evaluation.image_text.opening import OpenImageText, encode_query, open_image_text
+from maskery.evaluation.image_text.opening import OpenImageText, open_image_text
 from maskery.evaluation.retrieval.config import ModelRetrieval
 
 
@@ -20,7 +20,7 @@ def asked_as(opened: OpenImageText, **settings: object) -> OpenImageText:
 
 
 def pieces(opened: OpenImageText, text: str) -> list[str]:
-    ids = encode_query(opened, text).input_ids.tolist()
+    ids = opened.encode_query(text).input_ids.tolist()
     return list(opened.tokenizer.convert_ids_to_tokens(ids))
 
 
@@ -37,9 +37,9 @@ def test_what_would_be_cut_is_refused(opened: OpenImageText) -> None:
     fits = asked_as(opened, clean_captions=True, max_words=5, max_length=7)
     assert pieces(fits, five)[1:-1] == ["a", "red", "square", "of", "paper"]
     with pytest.raises(DataError, match="5 words, and the model reads 4"):
-        encode_query(asked_as(opened, clean_captions=True, max_words=4), five)
+        asked_as(opened, clean_captions=True, max_words=4).encode_query(five)
     with pytest.raises(DataError, match="7 tokens, and the model reads 6"):
-        encode_query(asked_as(opened, clean_captions=True, max_length=6), five)
+        asked_as(opened, clean_captions=True, max_length=6).encode_query(five)
 
 
 @pytest.mark.parametrize(
@@ -57,5 +57,5 @@ def test_what_says_nothing_is_one_line(
     opened: OpenImageText, text: str, line: str, clean: bool
 ) -> None:
     with pytest.raises(DataError, match=line) as caught:
-        encode_query(asked_as(opened, clean_captions=clean), text)
+        asked_as(opened, clean_captions=clean).encode_query(text)
     str(caught.value).encode("utf-8")

@@ -12,7 +12,7 @@ from maskery.core.errors import ConfigError, DataError, ModelError
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
 from maskery.evaluation.retrieval.metrics import retrieval_figures
-from maskery.evaluation.retrieval.rerank import by_length
+from maskery.evaluation.text.fill import by_length
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
@@ -101,13 +101,12 @@ def test_rankings_and_scores_are_those_of_one_text_at_a_time(
 ) -> None:
     similar, scores = one_at_a_time(model, images, texts)
     found = evaluate(model, images, texts)
-    assert torch.equal(found.contrastive, similar.topk(10).indices)
+    assert torch.equal(found.contrastive.order, similar.topk(10).indices)
     best = scores.topk(K)
-    assert found.scores is not None
     assert found.reranked is not None
-    torch.testing.assert_close(found.scores, best.values, rtol=1e-4, atol=1e-5)
-    assert torch.equal(found.reranked, best.indices)
-    assert not torch.equal(found.reranked, found.contrastive[:, :K])
+    torch.testing.assert_close(found.reranked.scores, best.values, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.reranked.order, best.indices)
+    assert not torch.equal(found.reranked.order, found.contrastive.order[:, :K])
 
 
 def test_figures_are_those_of_the_scores(
@@ -142,7 +141,9 @@ def test_nothing_depends_on_batches_or_memory(
     # A budget that a single image exceeds: tokens in a file, one image projected at a time.
     object.__setattr__(tight, "memory_mb", 0)
     parts = evaluate(model, images, texts, tight, batch=1)
-    assert torch.equal(whole.reranked, parts.reranked)  # type: ignore[arg-type]
+    assert whole.reranked is not None
+    assert parts.reranked is not None
+    assert torch.equal(whole.reranked.order, parts.reranked.order)
     assert whole.figures == parts.figures
 
 
@@ -158,7 +159,7 @@ def test_each_image_is_encoded_and_projected_once(
     monkeypatch.setattr(model, "project_images", lambda x: projected.append(len(x)) or project(x))
     found = evaluate(model, images, texts)
     assert sum(encoded) == NUM_IMAGES
-    assert sum(projected) == len(found.contrastive[:, :K].unique())
+    assert sum(projected) == len(found.contrastive.order[:, :K].unique())
 
 
 def test_k_beyond_the_gallery_ranks_all_anew(
@@ -172,7 +173,7 @@ def test_k_beyond_the_gallery_ranks_all_anew(
     assert "rerank is 128 and there are 13 images" in caplog.text
     assert found.figures.rerank == NUM_IMAGES
     assert found.reranked is not None
-    assert found.reranked.sort().values.tolist() == [list(range(NUM_IMAGES))] * NUM_TEXTS
+    assert found.reranked.order.sort().values.tolist() == [list(range(NUM_IMAGES))] * NUM_TEXTS
 
 
 def test_without_matching_and_other_scores(
@@ -190,14 +191,13 @@ def test_without_matching_and_other_scores(
         tokens = model.encode_image(images)
         for found, weight in ((odds, 0.0), (total, 1 / float(model.temp))):
             assert found.reranked is not None
-            assert found.scores is not None
-            best = found.reranked[3]
+            best, ranked_by = found.reranked.order[3], found.reranked.scores
             hidden = model.text_encoder.encode_text(ids_of(texts, 3), None).repeat(K, 1, 1)
             fused = model.text_encoder.fuse(hidden, None, model.project_images(tokens[best]))
             logits = model.itm_head(fused[:, 0])
             expected = logits[:, 1] - logits[:, 0] + weight * similar[3, best]
-            torch.testing.assert_close(found.scores[3], expected, rtol=1e-4, atol=1e-4)
-            assert bool((found.scores.diff(dim=1) <= 0).all())
+            torch.testing.assert_close(ranked_by[3], expected, rtol=1e-4, atol=1e-4)
+            assert bool((ranked_by.diff(dim=1) <= 0).all())
 
 
 def test_the_model_is_left_as_it_was(

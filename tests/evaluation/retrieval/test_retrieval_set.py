@@ -20,12 +20,7 @@ from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.data.person_search.dataset import open_person_search
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import evaluate_retrieval
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    evaluate_set,
-    sample_searches,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_queries
 from maskery.models.image_text.build import build_from_scratch
 from maskery.models.image_text.sizes import ImageTextSizes
 
@@ -71,7 +66,7 @@ def test_captions_look_for_all_pictures_of_their_person(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_from_scratch(sizes, vocabulary_size=len(new_tokenizer()))
     config = RetrievalConfig(rerank=4)
-    found = evaluate_set(model, data, config)
+    found = data.evaluate(model, config)
     pixels = torch.stack([view(pair.image.load(), VIEW) for pair in pairs])
     whole = evaluate_retrieval(
         model,
@@ -160,7 +155,7 @@ def test_right_pictures_are_those_of_the_person_who_is_described(tmp_path: Path)
     # The gallery begins at the second picture: the first cannot be read.
     queries = np.array([0, 5])
     ranking = torch.tensor([[1, 0, 2, 4], [2, 3, 9, 1]])
-    samples = sample_searches(split, queries, ranking, count=3)
+    samples = split.samples(queries, ranking, count=3)
     assert [sample.caption for sample in samples] == [pairs[1].captions[0], pairs[3].captions[1]]
     for sample, query, row in zip(samples, (1, 3), ranking.tolist(), strict=True):
         shown = [place + 1 for place in row[:3]]

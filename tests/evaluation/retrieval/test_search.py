@@ -24,7 +24,7 @@ from maskery.evaluation.retrieval.config import (
     RetrievalConfig,
     save_model_retrieval,
 )
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 from maskery.evaluation.retrieval.search import Gallery, Searcher, nearest, open_gallery, search
 
 TEXT = "this is a red square of paper"
@@ -101,18 +101,18 @@ def test_what_is_found_is_what_was_measured(
     )
     asked = replace(opened, retrieval=own)
     data = RetrievalSet.read_by(asked, pairs.prepared(own.prepare))
-    found = evaluate_set(opened.model, data, own.ranking)
+    found = data.evaluate(opened.model, own.ranking)
     assert found.reranked is not None
     names = [
         Path(image.name).name for image in (pairs[index].image for index in data.gallery.tolist())
     ]
-    measured = [[names[i] for i in row] for row in found.reranked.tolist()]
+    measured = [[names[i] for i in row] for row in found.reranked.order.tolist()]
     gallery = open_gallery(asked, tmp_path / "pictures", cache_dir=tmp_path / "cache")
     searcher = Searcher(asked, gallery)
     captions = [data.caption(query) for query in range(len(data.queries))]
     searched = [[hit.path for hit in searcher.search(text, top=7)] for text in captions]
     assert searched == measured
-    plain = found.contrastive[:, :7].tolist()
+    plain = found.contrastive.order[:, :7].tolist()
     assert measured != [[names[i] for i in row] for row in plain]
 
 

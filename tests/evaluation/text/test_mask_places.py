@@ -75,7 +75,7 @@ def test_a_filled_mask_reads_as_the_whole_sentence_does() -> None:
     filler = filler_of(make("byte-level"))
     ids = filler.tokenizer.convert_tokens_to_ids(["Paris", "Ġcapital", "ĠFrance"])
     text = "(<mask>) is the <mask> of<mask>."
-    assert filler.places.fill(text, ids) == "(Paris) is the capital of France."
+    assert filler.reader.fill(text, ids) == "(Paris) is the capital of France."
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_after_letters_a_mask_is_a_part_of_the_word() -> None:
     (found,) = filler.fill("The capital[MASK] is", top_k=1_000).masks
     assert "##s" in filler.reader.pieces([c.token_id for c in found])
     ids = filler.tokenizer.convert_tokens_to_ids(["capital", "##s"])
-    assert filler.places.fill("The [MASK][MASK] is", ids) == "The capitals is"
+    assert filler.reader.fill("The [MASK][MASK] is", ids) == "The capitals is"
 
 
 @pytest.mark.parametrize("kind", KINDS)

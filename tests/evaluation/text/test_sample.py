@@ -34,7 +34,7 @@ def filler(folder: Path) -> Filler:
 def plain(filler: Filler, text: str, steps: int, block: int) -> tuple[list[int], float]:
     """Fill by the likeliest words, most confident first, with Hugging Face's own forward."""
     ids = filler.encode(text)
-    words = filler.places.offered("the [MASK] stone", (4, 10)).tolist()
+    words = filler.reader.offered("the [MASK] stone", (4, 10)).tolist()
     places, total = [i for i, token in enumerate(ids) if token == filler.mask_id], 0.0
     for first in range(0, len(places), block):
         mine = places[first : first + block]
@@ -68,7 +68,7 @@ def test_draws_follow_the_model_and_repeat(filler: Filler) -> None:
         (token,) = filler.sample(text, temperature=3.0, seed=seed).tokens
         counts[filler.tokenizer.convert_tokens_to_ids(token)] += 1
     logs = filler.log_probabilities([filler.encode(text)])[0, 0].double()
-    words = filler.places.offered(text, (4, 10))
+    words = filler.reader.offered(text, (4, 10))
     chances = (logs / 3.0).exp().where(words, 0.0)
     expected = (chances / chances.sum()).numpy()
     assert counts[~words.numpy()].sum() == 0
@@ -85,7 +85,7 @@ def test_draws_follow_the_model_and_repeat(filler: Filler) -> None:
 def test_words_in_a_row_are_apart_and_pieces_are_not(filler: Filler) -> None:
     ids = filler.tokenizer.convert_tokens_to_ids(["river", "##s", "cloud"])
     text = "the [MASK][MASK][MASK]."
-    assert filler.places.fill(text, ids) == "the rivers cloud."
+    assert filler.reader.fill(text, ids) == "the rivers cloud."
     # And a model reads it as it was written.
     again = filler.sample("[MASK]*6", temperature=2.0, seed=3)
     assert filler.tokenizer.tokenize(again.text) == list(again.tokens)

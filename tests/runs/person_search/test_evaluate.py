@@ -149,7 +149,7 @@ def test_runs_that_are_not_measured_alike_have_no_mean(
     more = moved(tmp_path / "more", {"train": 6, "val": 3, "test": 4})
     words = other_words(tmp_path / "words")
     with monkeypatch.context() as nothing:
-        name = "maskery.runs.person_search.evaluate.evaluate_set"
+        name = "maskery.evaluation.retrieval.retrieval_set.RetrievalSet.evaluate"
         nothing.setattr(name, lambda *_, **__: pytest.fail("measured before the runs are compared"))
         for other, difference in (
             (changed(run, tmp_path / "a", drawn), "dataset: CUHK-PEDES and drawn people"),

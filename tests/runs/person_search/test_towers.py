@@ -17,7 +17,7 @@ from tiny_towers import save_towers
 from maskery.cli.main import main
 from maskery.core.errors import ConfigError
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.evaluation.image_text.opening import encode_query, open_image_text
+from maskery.evaluation.image_text.opening import open_image_text
 from maskery.runs.image_text.config import PairsTrainingConfig, PersonSearchRunConfig
 from maskery.runs.person_search.run import train_person_search
 from maskery.tasks.image_text_config import PersonSearchConfig
@@ -102,7 +102,7 @@ def test_a_dual_encoder_trains_evaluates_and_searches(
     assert opened.max_tokens == 9
     assert opened.model.config.image_size == [24, 8]
     # The end of the text, which the feature comes from, is there in captions that are cut.
-    assert int(encode_query(opened, "blue").input_ids[-1]) == opened.tokenizer.eos_token_id
+    assert int(opened.encode_query("blue").input_ids[-1]) == opened.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(

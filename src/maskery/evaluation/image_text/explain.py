@@ -22,7 +22,8 @@ import torch
 
 from maskery.core.errors import ConfigError, ModelError
 from maskery.data.images.views import view
-from maskery.evaluation.image_text.opening import OpenImageText, Word, load_picture, words_of
+from maskery.evaluation.image_text.opening import OpenImageText, load_picture
+from maskery.evaluation.text.words_of_text import Word
 from maskery.models.image_text.model import ImageTextModel, pair
 from maskery.models.image_text.text_encoder import ImageKeys
 
@@ -68,7 +69,7 @@ def explain(
     target = _checked_target(opened, target)
     chosen = _checked_layer(opened, target, layer)
     whole = target == "matching" and len(network.text_encoder.fusion_layers) == 1
-    ids, words = words_of(opened, caption)
+    ids, words = opened.words_of(caption)
     pixels = view(image, opened.view)[None].to(network.device)
     with torch.no_grad():
         tokens = network.encode_image(pixels)
@@ -81,44 +82,36 @@ def explain(
         states, attention = fuse_with_map(network, ids[None], keys, chosen)
         heat = grad_cam(network.itm_head(states[:, 0])[0, 1], attention)[0]  # (L, N)
         if whole:
-            words = [Word(text=caption, tokens=(0,))]
-        rows = torch.stack([heat[list(word.tokens)].mean(dim=0) for word in words])
+            words = [Word(text=caption, start=0, end=len(caption), first=0, last=1)]
+        rows = torch.stack([heat[word.first : word.last].mean(dim=0) for word in words])
         chances: Sequence[float | None] = [None] * len(words)
     else:
-        mask_id = int(opened.tokenizer.mask_token_id)
-        rows, chances = word_heat(network, ids, keys, chosen, words, mask_id)
+        rows, chances = word_heat(opened, ids, keys, chosen, words)
     # Patches from top to bottom and from left to right; they are the last of the image tokens.
     height, width = pair(network.config.vision_config.patch_size)
     grid = pixels.shape[-2] // height, pixels.shape[-1] // width
     maps = rows[:, -grid[0] * grid[1] :].unflatten(1, grid).float().cpu().numpy()
+    each = zip(words, maps, chances, strict=True)
+    heats = tuple(WordHeat(word=w.text, heat=heat, probability=chance) for w, heat, chance in each)
     return Explanation(
-        caption=caption,
-        words=tuple(
-            WordHeat(word=word.text, heat=heat, probability=chance)
-            for word, heat, chance in zip(words, maps, chances, strict=True)
-        ),
-        whole=whole,
-        target=target,
-        layer=chosen,
-        match=match,
+        caption=caption, words=heats, whole=whole, target=target, layer=chosen, match=match
     )
 
 
 def word_heat(
-    model: ImageTextModel,
+    opened: OpenImageText,
     ids: torch.Tensor,
     keys: Sequence[ImageKeys],
     layer: int,
     words: Sequence[Word],
-    mask_id: int,
 ) -> tuple[torch.Tensor, list[float]]:
     """Return the heat (K, N) of every word, masked by itself, and its probability."""
-    rows = torch.tensor([i for i, word in enumerate(words) for _ in word.tokens])
-    places = torch.tensor([token for word in words for token in word.tokens])
+    places = torch.cat([torch.arange(word.first, word.last) for word in words])
+    rows = torch.tensor([n for n, word in enumerate(words) for _ in range(word.first, word.last)])
     masked = ids.repeat(len(words), 1)
-    masked[rows, places] = mask_id
-    fused, attention = fuse_with_map(model, masked, keys, layer)
-    logits = model.text_encoder.mlm_logits(fused[rows, places]).float()
+    masked[rows, places] = int(opened.tokenizer.mask_token_id)
+    fused, attention = fuse_with_map(opened.model, masked, keys, layer)
+    logits = opened.model.text_encoder.mlm_logits(fused[rows, places]).float()
     hidden = ids[places].to(logits.device)
     logs = logits.log_softmax(dim=-1).gather(1, hidden[:, None])[:, 0]
     heat = grad_cam(logs.sum(), attention)[rows, places]

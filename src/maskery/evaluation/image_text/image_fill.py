@@ -9,7 +9,7 @@ Shapes: B captions, L tokens of the longest, I pictures, M masked tokens, V voca
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.layout import pad
 
 Condition = Literal["right", "wrong", "none"]
-CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+SHOWN, GUESSES = 8, 3  # captions in the report, and words that fill each
 Question: TypeAlias = tuple[JudgedPairs, Ints, Ints]  # captions, their ids masked, and where
 
 
@@ -53,14 +53,10 @@ def score_pairs(
     model: ImageTextModel, batches: Iterable[JudgedPairs], masker: Masker
 ) -> dict[Condition, ExampleSums]:
     """Predict the frozen masks of every caption under each condition."""
-
-    def questions() -> Iterator[Question]:
-        for batch in batches:
-            masked = masker.mask(batch.text, epoch=FROZEN_EPOCH)
-            yield batch, masked.input_ids, masked.positions
-
+    masked = ((batch, masker.mask(batch.text, epoch=FROZEN_EPOCH)) for batch in batches)
+    questions = ((batch, one.input_ids, one.positions) for batch, one in masked)
     none = "no held-out caption has a token that can be masked; bring more pairs"
-    scored = _score(model, questions(), token_rows, none)
+    scored = _score(model, questions, token_rows, none)
     for sums in scored.values():
         require_numbers(torch.from_numpy(sums.sums))
     return scored
@@ -115,13 +111,13 @@ def _score(
 ) -> dict[Condition, ExampleSums]:
     """Ask questions under each condition and sum by picture or person; `none` is told of none."""
     groups: list[Ids] = []
-    rows: dict[Condition, list[Floats]] = {name: [] for name in CONDITIONS}
+    rows: dict[Condition, list[Floats]] = {}
     for batch, ids, positions in questions:
         if not len(positions):
             continue
         groups.append(batch.groups[batch.text.sequences_of(positions)])
         for condition, logits in logits_by_condition(model, batch, ids, positions).items():
-            rows[condition].append(measure(logits, batch.text.input_ids[positions]))
+            rows.setdefault(condition, []).append(measure(logits, batch.text.input_ids[positions]))
     if not groups:
         raise DataError(none)
     shown = np.concatenate(groups)
@@ -133,7 +129,8 @@ def logits_by_condition(
 ) -> dict[Condition, torch.Tensor]:
     """Compute the logits (M, V) at some tokens under each condition; all is encoded once."""
     padded = pad(input_ids, batch.text.boundaries, positions, pad_token_id=0)
-    pictures = {"right": batch.right, "wrong": batch.wrong}
+    pictures: dict[Condition, torch.Tensor | None]
+    pictures = {"right": batch.right, "wrong": batch.wrong, "none": None}
 
     def compute(model: ImageTextModel) -> dict[Condition, torch.Tensor]:
         device = model.device
@@ -142,10 +139,8 @@ def logits_by_condition(
         hidden = model.text_encoder.encode_text(inputs.input_ids, mask)
         keys = model.project_images(model.encode_image(batch.images.to(device)))
         answers: dict[Condition, torch.Tensor] = {}
-        for condition in CONDITIONS:
-            seen = None
-            if condition in pictures:
-                seen = [key.select(pictures[condition].to(device)) for key in keys]
+        for condition, shown in pictures.items():
+            seen = None if shown is None else [key.select(shown.to(device)) for key in keys]
             fused = model.text_encoder.fuse(hidden, mask, seen)
             masked = fused.flatten(0, 1)[inputs.rows]
             answers[condition] = model.text_encoder.mlm_logits(masked).float()
@@ -175,13 +170,10 @@ def sample_pictures(
     batches: Iterable[JudgedPairs],
     tokenizer: PreTrainedTokenizerBase,
     view: ViewConfig,
-    *,
-    count: int = 8,
-    top_k: int = 3,
 ) -> tuple[PictureFill, ...]:
-    """Fill a word of `count` captions of the first batch in each condition, by a fixed seed."""
+    """Fill a word of some captions of the first batch in each condition, by a fixed seed."""
     batch = next(iter(batches))
-    positions = _hidden_words(batch, Vocabulary.of(tokenizer), count)
+    positions = _hidden_words(batch, Vocabulary.of(tokenizer))
     ids = batch.text.input_ids.copy()
     ids[positions] = int(tokenizer.mask_token_id)
     logs = {
@@ -194,6 +186,7 @@ def sample_pictures(
         first, last = batch.text.boundaries[sequence : sequence + 2].tolist()
         target = int(batch.text.input_ids[position])
         left, right = context(ids[first:last], position - first, tokenizer)
+        own = {condition: each[row] for condition, each in logs.items()}
         found.append(
             PictureFill(
                 left=left,
@@ -201,16 +194,14 @@ def sample_pictures(
                 right=right,
                 picture=data_uri(batch.images[batch.right[sequence]], view),
                 wrong_picture=data_uri(batch.images[batch.wrong[sequence]], view),
-                guesses={
-                    name: candidates(log[row], tokenizer, top_k) for name, log in logs.items()
-                },
-                probabilities={name: float(log[row, target].exp()) for name, log in logs.items()},
+                guesses={name: candidates(one, tokenizer, GUESSES) for name, one in own.items()},
+                probabilities={name: float(one[target].exp()) for name, one in own.items()},
             )
         )
     return tuple(found)
 
 
-def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Ints:
+def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary) -> Ints:
     """Choose one position in each of a few captions: a random whole word, the same every time."""
     places = np.flatnonzero(whole_words(batch.text, vocabulary))
     edges = np.searchsorted(places, batch.text.boundaries)
@@ -218,7 +209,7 @@ def _hidden_words(batch: JudgedPairs, vocabulary: Vocabulary, count: int) -> Int
     found: dict[int, int] = {}  # by picture or person, each shown once
     for group, first, last in zip(batch.groups.tolist(), edges[:-1], edges[1:], strict=True):
         # In shorter captions nothing is left to tell the word by.
-        if group not in found and last - first >= 3 and len(found) < count:
+        if group not in found and last - first >= 3 and len(found) < SHOWN:
             found[group] = int(generator.choice(places[first:last]))
     return np.array(list(found.values()), np.int64)
 
@@ -235,9 +226,9 @@ class ImageFiller(Filler):
     """Fills masks by an image-text model that looks at a picture: a file, its bytes, or none."""
 
     def __init__(self, opened: OpenImageText, image: str | Path | bytes | None) -> None:
+        self.network: ImageTextModel = opened.model
         self.tokenizer = opened.tokenizer
         self.mask_id = int(opened.tokenizer.mask_token_id)
-        self._model = opened.model
         self.limit = int(opened.model.config.text_config.max_position_embeddings)
         self._keys: list[ImageKeys] | None = None
         if image is not None:
@@ -246,36 +237,29 @@ class ImageFiller(Filler):
                 tokens = opened.model.encode_image(pixels[None].to(opened.model.device))
                 self._keys = opened.model.project_images(tokens)
 
-    @property
-    def embeddings(self) -> torch.nn.Module:
-        """See `Filler.embeddings`."""
-        return self._model.get_input_embeddings()
-
     def read(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fused states (B, L, D) of texts (B, L); the mask is False at padding."""
-        keys = None
-        if self._keys is not None:
-            one = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-            keys = [key.select(one) for key in self._keys]
-        hidden: torch.Tensor = self._model.text_encoder(ids, mask, keys)
+        alike = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+        keys = self._keys and [key.select(alike) for key in self._keys]
+        hidden: torch.Tensor = self.network.text_encoder(ids, mask, keys)
         return hidden
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """See `Filler.predict`; every sequence looks at the picture."""
         boundaries = masked.batch.boundaries
         padded = pad(masked.input_ids, boundaries, masked.positions, pad_token_id=0)
-        inputs = padded.to(self._model.device)
+        inputs = padded.to(self.network.device)
         hidden = self.read(inputs.input_ids, inputs.arguments["attention_mask"].bool())
-        return self._model.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
+        return self.network.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()
 
     @property
     def detects(self) -> bool:
         """True if the replaced-token-detection head has been trained."""
-        return bool(self._model.mrtd_head.bias.any())
+        return bool(self.network.mrtd_head.bias.any())
 
     @inference()
-    def replaced(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the probability that each token of texts (B, L) was replaced: (B, L) float32."""
-        logits = self._model.mrtd_head(self.read(ids.to(self._model.device))).float()
-        chances: torch.Tensor = logits.softmax(dim=-1)[..., 1].cpu()
-        return chances
+    def replaced(self, ids: Ints) -> list[float]:
+        """Return the probability that each token of a text (L,) was replaced."""
+        row = torch.from_numpy(ids)[None].to(self.network.device)
+        logits = self.network.mrtd_head(self.read(row)).float()
+        return list(logits.softmax(dim=-1)[0, :, 1].tolist())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from maskery.core.batch import TokenBatch
 from maskery.core.errors import DataError, ModelError
@@ -18,6 +18,7 @@ from maskery.data.images.loading import ImageRef
 from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
+from maskery.evaluation.text.words_of_text import Word
 from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned, refuse_missing
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
@@ -29,11 +30,10 @@ PREPROCESSOR = "preprocessor_config.json"
 # Mean and deviation that each family was trained with, for checkpoints that do not say. ALBEF and
 # RaSa used CLIP's; ViT and SigLIP were trained with what is the default.
 CLIP = (ImageTextConfig.model_type, "clip", "clip_vision_model")
+IMAGENET = ("deit", "dinov2", "dinov2_with_registers")
 NORMALISATION: dict[str, tuple[Channels, Channels]] = {
     **dict.fromkeys(CLIP, (config.CLIP_MEAN, config.CLIP_STD)),
-    **dict.fromkeys(
-        ("deit", "dinov2", "dinov2_with_registers"), (config.IMAGENET_MEAN, config.IMAGENET_STD)
-    ),
+    **dict.fromkeys(IMAGENET, (config.IMAGENET_MEAN, config.IMAGENET_STD)),
 }
 
 
@@ -57,6 +57,72 @@ class OpenImageText:
         """Return True if a loss term's heads are trained: `itm` to match, `mlm` to fill words."""
         blind = term == "itm" and not self.model.text_encoder.fusion_layers
         return term in self.retrieval.trained and not blind
+
+    def require_contrast(self) -> None:
+        """Refuse a model whose features say nothing."""
+        if not self.trained("itc"):
+            raise ModelError(
+                f"the contrastive projections of '{self.name}' were never trained, so its features "
+                f"cannot be compared; train with --itc-weight above 0"
+            )
+
+    def encode_query(self, text: str) -> TokenBatch:
+        """Return a description as tokens; DataError if empty, unknown, too long or no Unicode."""
+        ids: list[int] = self._encoded(text, "query")[1]["input_ids"]
+        self._require_readable(ids, text, "query")
+        return end_to_end([ids])
+
+    def words_of(self, caption: str) -> tuple[torch.Tensor, list[Word]]:
+        """Return a caption as token ids (L,), as the model reads it, and its words.
+
+        A word is told as typed, from its first letter that the model reads to its last.
+        """
+        ready, encoded = self._encoded(caption, "caption")
+        ids: list[int] = encoded["input_ids"]
+        typed, words = origins(ready, caption), []
+        for number in sorted({number for number in encoded.word_ids() if number is not None}):
+            letters, (first, last) = encoded.word_to_chars(number), encoded.word_to_tokens(number)
+            start, end = typed[letters.start], typed[letters.end - 1] + 1
+            text = caption[start:end]
+            if any(map(str.isalnum, text)):
+                words.append(Word(text=text, start=start, end=end, first=first, last=last))
+        if not words:
+            raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
+        self._require_readable(ids, caption, "caption")
+        return torch.tensor(ids), words
+
+    def _encoded(self, text: str, what: str) -> tuple[str, BatchEncoding]:
+        """Prepare a typed text as the captions were that the model learnt from; and its tokens.
+
+        Training cuts captions that are too long; what is typed is refused instead of read in part.
+        """
+        if not text.strip():
+            raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the {what} {text!r} has bytes that are not UTF-8; type it anew, or set the "
+                f"terminal to UTF-8"
+            ) from error
+        most = self.retrieval.max_words
+        words = len(clean_caption(text, max_words=len(text)).split())
+        if self.retrieval.clean_captions and words > most:
+            raise DataError(f"the {what} has {words} words, and the model reads {most}; shorten it")
+        ready = self.retrieval.prepare(text)
+        return ready, self.tokenizer(ready, truncation=False, verbose=False)
+
+    def _require_readable(self, ids: Sequence[int], text: str, what: str) -> None:
+        """Refuse tokens that the model cannot read, or that say nothing to it."""
+        most = self.max_tokens
+        if len(ids) > most:
+            raise DataError(
+                f"the {what} has {len(ids)} tokens, and the model reads {most}; shorten it"
+            )
+        if not set(ids) - set(self.tokenizer.all_special_ids):
+            raise DataError(
+                f"the {what} {text!r} has no word that the model knows; use words of its captions"
+            )
 
 
 def is_image_text(name: str) -> bool:
@@ -102,15 +168,6 @@ def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
     return ModelRetrieval(trained=tuple(trained))
 
 
-def require_contrast(opened: OpenImageText) -> None:
-    """Refuse a model whose features say nothing."""
-    if not opened.trained("itc"):
-        raise ModelError(
-            f"the contrastive projections of '{opened.name}' were never trained, so its features "
-            f"cannot be compared; train with --itc-weight above 0"
-        )
-
-
 def preprocessing_of(name: str, model: ImageTextModel, view: ViewConfig) -> ViewConfig:
     """Return `view` with what is not set taken from the model's preprocessor, or its family's."""
     described, model_type = _read(name, PREPROCESSOR), _read(name, "config.json").get("model_type")
@@ -144,74 +201,6 @@ def load_picture(image: str | Path | bytes, near: tuple[int, int] | None = None)
     if isinstance(image, bytes):
         return ImageRef.held("that was given", image).load(near)
     return ImageRef.file(Path(image).name, Path(image).parent).load(near)
-
-
-def prepared(opened: OpenImageText, text: str, *, what: str = "query") -> str:
-    """Prepare a typed text as the captions were that the model was trained on.
-
-    Training cuts captions that are too long; what is typed is refused instead of read in part.
-    """
-    if not text.strip():
-        raise DataError(f'the {what} is empty; describe a picture, as "a red coat"')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"the {what} {text!r} has bytes that are not UTF-8; type it anew, or set the terminal "
-            f"to UTF-8"
-        ) from error
-    most = opened.retrieval.max_words
-    words = len(clean_caption(text, max_words=len(text)).split())
-    if opened.retrieval.clean_captions and words > most:
-        raise DataError(f"the {what} has {words} words, and the model reads {most}; shorten it")
-    return opened.retrieval.prepare(text)
-
-
-def require_readable(
-    opened: OpenImageText, ids: Sequence[int], text: str, *, what: str = "query"
-) -> None:
-    """Refuse tokens that the model cannot read, or that say nothing to it."""
-    if len(ids) > opened.max_tokens:
-        raise DataError(
-            f"the {what} has {len(ids)} tokens, and the model reads {opened.max_tokens}; shorten it"
-        )
-    if not set(ids) - set(opened.tokenizer.all_special_ids):
-        raise DataError(
-            f"the {what} {text!r} has no word that the model knows; use words of its captions"
-        )
-
-
-def encode_query(opened: OpenImageText, text: str) -> TokenBatch:
-    """Return a description as tokens; DataError if it is empty, unknown, too long, no Unicode."""
-    ready = prepared(opened, text)
-    ids: list[int] = opened.tokenizer(ready, truncation=False, verbose=False)["input_ids"]
-    require_readable(opened, ids, text)
-    return end_to_end([ids])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Word:
-    """A word of the caption."""
-
-    text: str  # as typed, from its first letter that the model reads to its last
-    tokens: tuple[int, ...]  # places of its pieces in the caption, special tokens counted
-
-
-def words_of(opened: OpenImageText, caption: str) -> tuple[torch.Tensor, list[Word]]:
-    """Return a caption as token ids (L,), as the model reads it, and its words."""
-    ready = prepared(opened, caption, what="caption")
-    encoded = opened.tokenizer(ready, truncation=False, verbose=False)
-    ids: list[int] = encoded["input_ids"]
-    typed, words = origins(ready, caption), []
-    for number in sorted({number for number in encoded.word_ids() if number is not None}):
-        letters, tokens = encoded.word_to_chars(number), encoded.word_to_tokens(number)
-        text = caption[typed[letters.start] : typed[letters.end - 1] + 1]
-        if any(map(str.isalnum, text)):
-            words.append(Word(text=text, tokens=tuple(range(*tokens))))
-    if not words:
-        raise DataError(f"the caption {caption!r} has no word in it; describe the picture")
-    require_readable(opened, ids, caption, what="caption")
-    return torch.tensor(ids), words
 
 
 def origins(ready: str, caption: str) -> Sequence[int]:

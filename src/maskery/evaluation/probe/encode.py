@@ -44,12 +44,7 @@ class Encoder:
     """Makes vectors of texts with a masked language model's encoder; its head is not used."""
 
     def __init__(
-        self,
-        hf: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        pooling: Pooling,
-        *,
-        name: str = "the model",  # for messages
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, name: str
     ) -> None:
         self.hf, self.tokenizer, self.pooling, self.name = hf, tokenizer, pooling, name
         limits = (pooling.max_length, max_positions(hf.config), 512)
@@ -59,11 +54,12 @@ class Encoder:
     def open(cls, name: str) -> Self:
         """Load an encoder by name: a run folder, a model folder, a hub name or `minilm`."""
         loaded, pooling = load_masked_lm(name), Pooling.of(Path(resolve(name)))
-        return cls(to_gpu(loaded.model), loaded.tokenizer, pooling, name=name)
+        return cls(to_gpu(loaded.model), loaded.tokenizer, pooling, name)
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
         """Return a vector of each text, (N, D) float32; longer ones are cut at `max_length`."""
-        states = map(torch.from_numpy, self.hidden(texts, progress=progress))
+        tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        states = map(torch.from_numpy, self._hidden(tokens["input_ids"], progress))
         pooled = [self.pooling.pool(rows, torch.tensor([len(rows)]))[0] for rows in states]
         vectors: Vectors = torch.stack(pooled).numpy()
         if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
@@ -84,7 +80,7 @@ class Encoder:
             )
         split, most = [list(words) for words in sentences], self.max_length
         tokens = self.tokenizer(split, is_split_into_words=True, truncation=True, max_length=most)
-        hidden = self._hidden_of(tokens["input_ids"], progress)
+        hidden = self._hidden(tokens["input_ids"], progress)
         rows = []
         for place, (states, words) in enumerate(zip(hidden, sentences, strict=True)):
             spans = (tokens.word_to_tokens(place, number) for number in range(len(words)))
@@ -92,13 +88,9 @@ class Encoder:
             rows += [none if span is None else states[span.start] for span in spans]
         return np.stack(rows)
 
-    def hidden(self, texts: Sequence[str], *, progress: bool = False) -> list[Vectors]:
-        """Return the last hidden states of each text, (tokens, D) float32."""
-        tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        return self._hidden_of(tokens["input_ids"], progress)
-
     @inference()
-    def _hidden_of(self, rows: list[list[int]], progress: bool) -> list[Vectors]:
+    def _hidden(self, rows: list[list[int]], progress: bool) -> list[Vectors]:
+        """Return the last hidden states of each tokenised text, (tokens, D)."""
         # Longest first: too large a batch fails at once, and little is padded.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: list[Vectors] = [np.zeros((0, 0), np.float32)] * len(rows)
@@ -140,22 +132,21 @@ def tuned_hits(
     """Return which held-out texts are right after each fine-tuning, (seeds, H), 0 or 1."""
     tokens = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_length)
     rows: list[list[int]] = tokens["input_ids"]
-    train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    steps = len(seeds) * EPOCHS * -(-len(train) // BATCH_TEXTS)
+    steps = len(seeds) * EPOCHS * -(-int((~held_out).sum()) // BATCH_TEXTS)
     found = []
     with Bar(steps, f"fine-tuning {encoder.name}", shown=progress) as bar:
         for seed in seeds:
             with torch.random.fork_rng():  # what the caller draws afterwards is as ever
                 torch.manual_seed(seed)
-                predict = _tuned(encoder, rows, classes, train, seed, bar)
-            found.append(predict(test) == classes[test])
+                found.append(_hits(encoder, rows, classes, held_out, seed, bar))
     return np.array(found, np.float64)
 
 
-def _tuned(
-    encoder: Encoder, rows: Sequence[list[int]], classes: Ints, train: Ints, seed: int, bar: Bar
-) -> Any:
-    """Train a copy of the encoder, and return a function from places of texts to classes."""
+def _hits(
+    encoder: Encoder, rows: list[list[int]], classes: Ints, held_out: Bools, seed: int, bar: Bar
+) -> Bools:
+    """Train a copy of the encoder, and return which held-out texts it gets right, (H,)."""
+    train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     own = copy.copy(encoder)
     own.hf = copy.deepcopy(encoder.hf).train().requires_grad_(True)
     # A linear head on vectors of length 1 would need many steps to become certain.
@@ -189,9 +180,7 @@ def _tuned(
             schedule.step()
             bar.update()
     own.hf.eval()
-
-    @torch.no_grad()
-    def predict(places: Ints) -> Ints:
-        return np.concatenate([one.argmax(dim=1).cpu().numpy() for _, one in batches(places)])
-
-    return predict
+    with torch.no_grad():
+        found = [logits.argmax(dim=1).cpu().numpy() for _, logits in batches(test)]
+    hits: Bools = np.concatenate(found) == classes[test]
+    return hits

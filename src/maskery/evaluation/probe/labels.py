@@ -70,7 +70,7 @@ def read_labelled(
             numbers += _is_fraction(row[label_column])
             texts.append(text)
             labels.append(label)
-    if kind == "labels" and numbers > len(labels) / 2 and numbers:
+    if kind == "labels" and numbers > len(labels) / 2:
         raise DataError(
             f"the labels in column '{label_column}' of '{path}' are numbers on a scale (such as "
             f"{labels[0]}), and a probe asks for classes; cut them into ranges first"

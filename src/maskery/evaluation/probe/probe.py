@@ -16,7 +16,6 @@ from maskery.core.registry import require
 from maskery.data.split import as_read
 from maskery.evaluation.intervals import Interval, grouped_interval
 from maskery.evaluation.probe import classify
-from maskery.evaluation.probe.classify import pair_scores
 from maskery.evaluation.probe.encode import Encoder, Vectors, tuned_hits
 from maskery.evaluation.probe.labels import Labelled
 
@@ -98,12 +97,12 @@ class Task:
 
     num_classes = 0  # C; 0 for pairs
     linear = True  # False to fit no linear probes to classes of texts
-    chances: Mapping[str, float]  # By figure, that of a model that knows nothing
-    apart: Ints  # (N,) groups of examples that are not independent of each other
 
     def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         self.labelled, self.notes, self.size = labelled, notes, len(labelled.texts)
-        self.apart = np.arange(self.size)
+        self.inputs: tuple[str, ...] = labelled.texts  # the texts that vectors are made of
+        self.apart = np.arange(self.size)  # groups of examples that depend on each other
+        self.chances: dict[str, float] = {}  # by figure, of a model that knows nothing
 
     @staticmethod
     def of(labelled: Labelled, seen: Iterable[str]) -> "Task":
@@ -126,17 +125,24 @@ class Task:
         kinds = {"labels": ClassTask, "tokens": WordTask, "pairs": PairTask}
         return kinds[labelled.kind](labelled, notes)
 
+    def set_classes(self, labels: Sequence[str], texts: Sequence[str]) -> None:
+        """Give every example its class, and the text that it stands in."""
+        names, self.classes = np.unique(np.array(labels), return_inverse=True)
+        self.texts, self.num_classes = texts, len(names)
+        self.chances["linear probe"] = float(np.bincount(self.classes).max() / self.size)
+
     def encode(self, encoder: Encoder, progress: bool) -> Any:
         """Return the features of every example."""
-        return encoder.encode(self.labelled.texts, progress=progress)
+        return encoder.encode(self.inputs, progress=progress)
 
     def lexical(self) -> Any:
         """Return features that count words."""
-        return classify.lexical_vectors(self.labelled.texts)
+        return classify.lexical_vectors(self.inputs)
 
     def judge(self, features: Any) -> dict[str, Judged]:
-        """Score every example, by figure."""
-        raise NotImplementedError
+        """Score every example, by figure: here, by the linear probe of its class."""
+        hits = classify.probe_hits(features, self.classes, self.texts)
+        return {"linear probe": Judged(scores=hits.astype(float))}
 
     def figure(
         self, name: str, judged: Mapping[str, Judged], lexical: Judged, *, same: bool
@@ -189,17 +195,15 @@ class ClassTask(Task):
             )
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
-        names, self.classes = np.unique(np.array(chosen.labels), return_inverse=True)
-        self.num_classes = len(names)
+        self.set_classes(chosen.labels, chosen.texts)
         if self.num_classes > classify.MOST_PROBE_CLASSES:
             self.notes.append(
                 f"no linear probe: {self.num_classes:,} classes are more than "
                 f"{classify.MOST_PROBE_CLASSES:,}"
             )
-        counts_of = np.bincount(self.classes)
-        meet = float((counts_of * (counts_of - 1)).sum() / (self.size * (self.size - 1)))
-        commonest = float(counts_of.max() / self.size)
-        self.chances = {"nearest neighbour": meet, "linear probe": commonest}
+        sizes = np.bincount(self.classes)
+        meet = (sizes * (sizes - 1)).sum() / (self.size * (self.size - 1))
+        self.chances["nearest neighbour"] = float(meet)
 
     def judge(self, features: Any) -> dict[str, Judged]:
         """Score every text by its neighbour and by the linear probe."""
@@ -207,8 +211,7 @@ class ClassTask(Task):
         same = self.classes[neighbours] == self.classes
         judged = {"nearest neighbour": Judged(scores=same.astype(float), neighbours=neighbours)}
         if self.linear and self.num_classes <= classify.MOST_PROBE_CLASSES:
-            hits = classify.probe_hits(features, self.classes, self.labelled.texts)
-            judged["linear probe"] = Judged(scores=hits.astype(float))
+            judged |= super().judge(features)
         return judged
 
 
@@ -225,14 +228,11 @@ class WordTask(Task):
         self.size = int(words[count - 1])
         if count < len(words):
             notes.append(f"{self.size:,} words of {count:,} sentences, drawn by a hash, are judged")
-        tags = np.concatenate(chosen.tags)
-        names, self.classes = np.unique(tags, return_inverse=True)
-        self.num_classes = len(names)
+        self.apart = np.repeat(np.arange(count), [len(w) for w in chosen.words])
+        tags = [tag for sentence in chosen.tags for tag in sentence]
+        self.set_classes(tags, [chosen.texts[place] for place in self.apart])
         if self.num_classes < 2:
             raise DataError("all words have one label, so there is nothing to tell apart")
-        self.chances = {"linear probe": float(np.bincount(self.classes).max() / self.size)}
-        self.apart = np.repeat(np.arange(count), [len(w) for w in chosen.words])
-        self.of_word = [chosen.texts[place] for place in self.apart]
 
     def encode(self, encoder: Encoder, progress: bool) -> Vectors:
         """Return the vector of each word's first piece; zeros past the model's limit."""
@@ -245,11 +245,6 @@ class WordTask(Task):
         words = [word for sentence in self.labelled.words for word in sentence]
         return CountVectorizer(analyzer=lambda word: [word.casefold()]).fit_transform(words)
 
-    def judge(self, features: Any) -> dict[str, Judged]:
-        """Score every word by the linear probe."""
-        hits = classify.probe_hits(features, self.classes, self.of_word)
-        return {"linear probe": Judged(scores=hits.astype(float))}
-
 
 class PairTask(Task):
     """Texts that belong together: does a text find its partner among all partners?"""
@@ -259,23 +254,14 @@ class PairTask(Task):
         if partners < 2:
             raise DataError("a ranking needs at least two different partners to choose from")
         super().__init__(labelled, notes)
+        self.inputs = (*labelled.texts, *labelled.labels)
         reciprocals = 1.0 / np.arange(1, partners + 1)
         self.chances = {"R@1": 1.0 / partners, "MRR": float(reciprocals.mean())}
 
-    def encode(self, encoder: Encoder, progress: bool) -> Vectors:
-        """Return the vectors of both sides, (2, N, D)."""
-        both = encoder.encode([*self.labelled.texts, *self.labelled.labels], progress=progress)
-        return both.reshape(2, self.size, -1)
-
-    def lexical(self) -> Any:
-        """Return TF-IDF vectors of both sides, counted together."""
-        both = classify.lexical_vectors([*self.labelled.texts, *self.labelled.labels])
-        return both[: self.size], both[self.size :]
-
     def judge(self, features: Any) -> dict[str, Judged]:
-        """Rank all partners for each text."""
-        first, second = (classify.unit_rows(side) for side in features)
-        found, reciprocal = pair_scores(first, second, self.labelled.labels)
+        """Rank all partners for each text; the features (2N, D) are of both sides."""
+        rows, size = classify.unit_rows(features), self.size
+        found, reciprocal = classify.pair_scores(rows[:size], rows[size:], self.labelled.labels)
         return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
 
 
@@ -293,7 +279,7 @@ def tuned_figure(
         raise DataError(
             f"--tune is for at most {classify.MOST_PROBE_CLASSES:,} classes; leave it out"
         )
-    texts, classes = task.labelled.texts, task.classes
+    texts, classes = task.texts, task.classes
     held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
     if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
         raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
@@ -309,8 +295,7 @@ def tuned_figure(
         f"the mean of {counted(len(seeds), 'seed')}"
     )
     commonest = np.bincount(classes[held_out]).max()
-    task.chances = {**task.chances, "fine-tuned": float(commonest / number)}
-    task.apart = np.arange(number)
+    task.chances["fine-tuned"], task.apart = float(commonest / number), np.arange(number)
     judged = {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()}
     words = Judged(scores=lexical["linear probe"].scores[held_out])
     figure = task.figure("fine-tuned", judged, words, same=same)

@@ -20,8 +20,6 @@ from maskery.core.errors import DataError
 from maskery.core.processes import Processes, evaluating
 from maskery.evaluation.retrieval import metrics, rerank
 from maskery.evaluation.retrieval.config import RetrievalConfig
-from maskery.evaluation.retrieval.metrics import RankingFigures
-from maskery.evaluation.retrieval.rerank import ReadImages, ReadTexts
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.model import ImageTextModel
 
@@ -34,10 +32,10 @@ KEPT = 10  # images of each text, when there is no re-ranking
 class RetrievalFigures:
     """Figures of texts that look for their images."""
 
-    contrastive: RankingFigures  # by similarity alone
-    reranked: RankingFigures | None  # with the best K ranked anew by matching; None without
+    contrastive: metrics.RankingFigures  # by similarity alone
+    reranked: metrics.RankingFigures | None  # with the best K ranked anew by matching; None without
     # Images finding their texts, by similarity; None where a person of the gallery has no text.
-    image_to_text: RankingFigures | None
+    image_to_text: metrics.RankingFigures | None
     chance: float  # R@1 of a ranking at random
     rerank: int  # K
     num_texts: int  # T
@@ -45,29 +43,29 @@ class RetrievalFigures:
     num_persons: int  # persons that the texts describe
 
 
+class Ranking(NamedTuple):
+    """The best k images of each text, best first."""
+
+    order: torch.Tensor  # (T, k) int64
+    scores: torch.Tensor  # (T, k) float32, that they are sorted by
+    ranks: torch.Tensor  # (T, G) int64, of the right images; see `right_ranks`
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
     """Figures, and the rankings that they come from."""
 
     figures: RetrievalFigures  # of all texts
-    contrastive: torch.Tensor  # (T, max(K, 10) or I) int64, the images of each text, best first
-    reranked: torch.Tensor | None  # (T, K) int64, likewise; None without matching
-    scores: torch.Tensor | None  # (T, K) float32, that `reranked` is sorted by; None likewise
-    ranks: dict[str, torch.Tensor]  # (T, G) of either ranking; see `right_ranks`
-    similarities: torch.Tensor  # of `contrastive`
-    logits: torch.Tensor | None  # (T, K, 2) of the first K of `contrastive`
+    contrastive: Ranking  # by similarity, of max(K, 10) images, or of all I
+    reranked: Ranking | None  # of the first K of these by matching; None without
+    logits: torch.Tensor | None  # (T, K, 2) of the first K of `contrastive`; None likewise
     images: torch.Tensor  # (I, E), features of unit length
     texts: torch.Tensor  # (T, E)
 
     @property
-    def last(self) -> torch.Tensor:
-        """The best images by the last ranking that there is."""
-        return self.contrastive if self.reranked is None else self.reranked
-
-    @property
-    def last_ranks(self) -> torch.Tensor:
-        """Its ranks of the right images."""
-        return self.ranks.get("reranked", self.ranks["contrastive"])
+    def last(self) -> Ranking:
+        """The last ranking that there is."""
+        return self.reranked or self.contrastive
 
 
 @torch.no_grad()
@@ -79,7 +77,7 @@ def evaluate_retrieval(
     image_persons: Ints,  # (I,) int64, the person that each image shows
     text_persons: Ints,  # (T,) int64, the person that each caption describes
     config: RetrievalConfig | None = None,
-    processes: Processes | None = None,  # they share the matching out, as in `match_scores`
+    processes: Processes | None = None,  # they share the matching out, as in `Matcher`
     progress: bool = False,
 ) -> Retrieval:
     """Let every text find its person among the images; the result does not depend on batches.
@@ -107,23 +105,25 @@ def evaluate_retrieval(
         encoded = rerank.read_texts(model, texts, states=matched, batch_tokens=at_once)
         for features in (read.features, encoded.features):
             require_numbers(features)
-        contrast = _contrast(encoded, read, right, config)
+        # About 16 bytes a similarity at the peak: scores, sorted, and what chooses among them.
+        rows = max(1, most // (16 * num_images))
+        kept = min(max(config.rerank, KEPT), num_images)
+        contrast = _ranking(encoded.features, read.features, right, kept=kept, rows=rows)
         reranked, logits = None, None
         if matched:
-            reranked, logits = _rerank(model, encoded, read, contrast, config, processes, progress)
+            matcher = rerank.Matcher(model, encoded, read, config)
+            reranked, logits = _rerank(matcher, contrast, processes or Processes(), progress)
         image_to_text = None
         if np.isin(image_persons, text_persons).all():  # an image of anyone else finds nothing
             own = metrics.right_columns(shown, described)
-            image_to_text = _image_to_text(encoded, read, own, image_persons)
-    ranks = {"contrastive": contrast.ranks} | ({"reranked": reranked.ranks} if reranked else {})
-    by_text = {by: metrics.text_figures(one) for by, one in ranks.items()}
-    measured = {by: metrics.summarise_texts(one, text_persons) for by, one in by_text.items()}
+            found = _ranking(read.features, encoded.features, own, kept=1, rows=1024)
+            image_to_text = _figures(found, image_persons)
     # At random, the first image is right as often as right ones are in the gallery.
     hits = (right >= 0).sum(dim=1).double()
     return Retrieval(
         figures=RetrievalFigures(
-            contrastive=measured["contrastive"],
-            reranked=measured.get("reranked"),
+            contrastive=_figures(contrast, text_persons),
+            reranked=_figures(reranked, text_persons) if reranked else None,
             image_to_text=image_to_text,
             chance=float(hits.mean() / num_images),
             rerank=config.rerank,
@@ -131,59 +131,37 @@ def evaluate_retrieval(
             num_images=num_images,
             num_persons=len(np.unique(text_persons)),
         ),
-        contrastive=contrast.order,
-        reranked=reranked.order if reranked else None,
-        scores=reranked.scores if reranked else None,
-        ranks=ranks,
-        similarities=contrast.scores,
+        contrastive=contrast,
+        reranked=reranked,
         logits=logits,
         images=read.features,
         texts=encoded.features,
     )
 
 
-class _Ranking(NamedTuple):
-    """The best images of each text, best first."""
-
-    order: torch.Tensor  # (T, k) int64
-    scores: torch.Tensor  # (T, k), that they are sorted by
-    ranks: torch.Tensor  # (T, G) int64, of the right images; see `right_ranks`
-
-
-def _contrast(
-    texts: ReadTexts, images: ReadImages, right: torch.Tensor, config: RetrievalConfig
-) -> _Ranking:
-    """Rank by similarity, as many texts at a time as fit the memory."""
-    kept = min(max(config.rerank, KEPT), len(images.features))
-    # About 16 bytes a similarity at the peak: scores, sorted scores, and what chooses among them.
-    rows = max(1, config.memory_bytes // (16 * len(images.features)))
+def _ranking(
+    queries: torch.Tensor, gallery: torch.Tensor, right: torch.Tensor, *, kept: int, rows: int
+) -> Ranking:
+    """Rank features by their similarity to others, for as many `rows` at a time as fit memory."""
     parts = []
-    for features, own in zip(texts.features.split(rows), right.split(rows), strict=True):
-        similarities = features @ images.features.T
+    for features, own in zip(queries.split(rows), right.split(rows), strict=True):
+        similarities = features @ gallery.T
         order, ranks = metrics.best(similarities, kept), metrics.right_ranks(similarities, own)
         parts.append((order.cpu(), similarities.gather(1, order).cpu(), ranks.cpu()))
-    return _Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Ranking(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _rerank(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    images: ReadImages,
-    contrast: _Ranking,
-    config: RetrievalConfig,
-    processes: Processes | None,
-    progress: bool,
-) -> tuple[_Ranking, torch.Tensor]:
+    matcher: rerank.Matcher, contrast: Ranking, processes: Processes, progress: bool
+) -> tuple[Ranking, torch.Tensor]:
     """Rank the best of each text anew by matching, the others stay; returns the logits, too."""
-    order, similar = (part[:, : config.rerank] for part in (contrast.order, contrast.scores))
-    if processes is not None:  # another's last digits may differ, and so its candidates
-        order, similar = processes.agree(order), processes.agree(similar)
-    scores, logits = rerank.match_scores(
-        model, texts, images, order, similar, config, processes=processes, progress=progress
-    )
+    last = matcher.config.rerank
+    # Another process's last digits may differ, and so its candidates.
+    order, similar = (processes.agree(part[:, :last]) for part in contrast[:2])
+    scores, logits = matcher.scores(order, similar, processes, progress)
     sorting = metrics.rank(scores)
     ranks = moved(contrast.ranks, sorting)
-    return _Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks), logits
+    return Ranking(order.gather(1, sorting), scores.gather(1, sorting), ranks), logits
 
 
 def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
@@ -193,14 +171,8 @@ def moved(ranks: torch.Tensor, sorting: torch.Tensor) -> torch.Tensor:
     return anew.where(ranks <= last, ranks).sort(dim=1).values
 
 
-def _image_to_text(
-    texts: ReadTexts, images: ReadImages, right: torch.Tensor, image_persons: Ints
-) -> RankingFigures:
-    """Let images find their texts, a thousand at a time to bound the memory."""
-    parts = zip(images.features.split(1024), right.split(1024), strict=True)
-    ranks = (metrics.right_ranks(each @ texts.features.T, own) for each, own in parts)
-    found = [metrics.text_figures(one) for one in ranks]
-    return metrics.summarise_texts(np.concatenate(found), image_persons)
+def _figures(ranking: Ranking, persons: Ints) -> metrics.RankingFigures:
+    return metrics.summarise_texts(metrics.text_figures(ranking.ranks), persons)
 
 
 def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) -> None:

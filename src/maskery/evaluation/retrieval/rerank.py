@@ -16,7 +16,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,8 +25,8 @@ from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import DataError, reason_of
 from maskery.core.processes import Processes, inference
 from maskery.core.random import Float32Array
-from maskery.data.batching import cut_by_padded_size
 from maskery.evaluation.retrieval.config import RetrievalConfig
+from maskery.evaluation.text.fill import by_length
 from maskery.evaluation.text.masked import require_numbers
 from maskery.models.image_text.class_token import Rows, before_looking, fuse_class_tokens
 from maskery.models.image_text.model import ImageTextModel
@@ -46,12 +45,7 @@ class ReadTexts:
     features: torch.Tensor  # (T, E), unit length
     # (S, D), after the self-attention of the first fusion layer; None without matching.
     states: torch.Tensor | None
-    boundaries: Ints  # (T + 1,); text t is `states[boundaries[t]:boundaries[t + 1]]`
-
-    @property
-    def lengths(self) -> Ints:
-        """(T,) int64, in tokens."""
-        return np.diff(self.boundaries)
+    batch: TokenBatch  # Its boundaries are those of the states, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +66,7 @@ def read_texts(
     width = model.config.text_config.hidden_size
     kept = torch.empty(texts.num_tokens, width, device=device) if states else None
     for chosen in by_length(texts.lengths, batch_tokens):
-        picked = tokens_of(texts.boundaries, chosen)
+        picked = tokens_of(texts, chosen)
         ends = np.append(0, np.cumsum(texts.lengths[chosen]))
         inputs = pad(texts.input_ids[picked], ends, picked[:0], pad_token_id=0).to(device)
         mask = inputs.arguments["attention_mask"].bool()
@@ -81,7 +75,7 @@ def read_texts(
         if kept is not None:
             begun = before_looking(model.text_encoder, hidden, mask)[mask]
             kept[torch.from_numpy(picked).to(device)] = begun.float()
-    return ReadTexts(features=features, states=kept, boundaries=texts.boundaries)
+    return ReadTexts(features=features, states=kept, batch=texts)
 
 
 @inference()
@@ -116,19 +110,12 @@ def read_images(
     return ReadImages(features=features, tokens=kept)
 
 
-def by_length(lengths: Ints, batch_tokens: int) -> list[Ints]:
-    """Return indices in groups of similar length, each at most `batch_tokens` once padded."""
-    order = np.argsort(lengths, kind="stable")
-    cost = np.minimum(lengths[order], batch_tokens)  # a longer text has a group of its own
-    return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens).tolist())]
-
-
-def tokens_of(boundaries: Ints, chosen: Ints) -> Ints:
+def tokens_of(texts: TokenBatch, chosen: Ints) -> Ints:
     """Return the indices of all tokens of the chosen texts, in that order."""
-    lengths = boundaries[chosen + 1] - boundaries[chosen]
+    lengths = texts.lengths[chosen]
     ends = np.cumsum(lengths)
     within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    places: Ints = np.repeat(boundaries[chosen], lengths) + within
+    places: Ints = np.repeat(texts.boundaries[chosen], lengths) + within
     return places
 
 
@@ -167,96 +154,88 @@ def _reserve(file: int, size: int) -> None:
 
 
 @dataclass(frozen=True)
-class ImageTexts:
-    """One image by its number, and the texts (R,) that it is a candidate of."""
+class Matcher:
+    """Matches texts with images, all read once."""
 
-    image: int
-    texts: Ints
-    columns: Ints  # (R,), its number among the candidates of each text
+    model: ImageTextModel  # in evaluation mode, with fusion layers
+    texts: ReadTexts  # with states
+    images: ReadImages  # with tokens
+    config: RetrievalConfig
+
+    @torch.no_grad()
+    def scores(
+        self,
+        candidates: torch.Tensor,  # (T, K) int64, images of each text
+        similarities: torch.Tensor,  # (T, K), of their features
+        processes: Processes | None = None,
+        progress: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
+
+        `processes` share the images out, and all get the whole result; all of them must ask.
+        """
+        processes = processes or Processes()
+        mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
+        total = sum(len(places) for _, places in mine)
+        flat, count = torch.zeros(candidates.numel(), 2), candidates.shape[1]
+        with Bar(total, "matching", shown=progress) as bar:
+            for places, judged in self.logits(mine, count):
+                flat[torch.from_numpy(places)] = judged
+                bar.update(len(places))
+        logits = processes.add(flat).view(-1, count, 2)  # what is another's is 0 here
+        require_numbers(logits)
+        if self.config.score == "matching":
+            return logits[..., 1], logits
+        odds = logits[..., 1] - logits[..., 0]
+        if self.config.score == "odds":
+            return odds, logits
+        temperature = float(self.model.temp.detach())
+        return self.config.odds_weight * odds + similarities / temperature, logits
+
+    @torch.no_grad()
+    def logits(
+        self, pairs: Sequence[tuple[int, Ints]], count: int
+    ) -> Iterator[tuple[Ints, torch.Tensor]]:
+        """Yield the places (R,) of the pairs of each image, of `by_image`, and their logits (R, 2).
+
+        `count` is K, the candidates of each text.
+        """
+        assert self.images.tokens is not None
+        width = self.model.config.text_config.hidden_size
+        # Keys and values, of four bytes a number.
+        each = 2 * 4 * len(self.model.text_encoder.fusion_layers) * width
+        # As many images at a time as fit the memory.
+        fitting = self.config.memory_bytes // (each * self.images.tokens.shape[1])
+        size = max(1, min(fitting, IMAGES_AT_ONCE))
+        for first in range(0, len(pairs), size):
+            block = pairs[first : first + size]
+            tokens = torch.from_numpy(self.images.tokens[[image for image, _ in block]])
+            with inference():
+                keys = self.model.project_images(tokens.to(self.model.device))
+            for number, (_, places) in enumerate(block):
+                only = slice(number, number + 1)  # a view: nothing is copied
+                own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
+                yield places, self._judge(places // count, own)
+
+    @inference()
+    def _judge(self, own: Ints, keys: Sequence[ImageKeys]) -> torch.Tensor:
+        """Return (R, 2) logits on the CPU, of one image and its own texts."""
+        assert self.texts.states is not None
+        texts, model = self.texts.batch, self.model
+        lengths = texts.lengths[own]
+        judged = torch.empty(len(own), 2)
+        for chosen in by_length(lengths, self.config.batch_tokens):
+            picked = torch.from_numpy(tokens_of(texts, own[chosen])).to(model.device)
+            rows = Rows.of_lengths(lengths[chosen], model.device)
+            states = self.texts.states.index_select(0, picked)
+            tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
+            judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
+        return judged
 
 
-@torch.no_grad()
-def match_scores(
-    model: ImageTextModel,  # in evaluation mode, with fusion layers
-    texts: ReadTexts,  # with states
-    images: ReadImages,  # with tokens
-    candidates: torch.Tensor,  # (T, K) int64, images of each text
-    similarities: torch.Tensor,  # (T, K), of their features
-    config: RetrievalConfig,
-    *,
-    processes: Processes | None = None,
-    progress: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
-
-    `processes` share the images out, and all get the whole result; all of them must ask.
-    """
-    processes = processes or Processes()
-    mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
-    total = sum(len(one.texts) for one in mine)
-    logits = torch.zeros(*candidates.shape, 2)
-    with Bar(total, "matching", shown=progress) as bar:
-        for one, judged in match_images(model, texts, images, mine, config):
-            logits[torch.from_numpy(one.texts), torch.from_numpy(one.columns)] = judged
-            bar.update(len(one.texts))
-    logits = processes.add(logits)  # what is another's is 0 here
-    require_numbers(logits)
-    if config.score == "matching":
-        return logits[..., 1], logits
-    odds = logits[..., 1] - logits[..., 0]
-    if config.score == "odds":
-        return odds, logits
-    temperature = float(model.temp.detach())
-    return config.odds_weight * odds + similarities / temperature, logits
-
-
-@torch.no_grad()
-def match_images(
-    model: ImageTextModel,
-    texts: ReadTexts,
-    images: ReadImages,
-    pairs: Sequence[ImageTexts],
-    config: RetrievalConfig,
-) -> Iterator[tuple[ImageTexts, torch.Tensor]]:
-    """Yield each image with the matching logits (R, 2) of its texts."""
-    assert images.tokens is not None
-    width = model.config.text_config.hidden_size
-    # Keys and values, of four bytes a number.
-    each = 2 * 4 * len(model.text_encoder.fusion_layers) * images.tokens.shape[1] * width
-    # As many images at a time as fit the memory.
-    size = max(1, min(config.memory_bytes // each, IMAGES_AT_ONCE))
-    for first in range(0, len(pairs), size):
-        block = pairs[first : first + size]
-        tokens = torch.from_numpy(images.tokens[[one.image for one in block]])
-        with inference():
-            keys = model.project_images(tokens.to(model.device))
-        for place, one in enumerate(block):
-            only = slice(place, place + 1)  # a view: nothing is copied
-            own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
-            yield one, _judge(model, texts, one, own, config.batch_tokens)
-
-
-def by_image(candidates: Ints) -> list[ImageTexts]:
-    """Sort the pairs of (T, K) candidates by image."""
+def by_image(candidates: Ints) -> list[tuple[int, Ints]]:
+    """Return each image among (T, K) candidates, and the places of its pairs among the T * K."""
     flat = candidates.ravel()
     order = np.argsort(flat, kind="stable")
     images, firsts = np.unique(flat[order], return_index=True)
-    each = [np.split(part, firsts[1:]) for part in np.divmod(order, candidates.shape[1])]
-    return list(map(ImageTexts, images.tolist(), *each))
-
-
-@inference()
-def _judge(
-    model: ImageTextModel, texts: ReadTexts, one: ImageTexts, keys: Sequence[ImageKeys], most: int
-) -> torch.Tensor:
-    """Return (R, 2) logits on the CPU, of one image and all its texts, `most` tokens at once."""
-    assert texts.states is not None
-    lengths = texts.lengths[one.texts]
-    judged = torch.empty(len(lengths), 2)
-    for chosen in by_length(lengths, most):
-        places = torch.from_numpy(tokens_of(texts.boundaries, one.texts[chosen])).to(model.device)
-        rows = Rows.of_lengths(lengths[chosen], model.device)
-        states = texts.states.index_select(0, places)
-        tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
-        judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
-    return judged
+    return list(zip(images.tolist(), np.split(order, firsts[1:]), strict=True))

@@ -1,4 +1,4 @@
-"""A gallery of pictures and the captions that look for them, made of pairs.
+"""A gallery of pictures and the captions that look for them, made of pairs; and what they find.
 
 Each caption looks for the pictures of its person. Where no person is named, each picture is its
 own, as in general image-text retrieval. A picture in several pairs is in the gallery once.
@@ -7,12 +7,15 @@ Shapes: N pairs, I pictures, T captions, Q chosen captions, B pictures of a batc
 W width.
 """
 
+import json
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from maskery.core.bars import Bar
 from maskery.core.batch import Ints, TokenBatch
@@ -29,10 +32,25 @@ from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.image_text.opening import OpenImageText
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval, evaluate_retrieval
+from maskery.evaluation.retrieval.metrics import text_figures
 from maskery.models.image_text.model import ImageTextModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+class FoundPicture(NamedTuple):
+    """A picture of the gallery."""
+
+    image: "Image"  # RGB, as loaded
+    right: bool  # True if it shows the person who is described
+
+
+class SearchSample(NamedTuple):
+    """A caption and its best pictures."""
+
+    caption: str  # as written
+    found: tuple[FoundPicture, ...]  # best first
 
 
 class RetrievalSet:
@@ -128,6 +146,83 @@ class RetrievalSet:
             loaded = self.pictures.load(members)
             yield view_stack([image for image in loaded if image is not None], self.view)
 
+    def evaluate(
+        self,
+        model: ImageTextModel,
+        config: RetrievalConfig,
+        *,
+        queries: Ints | None = None,  # (Q,) of the T captions; by default all
+        processes: Processes | None = None,
+        progress: bool = False,
+    ) -> Retrieval:
+        """Let captions find their persons among all pictures; see `evaluate_retrieval`."""
+        chosen = np.arange(len(self.queries)) if queries is None else queries
+        return evaluate_retrieval(
+            model,
+            self.images(progress=progress),
+            self.texts_of(chosen),
+            image_persons=self.image_persons,
+            text_persons=self.text_persons[chosen],
+            config=config,
+            processes=processes,
+            progress=progress,
+        )
+
+    def names_of(self, pairs: Ints) -> list[str]:
+        """Return the names of the pictures of some pairs."""
+        return [str(self.pairs.names[index]) for index in pairs.tolist()]
+
+    def rank_rows(self, found: Retrieval) -> list[dict[str, Any]]:
+        """Return for each caption the rank of its first right picture (1 is best), and the first.
+
+        `rank` is by the last ranking, which `average_precision` and `first` are of.
+        """
+        persons = [*self.pairs.person_names, None]  # the last is nobody's
+        names, last = self.names_of(self.gallery), found.last
+        columns = {
+            "caption": map(self.caption, range(len(last.order))),
+            "picture": self.names_of(self.captions.owners[self.queries]),
+            "person": (persons[one] for one in self.text_persons.clip(min=-1).tolist()),
+            "rank": last.ranks[:, 0].tolist(),
+            "rank_by_similarity": found.contrastive.ranks[:, 0].tolist(),
+            "average_precision": text_figures(last.ranks)[:, 3].tolist(),
+            "first": (names[one] for one in last.order[:, 0].tolist()),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def save_features(self, path: Path, found: Retrieval) -> None:
+        """Write unit features `images` (I, E) and `texts` (T, E), and whom each shows or describes.
+
+        The metadata of the safetensors has the pictures' names and the captions as JSON lists.
+        """
+        tensors = {"images": found.images.cpu(), "texts": found.texts.cpu()}
+        persons = {"image_persons": self.image_persons, "text_persons": self.text_persons}
+        tensors |= {name: torch.from_numpy(column) for name, column in persons.items()}
+        captions = list(map(self.caption, range(len(found.texts))))
+        named = {"images": self.names_of(self.gallery), "captions": captions}
+        save_file(tensors, path, {name: json.dumps(one) for name, one in named.items()})
+
+    def samples(
+        self, queries: Ints, ranking: torch.Tensor, *, count: int = 10
+    ) -> tuple[SearchSample, ...]:
+        """Return the `count` best pictures of captions (Q,), ranked best first (Q, K)."""
+        samples = []
+        for query, row in zip(queries.tolist(), ranking[:, :count].tolist(), strict=True):
+            images = self.pictures.load(self.gallery[row].tolist())
+            right = (self.image_persons[row] == self.text_persons[query]).tolist()
+            both = zip(images, right, strict=True)
+            found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
+            samples.append(SearchSample(self.caption(query), found))
+        return tuple(samples)
+
+    def draw(self, queries: Ints, ranking: torch.Tensor, *, height: int = 192) -> "Image":
+        """Draw captions with their ten best pictures, `height` pixels high, right ones framed."""
+        rows = []
+        for sample in self.samples(queries, ranking):
+            cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
+            rows.append(SheetRow(heading=sample.caption, cells=cells))
+        return draw_sheet(rows, height=height)
+
     def _batches(self, indices: Ints) -> Iterator[list[int]]:
         for first in range(0, len(indices), self.batch_images):
             yield indices[first : first + self.batch_images].tolist()
@@ -140,76 +235,11 @@ class RetrievalSet:
         return np.where(persons == NOBODY, NOBODY - 1 - np.arange(len(persons)), persons)
 
 
-def evaluate_set(
-    model: ImageTextModel,
-    data: RetrievalSet,
-    config: RetrievalConfig,
-    *,
-    queries: Ints | None = None,  # (Q,) of the T captions; by default all
-    processes: Processes | None = None,
-    progress: bool = False,
-) -> Retrieval:
-    """Let captions find their persons among all pictures; see `evaluate_retrieval`."""
-    chosen = np.arange(len(data.queries)) if queries is None else queries
-    return evaluate_retrieval(
-        model,
-        data.images(progress=progress),
-        data.texts_of(chosen),
-        image_persons=data.image_persons,
-        text_persons=data.text_persons[chosen],
-        config=config,
-        processes=processes,
-        progress=progress,
-    )
-
-
-class FoundPicture(NamedTuple):
-    """A picture of the gallery."""
-
-    image: "Image"  # RGB, as loaded
-    right: bool  # True if it shows the person who is described
-
-
-class SearchSample(NamedTuple):
-    """A caption and its best pictures."""
-
-    caption: str  # as written
-    found: tuple[FoundPicture, ...]  # best first
+def ranks_jsonl(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of `RetrievalSet.rank_rows`, one a line."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
 def spread_queries(num_texts: int, count: int = 5) -> Ints:
     """Choose at most `count` of T texts, evenly spread over all: (Q,) int64."""
     return np.unique(np.linspace(0, num_texts - 1, count + 2).astype(np.int64)[1:-1])
-
-
-def sample_searches(
-    split: RetrievalSet,
-    queries: Ints,  # (Q,) of the T captions
-    ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
-    *,
-    count: int = 10,
-) -> tuple[SearchSample, ...]:
-    """Return the `count` best pictures of some captions."""
-    samples = []
-    for query, row in zip(queries.tolist(), ranking[:, :count].tolist(), strict=True):
-        images = split.pictures.load(split.gallery[row].tolist())
-        right = (split.image_persons[row] == split.text_persons[query]).tolist()
-        both = zip(images, right, strict=True)
-        found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
-        samples.append(SearchSample(split.caption(query), found))
-    return tuple(samples)
-
-
-def draw_searches(
-    split: RetrievalSet,
-    queries: Ints,  # (Q,) of the T captions
-    ranking: torch.Tensor,  # (Q, K) of the I pictures, best first
-    *,
-    height: int = 192,  # pixels of a picture
-) -> "Image":
-    """Draw captions with their ten best pictures, right ones framed."""
-    rows = []
-    for sample in sample_searches(split, queries, ranking):
-        cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
-        rows.append(SheetRow(heading=sample.caption, cells=cells))
-    return draw_sheet(rows, height=height)

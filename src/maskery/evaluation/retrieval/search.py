@@ -30,11 +30,10 @@ from maskery.data.gallery import GalleryStore, Stamp
 from maskery.data.images.loading import ImageRef, Skipped
 from maskery.data.images.views import view_batches, view_stack
 from maskery.data.store import own_folder
-from maskery.evaluation.image_text import opening
-from maskery.evaluation.image_text.opening import OpenImageText
+from maskery.evaluation.image_text.opening import OpenImageText, load_picture
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.metrics import rank
-from maskery.evaluation.retrieval.rerank import ReadTexts, match_scores, read_images, read_texts
+from maskery.evaluation.retrieval.rerank import Matcher, ReadTexts, read_images, read_texts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,7 +103,7 @@ def open_gallery(
     `rehash`, every file is read, rather than trusted where its size and time are as they were, and
     those that could not be decoded are tried again.
     """
-    opening.require_contrast(opened)
+    opened.require_contrast()
     found = galleries.find_pictures(folder)
     if not found:
         raise DataError(
@@ -114,9 +113,8 @@ def open_gallery(
     index = index_folder(cache_dir, folder, fingerprint(opened))
     width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
-    store = galleries.open_store(index, width)
     try:
-        gallery = indexing.bring_up_to_date(store)
+        gallery = indexing.bring_up_to_date(galleries.open_store(index, width))
     except galleries.DamagedIndex as error:
         gallery = indexing.bring_up_to_date(galleries.renewed(index, width, error))
     if not len(gallery):
@@ -217,7 +215,7 @@ def search(
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
-        opening.encode_query(opened, text)  # a bad description is told before an hour of indexing
+        opened.encode_query(text)  # a bad description is told before an hour of indexing
     if isinstance(like, str | Path | bytes):
         like = picture_features(opened, like)
     if not isinstance(gallery, Gallery):
@@ -232,8 +230,8 @@ def search(
 
 def picture_features(opened: OpenImageText, picture: str | Path | bytes) -> Float32Array:
     """Return the features (E,) of a picture, as those of the gallery's pictures are computed."""
-    opening.require_contrast(opened)
-    pixels = view_stack([opening.load_picture(picture, opened.view.size)], opened.view)
+    opened.require_contrast()
+    pixels = view_stack([load_picture(picture, opened.view.size)], opened.view)
     return read_images(opened.model, [pixels], 1, tokens=False).features[0].cpu().numpy()
 
 
@@ -265,7 +263,7 @@ class Searcher:
         rerank = self.rerank if like is None else 0
         query = like
         if text is not None:
-            words = opening.encode_query(self.opened, text)
+            words = self.opened.encode_query(text)
             read = read_texts(self.opened.model, words, states=rerank > 0)
             query = read.features[0].cpu().numpy()
             if like is not None:
@@ -304,7 +302,7 @@ class Searcher:
         # The index keeps features in half precision; here they are at hand as they were computed.
         similar = (read.features @ images.features.T).cpu()
         candidates = torch.arange(len(pictures))[None]
-        scores, logits = match_scores(model, read, images, candidates, similar, config)
+        scores, logits = Matcher(model, read, images, config).scores(candidates, similar)
         columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
         known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
         matched = [

@@ -13,22 +13,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maskery.core.batch import MaskedTokens, TokenBatch
+from maskery.core.batch import Ints, MaskedTokens, TokenBatch
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
 from maskery.core.random import Stream, uniforms
+from maskery.data.batching import cut_by_padded_size
 from maskery.data.rows import flatten
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.words_of_text import MaskPlaces, TextReader, Word, spoken
+from maskery.evaluation.text.words_of_text import MaskReader, Word, spoken
 from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
@@ -90,6 +92,7 @@ class Filler:
 
     def __init__(self, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.network: PreTrainedModel = model.hf
         self.mask_id = int(tokenizer.mask_token_id)
         self.limit = max_positions(model.hf.config)
 
@@ -126,7 +129,7 @@ class Filler:
         """
         ids, read = self.encode(text), self._read(text)
         logs = self.log_probabilities([ids])[0]
-        offered = [self.places.offered(read, span, pieces) for span in self.places.spans(read)]
+        offered = [self.reader.offered(read, span, pieces) for span in self.reader.spans(read)]
         rows = zip(logs, offered, strict=True)
         masks = tuple(candidates(only(row, some), self.tokenizer, top_k) for row, some in rows)
         several = together and len(logs) > 1
@@ -160,7 +163,7 @@ class Filler:
         text = REPEATED.sub(lambda found: MASK * min(int(found[1]), MOST_MASKS), text)
         ids, read = np.array(self.encode(text)), self._read(text)
         places, total = np.flatnonzero(ids == self.mask_id), 0.0
-        offered = [self.places.offered(read, span) for span in self.places.spans(read)]
+        offered = [self.reader.offered(read, span) for span in self.reader.spans(read)]
         for first in range(0, len(places), block):
             last = min(first + block, len(places))
             turns = math.ceil((steps or len(places)) * (last - first) / len(places))
@@ -208,14 +211,9 @@ class Filler:
             )
 
     @cached_property
-    def reader(self) -> TextReader:
-        """Return the reader of words, made once: it goes over the whole vocabulary."""
-        return TextReader(self.tokenizer)
-
-    @cached_property
-    def places(self) -> MaskPlaces:
-        """Return what can stand where a mask is."""
-        return MaskPlaces(self.reader)
+    def reader(self) -> MaskReader:
+        """Return the reader of texts, made once: it goes over the whole vocabulary."""
+        return MaskReader(self.tokenizer)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
@@ -234,44 +232,32 @@ class Filler:
         batch = end_to_end(sequences)
         return MaskedTokens.unmasked(batch, np.flatnonzero(batch.input_ids == self.mask_id))
 
-    @property
-    def embeddings(self) -> torch.nn.Module:
-        """Return the module that turns token ids into vectors."""
-        module: torch.nn.Module = self.model.hf.get_input_embeddings()
-        return module
-
     def _joint(
         self, ids: list[int], text: str, offered: Sequence[torch.Tensor], top_k: int, beams: int
     ) -> tuple[Completion, ...]:
         """Search with beams from left to right; each step sees the masks already filled."""
-        places = [index for index, token in enumerate(ids) if token == self.mask_id]
-        states: list[tuple[float, list[int]]] = [(0.0, ids)]
-        for place, some in zip(places, offered, strict=True):
+        sequences, scores = np.array([ids]), torch.zeros(1)
+        places = np.flatnonzero(sequences[0] == self.mask_id)
+        for place, some in zip(places.tolist(), offered, strict=True):
             # The leftmost mask still there is the first row of each sequence.
-            logs = self.log_probabilities([sequence for _, sequence in states])[:, 0]
-            logs = only(logs, some)
+            logs = only(self.log_probabilities(list(sequences))[:, 0], some)
             logs[:, self.mask_id] = -math.inf  # a mask filled with the mask is not filled
-            totals = logs + torch.tensor([score for score, _ in states])[:, None]
-            best = totals.flatten().topk(min(max(beams, top_k), totals.numel()))
-            grown = []
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                if score > -math.inf:
-                    parent, token = divmod(index, totals.shape[1])
-                    sequence = states[parent][1]
-                    grown.append((score, [*sequence[:place], token, *sequence[place + 1 :]]))
-            states = grown
-        return tuple(
-            self._completion(text, [sequence[place] for place in places], score)
-            for score, sequence in states[:top_k]
-        )
+            totals = (logs + scores[:, None]).flatten()
+            best = totals.topk(min(max(beams, top_k), len(totals)))
+            kept = best.values > -math.inf
+            parents, tokens = np.divmod(best.indices[kept].numpy(), logs.shape[1])
+            sequences, scores = sequences[parents], best.values[kept]
+            sequences[:, place] = tokens
+        found = zip(sequences[:top_k, places].tolist(), scores.tolist(), strict=False)
+        return tuple(self._completion(text, tokens, score) for tokens, score in found)
 
     def _completion(self, text: str, tokens: list[int], score: float) -> Completion:
-        filled, spelt = self.places.fill(text, tokens), self.reader.pieces(tokens)
+        filled, spelt = self.reader.fill(text, tokens), self.reader.pieces(tokens)
         return Completion(text=filled, tokens=spelt, log_probability=score)
 
     def _word(self, ids: list[int], text: str, word: str) -> WordProbability:
         """Return the probability of a word in place of the first mask."""
-        pieces = self.places.pieces(word.strip(), text, self.places.spans(text)[0])
+        pieces = self.reader.pieces_at(word.strip(), text, self.reader.spans(text)[0])
         if not pieces:
             raise DataError(f"the word {word!r} has no tokens; give a word")
         place = ids.index(self.mask_id)
@@ -289,6 +275,16 @@ class Filler:
 def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
     """Return texts, as token ids with special tokens, as a batch that nothing is drawn for."""
     return flatten([{"input_ids": text, "example_id": 0} for text in texts])
+
+
+def by_length(lengths: Ints, batch_tokens: int, most: float = math.inf) -> list[Ints]:
+    """Return indices in groups of similar length, at most `batch_tokens` once padded, and `most`.
+
+    A text longer than `batch_tokens` has a group of its own.
+    """
+    order = np.argsort(lengths, kind="stable")
+    cost = np.minimum(lengths[order], batch_tokens)
+    return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens, most).tolist())]
 
 
 def only(logs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
@@ -336,7 +332,7 @@ def _gradient(
         held.append(output.detach().requires_grad_())
         return held[0]
 
-    with filler.embeddings.register_forward_hook(keep), torch.enable_grad():
+    with filler.network.get_input_embeddings().register_forward_hook(keep), torch.enable_grad():
         logits = filler.predict(filler.hidden([ids]))
         if mask >= len(logits):
             raise DataError(

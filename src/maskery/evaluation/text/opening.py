@@ -145,7 +145,7 @@ def evaluate(
             source = held_out_source(one, [str(kept)], batch_tokens=batch_tokens, progress=False)
         else:
             source = texts_source(one, kept, batch_tokens=batch_tokens)
-        masker = Masker.of(one.tokenizer, config=masking or MaskingConfig(), seed=seed)
+        masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_examples(one.model, source.in_order(), masker))
     own, *other = map(summarise, scored)
     if not other:

@@ -9,19 +9,18 @@ Shapes: L tokens of a text, M copies of texts in a batch, T tokens of a batch, V
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from maskery.core.batch import Floats, Ints, MaskedTokens, vocabulary_size
+from maskery.core.batch import Floats, MaskedTokens, vocabulary_size
 from maskery.core.errors import DataError
 from maskery.core.processes import inference
-from maskery.data.batching import cut_by_padded_size
-from maskery.evaluation.text.fill import Filler, end_to_end
+from maskery.evaluation.text.fill import Filler, by_length, end_to_end
 from maskery.evaluation.text.masked import require_numbers, true_log_probabilities
 from maskery.evaluation.text.opening import OpenModel
 from maskery.evaluation.text.words_of_text import EncodedText
@@ -82,14 +81,12 @@ class TextScore:
         return self.log_probability / self.tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copy:
-    """A text with one token to predict."""
+class Copy(NamedTuple):
+    """A text of which one token is predicted."""
 
     text: int  # The index of the text
     position: int  # The token that is predicted
-    ids: Ints  # (L,) int64, masked
-    target: int  # The id of the hidden token
+    end: int  # One past the last token that is masked, from this one on
 
 
 class Scorer:
@@ -108,17 +105,14 @@ class Scorer:
         remaining = enumerate(texts)
         while chunk := list(islice(remaining, CHUNK)):
             encoded = [self._encode(text, name(index)) for index, text in chunk]
-            # Copies of like length share a batch, so that next to nothing is padding.
-            order = np.argsort([len(one.ids) for one in encoded], kind="stable").tolist()
-            copies = (copy for place in order for copy in self._copies(encoded[place], place))
             scores = [np.full(len(one.ids), np.nan) for one in encoded]
-            pieces = [sum(word.last - word.first for word in one.words) for one in encoded]
-            lengths = np.array([len(encoded[n].ids) for n in order for _ in range(pieces[n])])
-            # A copy longer than the budget fills it: it gets a batch of its own.
-            cost, budget = np.minimum(lengths, self.batch_tokens), self.batch_tokens
-            for size in np.diff(cut_by_padded_size(cost, budget, self.batch_copies)).tolist():
-                batch = list(islice(copies, size))
-                for copy, value in zip(batch, self._log_probabilities(batch), strict=True):
+            copies = [copy for numbered in enumerate(encoded) for copy in self._copies(*numbered)]
+            lengths = np.array([len(encoded[copy.text].ids) for copy in copies])
+            # Copies of like length share a batch, so that next to nothing is padding.
+            for chosen in by_length(lengths, self.batch_tokens, self.batch_copies):
+                batch = [copies[place] for place in chosen.tolist()]
+                values = self._log_probabilities(encoded, batch)
+                for copy, value in zip(batch, values.tolist(), strict=True):
                     scores[copy.text][copy.position] = value
             for (_, text), one, values in zip(chunk, encoded, scores, strict=True):
                 yield self._text_score(text, one, values)
@@ -130,24 +124,24 @@ class Scorer:
         self.filler.require_room(len(encoded.ids), what, "cut it into sentences")
         return encoded
 
-    def _copies(self, encoded: EncodedText, text: int) -> Iterator[Copy]:
-        """Yield one masked copy of the text for each token of each word."""
+    def _copies(self, text: int, encoded: EncodedText) -> Iterator[Copy]:
+        """Yield one copy of the text for each token of each word."""
         for word in encoded.words:
             for position in range(word.first, word.last):
-                ids = encoded.ids.copy()
-                hidden_end = word.last if self.method == "within-word" else position + 1
-                target = int(ids[position])
-                ids[position:hidden_end] = self.filler.mask_id
-                yield Copy(text=text, position=position, ids=ids, target=target)
+                end = word.last if self.method == "within-word" else position + 1
+                yield Copy(text, position, end)
 
     @inference()
-    def _log_probabilities(self, copies: Sequence[Copy]) -> list[float]:
-        batch = end_to_end([copy.ids for copy in copies])
-        places, targets = np.array([(c.position, c.target) for c in copies], np.int64).T
-        masked = MaskedTokens.unmasked(batch, batch.boundaries[:-1] + places)
-        logs = true_log_probabilities(self.filler.predict(masked), targets)
+    def _log_probabilities(self, encoded: Sequence[EncodedText], copies: Sequence[Copy]) -> Floats:
+        batch = end_to_end([encoded[copy.text].ids for copy in copies])
+        ids, positions = batch.input_ids.copy(), np.zeros(len(copies), np.int64)
+        for row, (start, copy) in enumerate(zip(batch.boundaries.tolist(), copies, strict=False)):
+            positions[row] = start + copy.position
+            ids[start + copy.position : start + copy.end] = self.filler.mask_id
+        masked = replace(MaskedTokens.unmasked(batch, positions), input_ids=ids)
+        logs = true_log_probabilities(self.filler.predict(masked), masked.targets)
         require_numbers(torch.from_numpy(logs))
-        return list(map(float, logs))
+        return logs
 
     def _text_score(self, text: str, encoded: EncodedText, values: Floats) -> TextScore:
         words = tuple(

@@ -21,6 +21,9 @@ from maskery.masking.masker import Masker
 Hidden = tuple[Ints, Ids, Floats, Floats]
 # Held-out batches, each with True for its tokens (T,) that are whole words.
 Held = list[tuple[TokenBatch, Bools]]
+LISTED = 10  # words that improved, and as many that worsened
+ROUNDS = 6  # times that each example is masked anew, for enough words
+MOST_TOKENS = 20_000  # once so many are read, no more are
 FEWEST = 5  # words masked less often changed by luck; listed where none was masked so often
 CONTEXT_TOKENS = 16  # on each side of the hidden word, so that a fill is read at a glance
 FEWEST_WORDS = 4  # whole ones, of examples that fills are drawn from: they give some context
@@ -63,27 +66,19 @@ class TextSamples:
 
 @inference()
 def sample_text(
-    before: Filler,
-    after: Filler,
-    batches: Iterable[TokenBatch],
-    *,
-    fills: int = 8,  # sentences to show
-    top_k: int = 5,
-    listed: int = 10,
-    rounds: int = 6,  # times that each example is masked anew, for enough words
-    most_tokens: int = 20_000,  # once so many are read, no more are
+    before: Filler, after: Filler, batches: Iterable[TokenBatch], *, fills: int = 8, top_k: int = 5
 ) -> TextSamples:
-    """Compare two models with one tokenizer word by word on held-out text."""
+    """Compare two models with one tokenizer word by word on held-out text, and fill sentences."""
     tokenizer, held_out, total = before.tokenizer, [], 0
     vocabulary = Vocabulary.of(tokenizer)
     for batch in batches:
         held_out.append((batch, whole_words(batch, vocabulary)))
         total += batch.num_tokens
-        if total >= most_tokens:
+        if total >= MOST_TOKENS:
             break
-    maskers = [Masker.of(vocabulary, seed=seed) for seed in range(rounds)]
+    maskers = [Masker.of(vocabulary, seed=seed) for seed in range(ROUNDS)]
     masked = _changes((before, after), held_out, maskers)
-    improved, worsened = rank_changes(masked, tokenizer, listed)
+    improved, worsened = rank_changes(masked, tokenizer, LISTED)
     hidden = _hidden_words(held_out, tokenizer)
     count = min(fills, len(hidden))
     spread = [hidden[i * len(hidden) // count] for i in range(count)]

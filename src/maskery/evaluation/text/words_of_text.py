@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,8 +47,9 @@ class TextReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.mask_token = str(tokenizer.mask_token)
+        self.protected = Vocabulary.of(tokenizer).protected
         # A word that the tokenizer does not know is a word of the text all the same.
-        self.special = Vocabulary.of(tokenizer).protected.copy()
+        self.special = self.protected.copy()
         if tokenizer.unk_token_id is not None:
             self.special[tokenizer.unk_token_id] = False
         self._template = Template.of(tokenizer)
@@ -70,10 +72,8 @@ class TextReader:
         ids, starts, offsets = self.tokens(text)
         prefix, suffix = self._template.prefix, self._template.suffix
         skip = len(prefix)
-        places = np.flatnonzero(starts)
-        ends = np.append(places, len(ids))[1:]
         words = []
-        for first, last in zip(places.tolist(), ends.tolist(), strict=True):
+        for first, last in pairwise([*np.flatnonzero(starts).tolist(), len(ids)]):
             if self.special[ids[first:last]].any():
                 continue
             end = offsets[last - 1][1]
@@ -130,40 +130,39 @@ class TextReader:
         return int(self._vocabulary.get(spelt.removeprefix(self.space), token))
 
 
-class MaskPlaces:
-    """The masks of texts, for one vocabulary."""
+class MaskReader(TextReader):
+    """Cut texts with masks, and tell which tokens can stand in their place."""
 
-    def __init__(self, reader: TextReader) -> None:
-        self.reader, self.tokenizer = reader, reader.tokenizer
-        self.mask = re.compile(re.escape(reader.mask_token))
-        byte_level = reader.space == tokenise.BYTE_LEVEL_SPACE
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        byte_level = self.space == tokenise.BYTE_LEVEL_SPACE
         self._alphabet = tokenise.byte_level_alphabet() if byte_level else {}
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return where the masks of a text start and end."""
-        return [found.span() for found in self.mask.finditer(text)]
+        return [found.span() for found in re.finditer(re.escape(self.mask_token), text)]
 
     def offered(self, text: str, span: tuple[int, int], pieces: bool = False) -> torch.Tensor:
         """Return True for tokens that can stand alone in place of a mask, or all: (V,) bool."""
         if pieces:
-            return torch.ones(len(self.reader.special), dtype=torch.bool)
+            return torch.ones(len(self.special), dtype=torch.bool)
         left, right = text[: span[0]], text[span[1] :]
         control, inner, starts, ends, spaced = self._kinds
         allowed = ~control
-        if not left.endswith(self.reader.mask_token):
+        if not left.endswith(self.mask_token):
             if not left[-1:].isalnum():
                 allowed &= ~inner
             # As the sentence has it: else a word would be listed twice, with two figures.
             has_space = left[-1:].isspace() or (not left and self._begins_with_space)
             allowed &= starts if has_space else ~spaced
-        if not (right[:1].isalnum() or right.startswith(self.reader.mask_token)):
+        if not (right[:1].isalnum() or right.startswith(self.mask_token)):
             allowed &= ends
         return allowed
 
-    def pieces(self, word: str, text: str, span: tuple[int, int]) -> list[int]:
+    def pieces_at(self, word: str, text: str, span: tuple[int, int]) -> list[int]:
         """Return the tokens of a word as it would stand in place of a mask."""
         start, end = span
-        ids, _, offsets = self.reader.tokens(text[:start] + word + text[end:])
+        ids, _, offsets = self.tokens(text[:start] + word + text[end:])
         spaced, stop = text[:start][-1:].isspace(), start + len(word)
         first = start - spaced
         chosen = [i for i, (a, b) in enumerate(offsets) if first <= a and first < b <= stop]
@@ -171,12 +170,12 @@ class MaskPlaces:
         if touched and set(touched) <= set(chosen):
             return [int(ids[i]) for i in chosen]
         # It would join the letters beside it, or is not found in the text: then by itself.
-        found: list[int] = self.reader.tokens(f" {word}" if spaced else word)[0].tolist()
-        return [self.reader.bare(found[0]), *found[1:]] if found and start and not spaced else found
+        found: list[int] = self.tokens(f" {word}" if spaced else word)[0].tolist()
+        return [self.bare(found[0]), *found[1:]] if found and start and not spaced else found
 
     def fill(self, text: str, tokens: Sequence[int]) -> str:
         """Return a text with its masks filled, and nothing else changed."""
-        space, filled, done = self.reader.space, "", 0
+        space, filled, done = self.space, "", 0
         for place, ((start, end), token) in enumerate(zip(self.spans(text), tokens, strict=True)):
             filled += text[done:start]
             word, in_a_row, done = spoken(self.tokenizer, token), start == done, end
@@ -193,22 +192,19 @@ class MaskPlaces:
     @cached_property
     def _begins_with_space(self) -> bool:
         """True if the first word of a text has a space before it, as the vocabulary writes it."""
-        first = self.reader.pieces(self.reader.tokens("a")[0][:1])
-        return bool(self.reader.space) and "".join(first).startswith(self.reader.space)
+        first = self.pieces(self.tokens("a")[0][:1])
+        return bool(self.space) and "".join(first).startswith(self.space)
 
     @cached_property
     def _kinds(self) -> tuple[torch.Tensor, ...]:
         """Return (V,) bool: control, within a word, may follow a space, may end a word, spaced."""
-        spelt = self.reader.pieces(range(len(self.reader.special)))
+        spelt = self.pieces(range(len(self.special)))
         marks_ends = any(token.endswith(WORD_END) for token in spelt)
-        control = torch.from_numpy(self.reader.special).clone()
-        if self.tokenizer.unk_token_id is not None:
-            control[self.tokenizer.unk_token_id] = True
         columns = zip(*(self._kind(token, marks_ends) for token in spelt), strict=True)
-        return control, *(torch.tensor(column) for column in columns)
+        return torch.from_numpy(self.protected), *(torch.tensor(column) for column in columns)
 
     def _kind(self, token: str, marks_ends: bool) -> tuple[bool, bool, bool, bool]:
-        space = self.reader.space
+        space = self.space
         if space:
             text = self._text(token.removeprefix(space))
             spaced = token.startswith(space) or not text[:1].isalnum()

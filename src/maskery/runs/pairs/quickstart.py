@@ -9,7 +9,7 @@ from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.retrieval.evaluate import RetrievalFigures
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, evaluate_set
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet
 from maskery.masking.config import MaskingConfig
 from maskery.runs.image_text.config import PairsRunConfig, PairsTrainingConfig
 from maskery.runs.pairs.emoji import SIDE, WORDS, available_sets, write_emoji
@@ -60,11 +60,11 @@ def run_pairs_quickstart(
     opened, searches = open_for_retrieval(str(result.folder)), {}
     for about, table in tables.items():
         found = RetrievalSet.read_by(opened, Pairs.open(table, NAMES_ALONE))
-        retrieval = evaluate_set(opened.model, found, RetrievalConfig(rerank=0), progress=progress)
+        retrieval = found.evaluate(opened.model, RetrievalConfig(rerank=0), progress=progress)
         searches[about] = retrieval.figures
     captions = [found.caption(query) for query in range(len(found.queries))]
     wanted = [captions.index(caption) for caption in SEARCHES if caption in captions]
     queries = np.array(wanted or range(min(10, len(captions))), np.int64)
-    sheet = draw_searches(found, queries, retrieval.contrastive[queries], height=SIDE)
+    sheet = found.draw(queries, retrieval.contrastive.order[queries], height=SIDE)
     sheet.save(folder / "searches.png")
     return result, searches, table.parent / table.stem.removeprefix("test-")

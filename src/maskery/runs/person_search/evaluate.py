@@ -26,14 +26,8 @@ from maskery.evaluation.retrieval.config import (
     read_model_retrieval,
 )
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
-from maskery.evaluation.retrieval.export import RANKS
 from maskery.evaluation.retrieval.metrics import FIGURES
-from maskery.evaluation.retrieval.retrieval_set import (
-    RetrievalSet,
-    evaluate_set,
-    sample_searches,
-    spread_queries,
-)
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_queries
 from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
@@ -45,6 +39,7 @@ log = logging.getLogger(__name__)
 
 HeldOutSplit = Literal["val", "test"]
 RANKINGS = ("contrastive", "reranked")
+RANKS = "ranks.jsonl"  # In a run's folder, of the split that its figures are of
 
 
 def retrieval_of(
@@ -203,7 +198,7 @@ def evaluate_retrieval_models(
             # Captions are prepared as those were that the model learnt from.
             pairs = Pairs.open(str(data), reading).prepared(opened.retrieval.prepare)
             splits[name], gallery = None, held_out_set(opened, None, pairs, reading, settings)
-        retrieval = evaluate_set(opened.model, gallery, settings, progress=progress)
+        retrieval = gallery.evaluate(opened.model, settings, progress=progress)
         found = figures[name] = retrieval.figures
         if each is not None:
             each(gallery, retrieval)
@@ -298,7 +293,7 @@ def open_for_measuring(
     """Open a model; returns it and how it is measured, both with the overrides."""
     opened = open_for_retrieval(name)
     if run is None:
-        opening.require_contrast(opened)
+        opened.require_contrast()
     opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
     ranking = opened.retrieval.ranking
     if overrides.odds_weight is not None and ranking.score != "sum":
@@ -343,9 +338,9 @@ def run_samples(folder: Path) -> dict[str, Any]:
     spread = spread_queries(len(held_out.queries))
     worst = worst_queries(folder / RANKS)
     queries = np.concatenate((spread, worst))
-    found = evaluate_set(opened.model, held_out, settings, queries=queries)
-    samples = sample_searches(held_out, queries, found.last)
-    ranks = found.last_ranks[:, 0].tolist()
+    found = held_out.evaluate(opened.model, settings, queries=queries)
+    samples = held_out.samples(queries, found.last.order)
+    ranks = found.last.ranks[:, 0].tolist()
     searches = []
     for sample, rank in zip(samples, ranks, strict=True):
         pictures = [

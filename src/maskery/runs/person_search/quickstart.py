@@ -8,7 +8,7 @@ import torch
 
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, spread_queries
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_queries
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.image_text.config import PersonSearchRunConfig, small
@@ -56,6 +56,6 @@ def run_person_search_quickstart(
     _, before = measured(config)
     result = train_person_search(config, progress=progress)
     test, after = measured(replace(config, model=str(result.folder)))
-    queries = spread_queries(len(after.last))
-    draw_searches(test, queries, after.last[queries]).save(folder / PICTURE)
+    queries = spread_queries(len(after.last.order))
+    test.draw(queries, after.last.order[queries]).save(folder / PICTURE)
     return result, before, after

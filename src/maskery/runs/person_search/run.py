@@ -16,16 +16,15 @@ from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
-from maskery.evaluation.retrieval.export import RANKS, rank_rows, ranks_jsonl
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
-from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, evaluate_set
+from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, ranks_jsonl
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.frame.run_frame import RunResult, fingerprint_of
 from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
-from maskery.runs.person_search.evaluate import retrieval_of
+from maskery.runs.person_search.evaluate import RANKS, retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
@@ -60,7 +59,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         retrieval, model = self.config.retrieval, whole_model(self.prepared.start.model)
         if "itm" not in self.prepared.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
-        return evaluate_set(model, split, retrieval, processes=join_processes())
+        return split.evaluate(model, retrieval, processes=join_processes())
 
     def _logged(self) -> dict[str, float]:
         figures, values = self.measure(self.val).figures, dict[str, float]()
@@ -79,7 +78,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         if self.test is not None:
             found = self.measure(self.test)
         if is_main_process():
-            write_text(folder / RANKS, ranks_jsonl(rank_rows(self.test or self.val, found)))
+            write_text(folder / RANKS, ranks_jsonl((self.test or self.val).rank_rows(found)))
         measured = [split.pictures for split in (self.val, self.test) if split is not None]
         return PersonSearchResult(
             folder=folder,

@@ -25,8 +25,8 @@ MOST_READ = 200_000  # training texts that labelled ones are looked for in
 class Remembered(Encoder):
     """An encoder that keeps the vectors it has made, until it is told that its weights moved."""
 
-    def __init__(self, *parts: Any, name: str) -> None:
-        super().__init__(*parts, name=name)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self.kept: dict[Sequence[str], Vectors] = {}
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Vectors:
@@ -44,8 +44,8 @@ class VectorCheck:
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
         self.run, self.labelled = run, labelled
         parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
-        self.after = Remembered(*parts, name="after")
-        self.before = Remembered(*parts, name="before")
+        self.after = Remembered(*parts, "after")
+        self.before = Remembered(*parts, "before")
         self.task = Task.of(labelled, ())
         self.task.linear = False  # it takes most of the time
         self.task.encode(self.before, progress=False)
