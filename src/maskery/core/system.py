@@ -248,29 +248,25 @@ def replace_folder(new: Path, final: Path) -> None:
 
 def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
     """Return the lines of a `metrics.jsonl` but damaged ones, which `tell` warns of."""
-    lines, damaged = [], []
     # A line that was cut within a character is a damaged one, not an error.
-    for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if _is_metric(line):
-            lines.append(line)
-        else:
-            damaged.append(number)
+    read = list(map(_metric, path.read_text("utf-8", errors="replace").splitlines()))
+    damaged = [number for number, line in enumerate(read, 1) if line is None]
     if damaged and tell:
         told = (
             "'%s' has %d damaged lines, which are left out (the first is line %d): each must be a "
             "JSON object with a kind, a whole number as step, and numbers"
         )
         log.warning(told, path, len(damaged), damaged[0])
-    return lines
+    return [line for line in read if line is not None]
 
 
-def _is_metric(line: Any) -> bool:
-    """Return True if a line has a kind, a step, and nothing but numbers beside them."""
+def _metric(text: str) -> dict[str, Any] | None:
+    """Read a line; None if it has anything but a kind, a step and numbers."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-        return False
+        return None
     numbers = all(isinstance(line[name], int | float) for name in line if name != "kind")
-    return numbers and isinstance(line.get("step"), int)
+    return line if numbers and isinstance(line.get("step"), int) else None
