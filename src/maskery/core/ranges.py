@@ -91,7 +91,8 @@ class Settings:
     AS_TYPED: ClassVar[frozenset[str]] = frozenset({"output", "cache_dir"})
 
     def __post_init__(self) -> None:
-        for name, allowed in _declared(type(self)):
+        kind: type[DataclassInstance] = type(self)
+        for name, allowed in _declared(kind):
             value = getattr(self, name)
             if not isinstance(allowed, type):
                 _check(name, value, allowed)

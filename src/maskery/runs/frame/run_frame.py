@@ -69,7 +69,7 @@ def run_in_folder(
         folder = held.path
 
         def prepared() -> tuple[Any, bool]:
-            run = prepare(folder)
+            run: Any = prepare(folder)
             return run, processes.is_main and _may_save_config(folder, run.identity)
 
         try:
