@@ -98,27 +98,20 @@ class Processes:
             if self.is_main:
                 message = True, work()
         finally:
-            done, result = self._from_main(message, patient=patient)
-        if not done:
+            # As JSON: PyTorch's own call for objects would unpickle what another process sends.
+            data = bytearray(json.dumps(message).encode())
+            length = int(self.agree(torch.tensor(len(data)), patient=patient))
+            box = torch.frombuffer(data if self.is_main else bytearray(length), dtype=torch.uint8)
+            message = json.loads(bytes(self.agree(box, patient=patient).tolist()))
+        if not message[0]:
             raise OtherProcessError("the main process has stopped")
-        return result
+        return message[1]
 
     def main_first(self, work: Callable[[], ResultT]) -> ResultT:
         """Run a function in the main process, then in all others, which find what it wrote."""
         found: list[ResultT] = []
         self.on_main(lambda: found.append(work()), patient=True)
         return found[0] if self.is_main else work()
-
-    def _from_main(
-        self, message: tuple[bool, str | None], *, patient: bool
-    ) -> tuple[bool, str | None]:
-        """Return the main process's message on every process."""
-        # As JSON: PyTorch's own call for objects would unpickle what another process sends.
-        data = bytearray(json.dumps(message).encode())
-        length = int(self.agree(torch.tensor(len(data)), patient=patient))
-        box = torch.frombuffer(data if self.is_main else bytearray(length), dtype=torch.uint8)
-        done, result = json.loads(bytes(self.agree(box, patient=patient).tolist()))
-        return done, result
 
 
 @cache
