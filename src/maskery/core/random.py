@@ -51,7 +51,6 @@ class Stream(IntEnum):
     NEGATIVE = 6  # Hard negatives of a matching loss
     VIEW = 7  # Augmented views of an image
     CAPTION = 8  # Which caption of a picture or a person is read
-    EVALUATE = 9  # Frozen decisions of an evaluation
 
 
 Words: TypeAlias = tuple[Ids, Ids, Ids, Ids]
