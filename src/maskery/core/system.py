@@ -91,8 +91,8 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-class Interrupted(BaseException):
-    """A signal asks for the end in the middle of work that need not be finished."""
+class Interrupted(KeyboardInterrupt):
+    """A signal, by its number, ends work in its midst; whatever Ctrl-C undoes is undone."""
 
 
 class StopSignals:
@@ -118,7 +118,7 @@ class StopSignals:
         self._interrupts = launched_world_size() == 1
         try:
             if self._interrupts and self.received is not None:
-                raise Interrupted
+                raise Interrupted(self.received)
             yield
         finally:
             self._interrupts = False
@@ -131,14 +131,10 @@ class StopSignals:
             if is_main_process():
                 os.write(2, NOTICE)  # not print: the signal may have interrupted one
             if self._interrupts:
-                raise Interrupted
+                raise Interrupted(number)
         elif launched_world_size() == 1 or now - self._at > ECHO_SECONDS:
             # Not an exception: whoever asks twice waits for no clean-up.
             os._exit(128 + number)
-
-
-class TerminatedError(KeyboardInterrupt):
-    """A signal's number, raised so that whatever Ctrl-C undoes is undone by SIGTERM too."""
 
 
 @contextmanager
@@ -146,7 +142,7 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
     """Unwind the block at a signal, as Ctrl-C does; its `StoppedError` says `how_to_go_on`."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:
-        raise TerminatedError(number)
+        raise Interrupted(number)
 
     # Somebody else's handler stays, and a signal that is ignored stays so.
     terms = (signal.SIGTERM, signal.SIGHUP)
@@ -154,7 +150,7 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
         with _handled([n for n in terms if signal.getsignal(n) == signal.SIG_DFL], unwind):
             yield
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if isinstance(stop, TerminatedError) else signal.SIGINT
+        number = stop.args[0] if isinstance(stop, Interrupted) else signal.SIGINT
         raise StoppedError(
             f"stopped by {signal.Signals(number).name}; {how_to_go_on}", exit_code=128 + number
         ) from None
