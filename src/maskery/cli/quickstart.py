@@ -107,20 +107,17 @@ class People(Quickstart):
         """Draw, train, and show what is found."""
         self.clear()
         with quick_imports():
-            from maskery.runs.person_search import quickstart
+            from maskery.runs.person_search.quickstart import PICTURE, run_person_search_quickstart
 
         began = time.perf_counter()
-        result, *measured = quickstart.run_person_search_quickstart(
-            self.output, progress=not self.json
-        )
+        result, before, after = run_person_search_quickstart(self.output, progress=not self.json)
         seconds = time.perf_counter() - began
-        before, after = (one.figures for one in measured)
-        folder, picture = result.folder, self.output / quickstart.PICTURE
-        document = {**result.to_json(), "before": before, "after": after}
+        folder, picture = result.folder, self.output / PICTURE
+        document = {**result.to_json(), "before": before.figures, "after": after.figures}
         self.show(
             folder,
             {**document, "picture": picture, "seconds": seconds},
-            f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
+            f"{as_text(before_after_table(asdict(before.figures), asdict(after.figures)))}\n"
             f"{seconds / 60:.1f} minutes in all; five searches are drawn in {picture}\n"
             f"the model is in {folder / 'model'}; try it:\n"
             f"  maskery search {folder} --gallery {self.output / 'people' / 'imgs'} "

@@ -189,9 +189,8 @@ class Score(Command):
 
     def scores(self, model: str, texts: Sequence[str], places: Sequence[str]) -> list[TextScore]:
         """Score texts with a model; `places` tell messages where each stands."""
-        from maskery.core.bars import Bar
-
         with quick_imports():
+            from maskery.core.bars import Bar
             from maskery.evaluation.text.pseudo_likelihood import Scorer
             from maskery.runs.shortcuts import open_filler
 
@@ -219,9 +218,9 @@ class Score(Command):
 
     def report_suite(self, suite: str) -> None:
         """Print the accuracy of one model, or of two, by phenomenon."""
-        import numpy as np
-
         with quick_imports():
+            import numpy as np
+
             from maskery.evaluation.tables import suite_table
             from maskery.evaluation.text.suite import read_suite, suite_figures
 
