@@ -1,7 +1,5 @@
 """`maskery fill` and `maskery score`: commands that read sentences."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
@@ -90,7 +88,7 @@ class Fill(Command):
         self.answer(fillings, "\n\n".join(map(describe, fillings)))
 
 
-def describe(filling: Filling) -> str:
+def describe(filling: "Filling") -> str:
     """Return a filling for people."""
     blocks = [filling.text]
     for number, candidates in enumerate(filling.masks, 1):
@@ -187,7 +185,7 @@ class Score(Command):
         report = self.report_pairs if self.pairs else self.report
         report([(line.number, score) for line, score in zip(lines, scores, strict=True)])
 
-    def scores(self, model: str, texts: Sequence[str], places: Sequence[str]) -> list[TextScore]:
+    def scores(self, model: str, texts: Sequence[str], places: Sequence[str]) -> list["TextScore"]:
         """Score texts with a model; `places` tell messages where each stands."""
         with quick_imports():
             from maskery.core.bars import Bar
@@ -237,7 +235,7 @@ class Score(Command):
         data = {"suite": suite, "models": models, "method": self.method, "figures": figures}
         self.answer(data, as_text(suite_table(figures, models)))
 
-    def report(self, scored: Sequence[tuple[int, TextScore]]) -> None:
+    def report(self, scored: Sequence[tuple[int, "TextScore"]]) -> None:
         """Print sentences, or their words if these are asked for."""
         if self.words:
             words = ((number, word) for number, score in scored for word in score.words)
@@ -253,7 +251,7 @@ class Score(Command):
         columns = WORD_COLUMNS if self.words else TEXT_COLUMNS
         self.show(columns, rows, note, [as_json(n, score, self.words) for n, score in scored])
 
-    def report_pairs(self, scored: Sequence[tuple[int, TextScore]]) -> None:
+    def report_pairs(self, scored: Sequence[tuple[int, "TextScore"]]) -> None:
         """Print which sentence of each pair is likelier; a tie counts half."""
         right, rows, listed = 0.0, [], []
         for (number, one), (_, other) in zip(scored[::2], scored[1::2], strict=True):
@@ -282,7 +280,7 @@ class Score(Command):
         self.answer(data, text)
 
 
-def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:
+def as_json(number: int, score: "TextScore", words: bool) -> dict[str, Any]:
     """Return a sentence for `--json`."""
     described = {"line": number, **asdict(score), "per_token": score.per_token}
     if not words:

@@ -3,11 +3,9 @@
 Shapes: B sequences, T tokens of all sequences together, M masked tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +64,7 @@ class MaskedTokens:
     count: int | None = None  # Divides the sum of the losses; None: M
 
     @classmethod
-    def unmasked(cls, batch: TokenBatch, positions: Ints) -> MaskedTokens:
+    def unmasked(cls, batch: TokenBatch, positions: Ints) -> Self:
         """Return a batch as it is, with positions (M,) whose rows an encoder is to hand out."""
         targets = batch.input_ids[positions]
         return cls(batch=batch, input_ids=batch.input_ids, positions=positions, targets=targets)
@@ -99,7 +97,7 @@ class StaticShapes:
         return padding >= 0 and segments <= self.num_segments and longest <= self.longest
 
 
-def require_mask(tokenizer: PreTrainedTokenizerBase) -> int:
+def require_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of the mask token; a ModelError if there is none that means nothing else."""
     found = tokenizer.mask_token_id
     fault = "has no mask token" if found is None else ""
@@ -137,7 +135,7 @@ class Vocabulary:
             )
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:
         """Read them from a Hugging Face tokenizer; without a mask token it is a ModelError."""
         mask_token_id = require_mask(tokenizer)
         special = {int(i) for i in tokenizer.all_special_ids}
@@ -149,6 +147,6 @@ class Vocabulary:
         return cls(size=size, mask_token_id=mask_token_id, special_ids=tuple(sorted(special)))
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return one more than the largest id of a tokenizer, or the number of its tokens if larger."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)

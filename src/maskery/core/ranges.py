@@ -9,8 +9,6 @@
 Fields of type `Literal[...]` are checked too, without a declaration.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import types
@@ -149,7 +147,7 @@ def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range
 
 
 @cache
-def _declared(kind: type[DataclassInstance]) -> list[tuple[str, Allowed]]:
+def _declared(kind: "type[DataclassInstance]") -> list[tuple[str, Allowed]]:
     """Return the fields that have a range or choices or are paths, with these."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = [(field.name, _allowed(hints[field.name])) for field in fields(kind)]

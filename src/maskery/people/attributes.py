@@ -6,8 +6,6 @@ outfits; every run of `len(OUTFITS)` people is one shuffled deck. Inside an outf
 order, before one repeats; then the hair differs. Bags, hats and build are drawn freely on top.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum

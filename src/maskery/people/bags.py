@@ -1,7 +1,5 @@
 """Draw bags."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Bag, Identity
 from maskery.people.body import SHOULDER, Body
 from maskery.people.canvas import RGB, Canvas, mark_on

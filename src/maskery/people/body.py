@@ -3,8 +3,6 @@
 In profile the body faces the positive x; the canvas mirrors it for the other side.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from maskery.people.attributes import Build, Figure, Identity

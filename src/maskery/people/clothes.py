@@ -1,7 +1,5 @@
 """Draw garments, shoes and bare limbs."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Identity, Lower, Upper
 from maskery.people.body import ANKLE, HIP, KNEE, NECK, SHOULDER, SOLE, WAIST, Body, Limb
 from maskery.people.canvas import RGB, Canvas, Point, is_light, mark_on, shade

@@ -1,7 +1,5 @@
 """The settings of a drawn dataset; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

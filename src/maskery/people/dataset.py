@@ -1,7 +1,5 @@
 """Write drawn people to a folder, in the layout of CUHK-PEDES and as pairs."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ The seed is mixed with the name of this dataset first, so that a run which masks
 the same seed draws independently of what it looks at.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b

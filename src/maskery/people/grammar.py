@@ -4,8 +4,6 @@ A caption names upper and lower garment with their colours, and some of what els
 never anything that the picture hides, and never left or right, so that pictures may be mirrored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Draw head, face, hair and hats."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Hair, Hat, Identity
 from maskery.people.body import CHIN, HEAD_CENTRE, HEAD_RADII, SHOULDER
 from maskery.people.canvas import RGB, Canvas, mark_on, shade

@@ -1,7 +1,5 @@
 """The circumstances of one picture: view, pose, place and light, and what can be seen in it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
