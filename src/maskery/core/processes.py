@@ -119,11 +119,11 @@ def join_processes() -> Processes:
     """Meet the other processes that the launcher started; later calls return the first result."""
     if launched_world_size() == 1:
         return Processes()
-    # Accelerate takes a launch without a GPU for several runs of one process, unless told.
     seconds = os.environ.get("MASKERY_TIMEOUT", SILENCE)
     if not seconds.isdecimal() or int(seconds) == 0:
         raise ConfigError(f"MASKERY_TIMEOUT is '{seconds}': it must be seconds, such as {SILENCE}")
     silence = timedelta(seconds=int(seconds))
+    # Accelerate takes a launch without a GPU for several runs of one process, unless told.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=silence)
     return Processes(
         rank=torch.distributed.get_rank(),
