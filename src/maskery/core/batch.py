@@ -99,16 +99,14 @@ class StaticShapes:
 
 def require_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of the mask token; a ModelError if there is none that means nothing else."""
-    found = tokenizer.mask_token_id
-    fault = "has no mask token" if found is None else ""
-    for role in ("unk", "pad", "cls", "sep", "bos", "eos"):
-        if found is not None and found == getattr(tokenizer, f"{role}_token_id"):
-            fault = f"has no mask token but '{tokenizer.mask_token}', its {role} token"
-    if fault:
+    found, roles = tokenizer.mask_token_id, ("unk", "pad", "cls", "sep", "bos", "eos")
+    same = [role for role in roles if getattr(tokenizer, f"{role}_token_id") == found]
+    if found is None or same:
+        but = "" if found is None else f" but '{tokenizer.mask_token}', its {same[-1]} token"
         raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' {fault}: masked language modelling needs "
-            f"one; use a BERT-like model, or add one to the tokenizer (mask_token in its "
-            f"special_tokens_map)"
+            f"the tokenizer of '{tokenizer.name_or_path}' has no mask token{but}: masked language "
+            f"modelling needs one; use a BERT-like model, or add one to the tokenizer (mask_token "
+            f"in its special_tokens_map)"
         )
     return int(found)
 
@@ -124,10 +122,9 @@ class Vocabulary:
     replacements: Ints = field(init=False, repr=False, compare=False)  # (N,), all other ids
 
     def __post_init__(self) -> None:
-        protected = np.zeros(self.size, np.bool_)
-        protected[[i for i in self.special_ids if i < self.size]] = True
+        protected = np.isin(np.arange(self.size), self.special_ids)
         object.__setattr__(self, "protected", protected)
-        object.__setattr__(self, "replacements", np.flatnonzero(~protected).astype(np.int64))
+        object.__setattr__(self, "replacements", np.flatnonzero(~protected))
         if not len(self.replacements):
             raise ModelError(
                 f"all {self.size} ids of the vocabulary are special tokens, so nothing can be "
