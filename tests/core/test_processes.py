@@ -15,8 +15,7 @@ def test_one_process_says_nothing_to_anyone() -> None:
     assert alone.sum([1.5, 2.0]) == [1.5, 2.0]
     assert alone.gather([1.5, 2.0]) == [[1.5, 2.0]]
     assert alone.on_main(lambda: "done") == "done"
-    with alone.main_first():
-        pass
+    assert alone.main_first(lambda: "done") == "done"
 
 
 def test_errors_pass_through() -> None:
@@ -25,8 +24,8 @@ def test_errors_pass_through() -> None:
 
     with pytest.raises(KeyError):
         Processes().on_main(fail)
-    with pytest.raises(KeyError), Processes().main_first():
-        fail()
+    with pytest.raises(KeyError):
+        Processes().main_first(fail)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from typing import Annotated, Any, Literal
 import pytest
 import tyro
 
+from maskery.core import ranges
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share, check_ranges, take_text_as_paths
+from maskery.core.ranges import Count, Range, Share
 from maskery.runs.text.config import TextRunConfig
 
 NAN, INF = float("nan"), float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ranges.Settings):
     """Settings of a test."""
 
     share: Share = 0.5
@@ -42,9 +43,6 @@ class Settings:
     """A choice."""
     open: Literal["ours"] | str = "ours"
     """A name of ours or any other."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +105,10 @@ def test_ranges_leave_flags_as_they_are() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithPaths:
+class WithPaths(ranges.Settings):
     output: Path | None = None
     root: Annotated[Path, "note"] = Path("here")
     model: str = "minilm"
-
-    def __post_init__(self) -> None:
-        take_text_as_paths(self)
 
 
 def test_text_is_taken_where_a_path_is_declared() -> None:

@@ -41,7 +41,8 @@ def test_ours_lazy_plugins_and_objects(registry: Registry[float], plugin: Path) 
     assert registry.find(f"{plugin}:TWO") == 2.0
     assert registry.find(7.0) == 7.0
     registry.register("seven", 7.0)
-    assert registry.names == ("one", "pi", "seven")
+    with pytest.raises(PluginError, match=r"'six': it must be one, pi, seven, or FILE"):
+        registry.check("six")
     assert registry.find("seven") == 7.0
     with pytest.raises(PluginError, match=r"'one' is registered already"):
         registry.register("one", 3.0)

@@ -1,7 +1,5 @@
 """`maskery compare`, `sweep` and `merge`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +33,11 @@ class Comparing(Command):
         prepare_outputs(csv=self.csv, page=self.page)
         self.report(self.compare())
 
-    def compare(self) -> Sequence[Row]:
+    def compare(self) -> Sequence["Row"]:
         """Return the rows of the comparison."""
         raise NotImplementedError
 
-    def report(self, rows: Sequence[Row]) -> None:
+    def report(self, rows: Sequence["Row"]) -> None:
         """Print a comparison, and write it into the files that were named."""
         from maskery.report.page import comparison_page, comparison_table, reference
 
@@ -69,7 +67,7 @@ class Compare(Comparing):
     against: Path | None = None
     """The run that the others are compared with. Default: that of the lowest held-out loss."""
 
-    def compare(self) -> Sequence[Row]:
+    def compare(self) -> Sequence["Row"]:
         """Compare the runs that were named."""
         with quick_imports():
             from maskery.runs.text.evaluate import compare_folders
@@ -97,7 +95,7 @@ class Sweep(Comparing):
     """The folder of the runs' folders. Default: that of CONFIG's run, with -sweep after its
     name."""
 
-    def compare(self) -> Sequence[Row]:
+    def compare(self) -> Sequence["Row"]:
         """Train what is missing, and compare all runs."""
         with quick_imports():
             from maskery.runs.text.evaluate import compare_folders, plan_sweep, run_sweep
@@ -141,7 +139,7 @@ class Merge(Comparing):
         if (self.csv or self.page) and not self.eval_data:
             raise ConfigError("--csv and --page hold a curve, which needs --eval-data")
 
-    def compare(self) -> Sequence[Row]:
+    def compare(self) -> Sequence["Row"]:
         """Merge, and measure the curve between two models."""
         with quick_imports():
             from maskery.runs.text.merge import merge
@@ -149,7 +147,7 @@ class Merge(Comparing):
             self.models, self.weights, self.base, self.density, self.output, self.eval_data
         )
 
-    def report(self, rows: Sequence[Row]) -> None:
+    def report(self, rows: Sequence["Row"]) -> None:
         """Print the curve, or where the model is."""
         if rows:
             super().report(rows)
@@ -157,7 +155,7 @@ class Merge(Comparing):
             self.answer({"output": self.output}, f"written to {self.output}")
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence["Row"]) -> str:
     """Return all figures as CSV; unknown ends of intervals are empty."""
     names = ("loss", "perplexity", "top1", "top5")
     lines: list[dict[str, Any]] = []

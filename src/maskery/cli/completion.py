@@ -69,7 +69,6 @@ def bash(flags: dict[str, list[Flag]]) -> str:
     seconds: dict[str, list[str]] = {}
     for first, _, second in (name.partition(" ") for name in flags):
         seconds.setdefault(first, []).extend([second] if second else [])
-    takers = {one.names[0]: one.choices for own in flags.values() for one in own if one.most}
     # Commands of two words come first: those of one word are their beginnings.
     names = sorted(flags, key=lambda name: -name.count(" "))
     parts: dict[str, dict[str, Sequence[str]]] = {
@@ -78,7 +77,7 @@ def bash(flags: dict[str, list[Flag]]) -> str:
             f'"{name} "*': ["--help", "--help-all", *(n for one in flags[name] for n in one.names)]
             for name in names
         },
-        "CHOICES": dict(takers),
+        "CHOICES": {one.names[0]: one.choices for own in flags.values() for one in own if one.most},
     }
     script = BASH.replace("FIRST", " ".join([*seconds, "--help", "--version"]))
     for mark, cases in parts.items():

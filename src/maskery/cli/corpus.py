@@ -1,7 +1,5 @@
 """`maskery inspect` and `maskery tokenize`: commands that read a corpus."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,7 +57,7 @@ class Inspect(Command):
         self.answer(found, describe(found))
 
 
-def describe(found: Inspection) -> str:
+def describe(found: "Inspection") -> str:
     """Return an inspection for people."""
     lengths, batches, estimate = found.lengths, found.batches, found.estimate
     most = max(count for _, count in lengths.histogram)
@@ -95,7 +93,7 @@ def describe(found: Inspection) -> str:
     return "\n\n".join(parts)
 
 
-def describe_words(found: Inspection) -> str:
+def describe_words(found: "Inspection") -> str:
     """Return the unknown words, and those worth a token."""
     lines = [counted(found.unknown_tokens, "unknown token")]
     if found.unknown:
@@ -145,7 +143,7 @@ class Tokenize(Command):
                 "and last the folder for the shards"
             )
 
-    def make(self, *, progress: bool = True) -> Made:
+    def make(self, *, progress: bool = True) -> "Made":
         """Make the shards that are missing, or send the work to Slurm."""
         from maskery.data.corpus.reader import Corpus
         from maskery.data.shards.making import make_shards

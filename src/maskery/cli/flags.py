@@ -167,15 +167,15 @@ def help_of(
     width = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
     found = list(flags_of(kind, values))
     places, flags = ([one for one in found if one.positional is at] for at in (True, False))
-    by_name = {name: flag for flag in flags for name in flag.names}
-    wanted = [by_name.get(f"--{name}") for name in COMMON.get(command, "").split()]
-    first = [*dict.fromkeys(flag for flag in flags if flag.required)] if any(wanted) else flags
-    first = list(dict.fromkeys([*first, *(flag for flag in wanted if flag)]))
+    needed = [flag for flag in flags if flag.required]
+    by_name = {name.removeprefix("--"): flag for flag in flags for name in flag.names}
+    common = [by_name[name] for name in COMMON.get(command, "").split() if name in by_name]
+    first = list(dict.fromkeys([*needed, *common])) if common else flags
     blocks: dict[str, list[Flag]] = {"arguments": places, "options": first}
     for flag in (flag for flag in flags if everything and flag not in first):
         blocks.setdefault(flag.group or "other options", []).append(flag)
-    needed = [*places, *(flag for flag in flags if flag.required)]
-    lines = [" ".join([bold("usage:"), program, command, *(f.shown for f in needed), "[OPTIONS]"])]
+    shown = [flag.shown for flag in (*places, *needed)]
+    lines = [" ".join([bold("usage:"), program, command, *shown, "[OPTIONS]"])]
     for part in inspect.cleandoc(kind.__doc__ or "").split("\n\n"):
         heading, _, examples = part.partition("\n")
         listed = f"{bold(heading.lower())}\n{examples}"

@@ -368,9 +368,8 @@ def set_up_logging(*, quiet: bool = False) -> None:
     logger.handlers[:] = [_Lines()]
     logger.propagate = False
     # Every process warns of the same things; one of them says so.
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    if not is_main_process():
-        logger.setLevel(logging.ERROR)
+    level = logging.WARNING if quiet else logging.INFO
+    logger.setLevel(level if is_main_process() else logging.ERROR)
     go_offline_without_a_network()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

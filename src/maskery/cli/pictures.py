@@ -1,7 +1,5 @@
 """`maskery search` and `maskery explain`: commands that look at pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,7 +124,7 @@ class Search(Command):
         self.answer(data, "\n\n".join(blocks))
 
 
-def save_sheet(path: Path, folder: Path, found: Sequence[Found]) -> None:
+def save_sheet(path: Path, folder: Path, found: Sequence["Found"]) -> None:
     """Draw the pictures found, a row for each query."""
     from maskery.data.gallery import read_picture
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet
@@ -202,7 +200,7 @@ class Explain(Command):
         self.answer(data, f"{places(explanation)}\nstrip: {shown(self.output)}")
 
 
-def draw(explanation: Explanation, image: Image, strength: float) -> Image:
+def draw(explanation: "Explanation", image: "Image", strength: float) -> "Image":
     """Draw the picture, and again for each word with its heat."""
     from maskery.data.images.drawing import Cell, SheetRow, draw_sheet, heat_over, scaled
 
@@ -216,7 +214,7 @@ def draw(explanation: Explanation, image: Image, strength: float) -> Image:
     return draw_sheet([SheetRow(heading=explanation.caption, cells=cells)], height=HEIGHT)
 
 
-def places(explanation: Explanation) -> str:
+def places(explanation: "Explanation") -> str:
     """Return what was explained, and the place of each word's heat."""
     lines = []
     if explanation.match is not None:

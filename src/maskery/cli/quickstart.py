@@ -2,8 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -109,21 +107,17 @@ class People(Quickstart):
         """Draw, train, and show what is found."""
         self.clear()
         with quick_imports():
-            from maskery.runs.person_search import quickstart
+            from maskery.runs.person_search.quickstart import PICTURE, run_person_search_quickstart
 
         began = time.perf_counter()
-        with drawing_bar(quiet=self.json) as draw_progress:
-            result, *measured = quickstart.run_person_search_quickstart(
-                self.output, draw_progress, progress=not self.json
-            )
+        result, before, after = run_person_search_quickstart(self.output, progress=not self.json)
         seconds = time.perf_counter() - began
-        before, after = (one.figures for one in measured)
-        folder, picture = result.folder, self.output / quickstart.PICTURE
-        document = {**result.to_json(), "before": before, "after": after}
+        folder, picture = result.folder, self.output / PICTURE
+        document = {**result.to_json(), "before": before.figures, "after": after.figures}
         self.show(
             folder,
             {**document, "picture": picture, "seconds": seconds},
-            f"{as_text(before_after_table(asdict(before), asdict(after)))}\n"
+            f"{as_text(before_after_table(asdict(before.figures), asdict(after.figures)))}\n"
             f"{seconds / 60:.1f} minutes in all; five searches are drawn in {picture}\n"
             f"the model is in {folder / 'model'}; try it:\n"
             f"  maskery search {folder} --gallery {self.output / 'people' / 'imgs'} "
@@ -186,10 +180,11 @@ class DrawPeople(Command):
 
     def execute(self) -> None:
         """Draw the pictures that are not there."""
+        from maskery.core.bars import Bar
         from maskery.people.dataset import draw_people
 
-        with drawing_bar(quiet=self.json) as draw_progress:
-            summary = draw_people(self.out, self.people, draw_progress)
+        with Bar(None, "drawing", shown=not self.json, unit="picture") as bar:
+            summary = draw_people(self.out, self.people, bar.reach)
         lines = [
             f"{split}: {counted(count, 'person', 'people')}, "
             f"{counted(summary.num_images[split], 'picture')}, "
@@ -201,19 +196,3 @@ class DrawPeople(Command):
             f"  maskery train pairs {self.out / 'pairs_train.jsonl'} --score-words drawn-people",
         ]
         self.answer({**asdict(summary), "folder": summary.folder}, "\n".join(lines))
-
-
-@contextmanager
-def drawing_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Draw a progress bar; yields the function that is told how many of all are drawn."""
-    from maskery.core.bars import Bar
-
-    with Bar(None, "drawing", shown=not quiet, unit="picture") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if done == total:  # what follows has bars of its own
-                bar.close()
-
-        yield show

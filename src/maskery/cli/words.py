@@ -1,11 +1,10 @@
 """`maskery fill` and `maskery score`: commands that read sentences."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -89,7 +88,7 @@ class Fill(Command):
         self.answer(fillings, "\n\n".join(map(describe, fillings)))
 
 
-def describe(filling: Filling) -> str:
+def describe(filling: "Filling") -> str:
     """Return a filling for people."""
     blocks = [filling.text]
     for number, candidates in enumerate(filling.masks, 1):
@@ -178,23 +177,18 @@ class Score(Command):
             self.report_suite(self.suite)
             return
         if self.pairs:
-            pairs = read_sentence_pairs(self.file, encoding=self.encoding)
-            lines = [line for pair in pairs for line in pair]
+            lines = list(chain(*read_sentence_pairs(self.file, encoding=self.encoding)))
         else:
             lines = list(read_sentences(self.file, encoding=self.encoding))
-        file, numbers = name_of(self.file), [line.number for line in lines]
-        places = [f"{file}: line {number}" for number in numbers]
+        places = [f"{name_of(self.file)}: line {line.number}" for line in lines]
         scores = self.scores(self.model, [line.text for line in lines], places)
-        if self.pairs:
-            self.report_pairs(list(zip(numbers[::2], scores[::2], scores[1::2], strict=True)))
-        else:
-            self.report(list(zip(numbers, scores, strict=True)))
+        report = self.report_pairs if self.pairs else self.report
+        report([(line.number, score) for line, score in zip(lines, scores, strict=True)])
 
-    def scores(self, model: str, texts: Sequence[str], places: Sequence[str]) -> list[TextScore]:
+    def scores(self, model: str, texts: Sequence[str], places: Sequence[str]) -> list["TextScore"]:
         """Score texts with a model; `places` tell messages where each stands."""
-        from maskery.core.bars import Bar
-
         with quick_imports():
+            from maskery.core.bars import Bar
             from maskery.evaluation.text.pseudo_likelihood import Scorer
             from maskery.runs.shortcuts import open_filler
 
@@ -222,9 +216,9 @@ class Score(Command):
 
     def report_suite(self, suite: str) -> None:
         """Print the accuracy of one model, or of two, by phenomenon."""
-        import numpy as np
-
         with quick_imports():
+            import numpy as np
+
             from maskery.evaluation.tables import suite_table
             from maskery.evaluation.text.suite import read_suite, suite_figures
 
@@ -241,55 +235,52 @@ class Score(Command):
         data = {"suite": suite, "models": models, "method": self.method, "figures": figures}
         self.answer(data, as_text(suite_table(figures, models)))
 
-    def report(self, scored: Sequence[tuple[int, TextScore]]) -> None:
+    def report(self, scored: Sequence[tuple[int, "TextScore"]]) -> None:
         """Print sentences, or their words if these are asked for."""
-        data = [as_json(number, score, self.words) for number, score in scored]
         if self.words:
             words = ((number, word) for number, score in scored for word in score.words)
-            rows = [(n, w.word, w.log_probability, " ".join(w.pieces)) for n, w in words]
-            shown = self.rows(WORD_COLUMNS, rows)
+            rows: list[Any] = [(n, w.word, w.log_probability, " ".join(w.pieces)) for n, w in words]
         else:
-            lines = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored]
-            shown = self.rows(TEXT_COLUMNS, lines)
+            rows = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored]
         total = sum(score.log_probability for _, score in scored)
         tokens = sum(score.tokens for _, score in scored)
         note = (
             f"{counted(len(scored), 'sentence')}, {counted(tokens, 'token')}: {total:,.1f} nats, "
-            f"{total / tokens:.3f} a token ({self.method})"
+            f"{total / tokens:.3f} a token"
         )
-        self.answer(data, shown if self.tsv else f"{shown}\n{note}")
+        columns = WORD_COLUMNS if self.words else TEXT_COLUMNS
+        self.show(columns, rows, note, [as_json(n, score, self.words) for n, score in scored])
 
-    def report_pairs(self, pairs: Sequence[tuple[int, TextScore, TextScore]]) -> None:
+    def report_pairs(self, scored: Sequence[tuple[int, "TextScore"]]) -> None:
         """Print which sentence of each pair is likelier; a tie counts half."""
         right, rows, listed = 0.0, [], []
-        for number, one, other in pairs:
+        for (number, one), (_, other) in zip(scored[::2], scored[1::2], strict=True):
             more = one.log_probability - other.log_probability
             likelier = "tie" if more == 0 else "first" if more > 0 else "second"
             right += {"first": 1.0, "tie": 0.5, "second": 0.0}[likelier]
             rows.append((number, likelier, more, one.text, other.text))
             both = (as_json(number, score, False) for score in (one, other))
             listed.append(dict(zip(PAIR_COLUMNS, (number, likelier, more, *both), strict=True)))
-        share = right / len(pairs)
-        shown = self.rows(PAIR_COLUMNS, rows)
-        note = (
-            f"{right:g} of {len(pairs):,} pairs have the likelier sentence first: "
-            f"{100 * share:.1f}% ({self.method})"
-        )
+        share = right / len(rows)
+        told = f"{right:g} of {len(rows):,} pairs have the likelier sentence first"
         data = {"accuracy": share, "method": self.method, "pairs": listed}
-        self.answer(data, shown if self.tsv else f"{shown}\n{note}")
+        self.show(PAIR_COLUMNS, rows, f"{told}: {100 * share:.1f}%", data)
 
-    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-        """Return rows as a table for people, or as tab-separated values."""
+    def show(self, columns: Sequence[str], rows: Sequence[Any], note: str, data: Any) -> None:
+        """Print rows as a table for people, with a note, or as tab-separated values."""
         if self.tsv:
             lines = (dict(zip(columns, row, strict=True)) for row in rows)
-            return figures_csv(lines, delimiter="\t").rstrip("\n")
-        heading = [column.replace("_", " ") for column in columns]
-        cells = [heading, *[[cell(value) for value in row] for row in rows]]
-        # Numbers stand to the right, texts to the left.
-        return table(cells, [index for index, one in enumerate(rows[0]) if isinstance(one, str)])
+            text = figures_csv(lines, delimiter="\t").rstrip("\n")
+        else:
+            heading = [column.replace("_", " ") for column in columns]
+            cells = [heading, *[[cell(value) for value in row] for row in rows]]
+            # Numbers stand to the right, texts to the left.
+            left = [index for index, one in enumerate(rows[0]) if isinstance(one, str)]
+            text = f"{table(cells, left)}\n{note} ({self.method})"
+        self.answer(data, text)
 
 
-def as_json(number: int, score: TextScore, words: bool) -> dict[str, Any]:
+def as_json(number: int, score: "TextScore", words: bool) -> dict[str, Any]:
     """Return a sentence for `--json`."""
     described = {"line": number, **asdict(score), "per_token": score.per_token}
     if not words:

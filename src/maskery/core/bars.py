@@ -40,6 +40,11 @@ class Bar(tqdm):  # type: ignore[type-arg]  # tqdm is not generic when it runs
             self.fp.write(f"{self}\n")
         return None
 
+    def reach(self, done: int, total: int) -> None:
+        """Show that so many of a total are done."""
+        self.total = total
+        self.update(done - self.n)
+
     def clear(self, nolock: bool = False) -> None:
         """Take the bar away while something else is written."""
         if not self.gui:

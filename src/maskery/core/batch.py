@@ -3,11 +3,9 @@
 Shapes: B sequences, T tokens of all sequences together, M masked tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +64,7 @@ class MaskedTokens:
     count: int | None = None  # Divides the sum of the losses; None: M
 
     @classmethod
-    def unmasked(cls, batch: TokenBatch, positions: Ints) -> MaskedTokens:
+    def unmasked(cls, batch: TokenBatch, positions: Ints) -> Self:
         """Return a batch as it is, with positions (M,) whose rows an encoder is to hand out."""
         targets = batch.input_ids[positions]
         return cls(batch=batch, input_ids=batch.input_ids, positions=positions, targets=targets)
@@ -99,18 +97,16 @@ class StaticShapes:
         return padding >= 0 and segments <= self.num_segments and longest <= self.longest
 
 
-def require_mask(tokenizer: PreTrainedTokenizerBase) -> int:
+def require_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id of the mask token; a ModelError if there is none that means nothing else."""
-    found = tokenizer.mask_token_id
-    fault = "has no mask token" if found is None else ""
-    for role in ("unk", "pad", "cls", "sep", "bos", "eos"):
-        if found is not None and found == getattr(tokenizer, f"{role}_token_id"):
-            fault = f"has no mask token but '{tokenizer.mask_token}', its {role} token"
-    if fault:
+    found, roles = tokenizer.mask_token_id, ("unk", "pad", "cls", "sep", "bos", "eos")
+    same = [role for role in roles if getattr(tokenizer, f"{role}_token_id") == found]
+    if found is None or same:
+        but = "" if found is None else f" but '{tokenizer.mask_token}', its {same[-1]} token"
         raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' {fault}: masked language modelling needs "
-            f"one; use a BERT-like model, or add one to the tokenizer (mask_token in its "
-            f"special_tokens_map)"
+            f"the tokenizer of '{tokenizer.name_or_path}' has no mask token{but}: masked language "
+            f"modelling needs one; use a BERT-like model, or add one to the tokenizer (mask_token "
+            f"in its special_tokens_map)"
         )
     return int(found)
 
@@ -126,10 +122,9 @@ class Vocabulary:
     replacements: Ints = field(init=False, repr=False, compare=False)  # (N,), all other ids
 
     def __post_init__(self) -> None:
-        protected = np.zeros(self.size, np.bool_)
-        protected[[i for i in self.special_ids if i < self.size]] = True
+        protected = np.isin(np.arange(self.size), self.special_ids)
         object.__setattr__(self, "protected", protected)
-        object.__setattr__(self, "replacements", np.flatnonzero(~protected).astype(np.int64))
+        object.__setattr__(self, "replacements", np.flatnonzero(~protected))
         if not len(self.replacements):
             raise ModelError(
                 f"all {self.size} ids of the vocabulary are special tokens, so nothing can be "
@@ -137,7 +132,7 @@ class Vocabulary:
             )
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:
         """Read them from a Hugging Face tokenizer; without a mask token it is a ModelError."""
         mask_token_id = require_mask(tokenizer)
         special = {int(i) for i in tokenizer.all_special_ids}
@@ -149,6 +144,6 @@ class Vocabulary:
         return cls(size=size, mask_token_id=mask_token_id, special_ids=tuple(sorted(special)))
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return one more than the largest id of a tokenizer, or the number of its tokens if larger."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)

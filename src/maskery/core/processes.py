@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from maskery.core.errors import ConfigError, MaskeryError, OtherProcessError, re
 from maskery.core.system import launched_world_size
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ResultT = TypeVar("ResultT")
 
 PATIENCE = timedelta(days=14)  # The main process may tokenise for hours while the others wait
 SILENCE = "1800"  # Seconds, after that: all work alike, so a silent one has ended or is stopped
@@ -47,8 +48,6 @@ class Processes:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sum a few numbers over all processes, each by itself, in float64."""
-        if self.world_size == 1:
-            return list(values)
         total: list[float] = self.add(torch.tensor(values, dtype=torch.float64)).tolist()
         return total
 
@@ -58,21 +57,21 @@ class Processes:
 
     def add(self, part: torch.Tensor) -> torch.Tensor:
         """Sum a tensor on the CPU over all processes; all of one shape and type."""
-        if self.world_size == 1:
-            return part
-        total = part.clone()
-        with _other_processes():
-            torch.distributed.all_reduce(total, group=self.group)
-        return total
+        return self._sent(torch.distributed.all_reduce, part, self.group)
 
-    def agree(self, mine: torch.Tensor) -> torch.Tensor:
+    def agree(self, mine: torch.Tensor, *, patient: bool = False) -> torch.Tensor:
         """Return the main process's tensor on every process; on the CPU, of one shape and type."""
+        group = self.patient if patient else self.group
+        return self._sent(partial(torch.distributed.broadcast, src=0), mine, group)
+
+    def _sent(self, send: Callable[..., Any], mine: torch.Tensor, group: Any) -> torch.Tensor:
+        """Return the tensor that a function of `torch.distributed` makes of each process's."""
         if self.world_size == 1:
             return mine
-        agreed = mine.clone()
+        found = mine.clone()
         with _other_processes():
-            torch.distributed.broadcast(agreed, 0, group=self.group)
-        return agreed
+            send(found, group=group)
+        return found
 
     def join(self, part: torch.Tensor) -> torch.Tensor:
         """Concatenate every process's tensor (n, ...), on the CPU, by rank; n may differ."""
@@ -92,50 +91,27 @@ class Processes:
             torch.distributed.all_gather(parts, mine, group=self.group)
         return parts
 
-    def on_main(self, work: Callable[[], str | None], *, first: bool = False) -> str | None:
+    def on_main(self, work: Callable[[], str | None], *, patient: bool = False) -> str | None:
         """Run a function in the main process; every process gets its result, or fails with it."""
-        if not self.is_main:
-            done, result = self._from_main(None, first=first)
-            if not done:
-                raise OtherProcessError("the main process has stopped")
-            return result
         message: tuple[bool, str | None] = False, None
         try:
-            message = True, work()
+            if self.is_main:
+                message = True, work()
         finally:
-            self._from_main(message)
+            # As JSON: PyTorch's own call for objects would unpickle what another process sends.
+            data = bytearray(json.dumps(message).encode())
+            length = int(self.agree(torch.tensor(len(data)), patient=patient))
+            box = torch.frombuffer(data if self.is_main else bytearray(length), dtype=torch.uint8)
+            message = json.loads(bytes(self.agree(box, patient=patient).tolist()))
+        if not message[0]:
+            raise OtherProcessError("the main process has stopped")
         return message[1]
 
-    @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Run a block in the main process, then in all others, which find what it left on disk."""
-        if not self.is_main:
-            self.on_main(lambda: None, first=True)
-            yield
-            return
-        done = False
-        try:
-            yield
-            done = True
-        finally:
-            self._from_main((done, None), first=True)
-
-    def _from_main(
-        self, message: tuple[bool, str | None] | None, *, first: bool = False
-    ) -> tuple[bool, str | None]:
-        """Send the main process's message to all; returns it."""
-        if message is not None and self.world_size == 1:
-            return message
-        # As JSON: PyTorch's own call for objects would unpickle what another process sends.
-        data = bytearray(b"" if message is None else json.dumps(message).encode())
-        length = torch.tensor([len(data)])
-        group = self.patient if first else self.group
-        with _other_processes():
-            torch.distributed.broadcast(length, 0, group=group)
-            box = torch.frombuffer(data or bytearray(int(length)), dtype=torch.uint8)
-            torch.distributed.broadcast(box, 0, group=group)
-        done, result = json.loads(bytes(box.tolist()))
-        return done, result
+    def main_first(self, work: Callable[[], ResultT]) -> ResultT:
+        """Run a function in the main process, then in all others, which find what it wrote."""
+        found: list[ResultT] = []
+        self.on_main(lambda: found.append(work()), patient=True)
+        return found[0] if self.is_main else work()
 
 
 @cache
@@ -143,11 +119,11 @@ def join_processes() -> Processes:
     """Meet the other processes that the launcher started; later calls return the first result."""
     if launched_world_size() == 1:
         return Processes()
-    # Accelerate takes a launch without a GPU for several runs of one process, unless told.
     seconds = os.environ.get("MASKERY_TIMEOUT", SILENCE)
     if not seconds.isdecimal() or int(seconds) == 0:
         raise ConfigError(f"MASKERY_TIMEOUT is '{seconds}': it must be seconds, such as {SILENCE}")
     silence = timedelta(seconds=int(seconds))
+    # Accelerate takes a launch without a GPU for several runs of one process, unless told.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=silence)
     return Processes(
         rank=torch.distributed.get_rank(),
@@ -222,10 +198,8 @@ def inference() -> Iterator[None]:
     """Compute without gradients and, after `allow_half`, in bfloat16 on a GPU."""
     # PyTorch's own setting is the switch: a run with --precision fp32 leaves it at "highest".
     half = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
-    with (
-        torch.no_grad(),
-        torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext(),
-    ):
+    precision = torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext()
+    with torch.no_grad(), precision:
         yield
 
 

@@ -34,7 +34,7 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 ROUNDS = 10
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
-WORD = 0xFFFFFFFF
+WORD, SHIFT = 0xFFFFFFFF, np.uint64(32)  # The lower word of 64 bits, and where the upper begins
 MAX_EPOCH = (1 << 24) - 1  # The epoch has 24 bits of the counter; the stream has the other 8
 BLOCK = 16384  # Counters are worked through in blocks that stay in the second-level cache
 
@@ -51,7 +51,6 @@ class Stream(IntEnum):
     NEGATIVE = 6  # Hard negatives of a matching loss
     VIEW = 7  # Augmented views of an image
     CAPTION = 8  # Which caption of a picture or a person is read
-    EVALUATE = 9  # Frozen decisions of an evaluation
 
 
 Words: TypeAlias = tuple[Ids, Ids, Ids, Ids]
@@ -61,19 +60,16 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
     """Run ten rounds of Philox4x32 over counters, four arrays (C,) of values below 2**32."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    multiplier_0, multiplier_1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
-    low, shift = np.uint64(WORD), np.uint64(32)
     for _ in range(ROUNDS):
-        product_0 = c0 * multiplier_0
-        product_1 = c2 * multiplier_1
-        c0 = product_1 >> shift
+        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+        c0 = product_1 >> SHIFT
         c0 ^= c1
-        c0 ^= np.uint64(k0)
-        c2 = product_0 >> shift
+        c0 ^= k0
+        c2 = product_0 >> SHIFT
         c2 ^= c3
-        c2 ^= np.uint64(k1)
-        product_1 &= low
-        product_0 &= low
+        c2 ^= k1
+        product_1 &= WORD
+        product_0 &= WORD
         c1, c3 = product_1, product_0
         k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
     return c0, c1, c2, c3
@@ -87,12 +83,11 @@ def _blocks(
         raise ConfigError(f"the seed is {seed}: it must be from 0 to 2**64 - 1; choose another")
     if not 0 <= epoch <= MAX_EPOCH:
         raise ConfigError(f"the epoch is {epoch}: it must be from 0 to {MAX_EPOCH}")
-    low, high = np.uint64(WORD), np.uint64(32)
     last_word = np.uint64(epoch | int(stream) << 24)
     for start in range(0, len(counters), BLOCK):
         chosen = slice(start, start + BLOCK)
         ids, index = example_ids[chosen], counters[chosen].astype(np.uint64)
-        counter = (index, ids & low, ids >> high, np.full(len(ids), last_word))
+        counter = (index, ids & np.uint64(WORD), ids >> SHIFT, np.full(len(ids), last_word))
         yield chosen, philox4x32(counter, (seed & WORD, seed >> 32))
 
 
@@ -136,13 +131,12 @@ def random_rows(
 
 def to_uniforms(words: UInt32Array) -> Float32Array:
     """Turn 32-bit words into float32 uniforms in [0, 1), exact multiples of 2**-24."""
-    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return (words >> 8).astype(np.float32) * 2.0**-24
 
 
 def to_integers(words: UInt32Array, bound: int) -> Ints:
     """Turn 32-bit words into integers in [0, bound), each as likely to within 2**-32."""
-    products = words.astype(np.uint64) * np.uint64(bound)
-    return (products >> np.uint64(32)).astype(np.int64)
+    return (words.astype(np.uint64) * bound >> 32).astype(np.int64)
 
 
 def uniforms(

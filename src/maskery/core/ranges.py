@@ -9,8 +9,6 @@
 Fields of type `Literal[...]` are checked too, without a declaration.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import types
@@ -77,6 +75,7 @@ class Range:
         return " or ".join((f"{words} {self.unit}".strip(), *self.words))
 
 
+Allowed: TypeAlias = Range | tuple[Any, ...] | type[Path]  # Choices are a tuple
 Count: TypeAlias = Annotated[int, Range(1)]
 Share: TypeAlias = Annotated[float, Range(0, 1)]
 Weight: TypeAlias = Annotated[float, Range(0)]
@@ -90,8 +89,13 @@ class Settings:
     AS_TYPED: ClassVar[frozenset[str]] = frozenset({"output", "cache_dir"})
 
     def __post_init__(self) -> None:
-        take_text_as_paths(self)
-        check_ranges(self)
+        kind: type[DataclassInstance] = type(self)
+        for name, allowed in _declared(kind):
+            value = getattr(self, name)
+            if not isinstance(allowed, type):
+                _check(name, value, allowed)
+            elif isinstance(value, str | Path):  # in Python either is given
+                object.__setattr__(self, name, local_path(value, name))
 
     def anchored(self) -> Self:
         """Return a copy with absolute paths, also of plug-ins, which hold from any folder."""
@@ -109,23 +113,21 @@ def _anchored(value: Any) -> Any:
     return anchored_choice(value) if isinstance(value, str) else value
 
 
-def check_ranges(config: DataclassInstance) -> None:
-    """Check every field of a dataclass that declares a `Range` or is a `Literal`."""
-    for name, allowed in _declared(type(config)):
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        # A preset has `tyro.MISSING` where the user must give a flag.
-        if all(v is None or type(v).__module__.startswith("tyro") or v in allowed for v in values):
-            continue
-        shown = f"'{value}'" if isinstance(value, str) else value
-        if not isinstance(allowed, Range):
-            choices = [str(one) for one in allowed]
-            rule, hint = f"be one of {', '.join(choices)}", meant(str(value), choices)[2:]
-        else:
-            flag = f"--{name.replace('_', '-')}"
-            rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
-        subject = "each" if isinstance(value, tuple) else "it"
-        raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
+def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
+    """Refuse the value of a field that is not in its range, or not among its choices."""
+    values = value if isinstance(value, tuple) else (value,)
+    # A preset has `tyro.MISSING` where the user must give a flag.
+    if all(v is None or type(v).__module__.startswith("tyro") or v in allowed for v in values):
+        return
+    shown = f"'{value}'" if isinstance(value, str) else value
+    if not isinstance(allowed, Range):
+        choices = [str(one) for one in allowed]
+        rule, hint = f"be one of {', '.join(choices)}", meant(str(value), choices)[2:]
+    else:
+        flag = f"--{name.replace('_', '-')}"
+        rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
+    subject = "each" if isinstance(value, tuple) else "it"
+    raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
@@ -145,18 +147,18 @@ def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range
 
 
 @cache
-def _declared(kind: type[DataclassInstance]) -> list[tuple[str, Range | tuple[Any, ...]]]:
-    """Return the fields that have a range or choices, with these."""
+def _declared(kind: "type[DataclassInstance]") -> list[tuple[str, Allowed]]:
+    """Return the fields that have a range or choices or are paths, with these."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = [(field.name, _allowed(hints[field.name])) for field in fields(kind)]
     return [(name, allowed) for name, allowed in found if allowed is not None]
 
 
-def _allowed(hint: Any) -> Range | tuple[Any, ...] | None:
-    """Return the range or the choices of a type; Annotated, Optional and tuples are looked into."""
+def _allowed(hint: Any) -> Allowed | None:
+    """Return the range or the choices of a type, or Path; Annotated, Optional and tuples count."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return inside
+    if origin is typing.Literal or hint is Path:
+        return inside or Path
     if origin is Annotated:
         ranges = [limits for limits in hint.__metadata__ if isinstance(limits, Range)]
         return ranges[0] if ranges else _allowed(inside[0])
@@ -173,14 +175,6 @@ def _shown(limit: float | None) -> str:
     return f"{limit:g}" if isinstance(limit, float) else str(limit)
 
 
-def take_text_as_paths(config: DataclassInstance) -> None:
-    """Turn text into paths in the fields that are declared as such; in Python either is given."""
-    for name in _path_fields(type(config)):
-        value = getattr(config, name)
-        if isinstance(value, str | Path):
-            object.__setattr__(config, name, local_path(value, name))  # the dataclasses are frozen
-
-
 def local_path(value: str | Path, name: str) -> Path:
     """Return a setting as a path, without `file://`; a ConfigError says that it is an address."""
     address = ADDRESS.fullmatch(str(value))
@@ -192,10 +186,3 @@ def local_path(value: str | Path, name: str) -> Path:
             f"machine; name one, and copy to or from the address"
         )
     return Path(f"/{address[2]}")
-
-
-@cache
-def _path_fields(kind: type[DataclassInstance]) -> list[str]:
-    """Return the fields of the types Path, Path | None and Annotated[Path, ...]."""
-    hints = typing.get_type_hints(kind)
-    return [field.name for field in fields(kind) if hints[field.name] in (Path, Path | None)]

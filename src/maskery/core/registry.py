@@ -46,11 +46,6 @@ class Registry(Generic[T]):
         self.flag, self.contract, self._fits = flag, contract, fits
         self._things: dict[str, T | str] = dict(ours)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names that are registered, ours first."""
-        return tuple(self._things)
-
     def register(self, name: str, thing: T) -> None:
         """Add a thing under a name of its own; a name that is taken is a PluginError."""
         if name in self._things:
@@ -208,13 +203,10 @@ def plugin_identity(choice: str) -> str:
 def anchored_choice(choice: str) -> str:
     """Return a plug-in's name with an absolute path, so that it holds from any folder."""
     weighted = WEIGHTED.fullmatch(choice)
-    if weighted is not None:
-        anchored = anchored_choice(weighted["choice"])
-        return type(choice)(f"{anchored}={weighted['weight']}")
-    match = PLUGIN.fullmatch(choice)
+    match = PLUGIN.fullmatch(weighted["choice"] if weighted else choice)
     if match is None or Path(match["file"]).is_absolute():
         return choice
-    return type(choice)(f"{Path(match['file']).absolute()}:{match['name']}")
+    return type(choice)(f"{Path(match['file']).absolute()}{choice[match.end('file') :]}")
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

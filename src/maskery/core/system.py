@@ -91,8 +91,8 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-class Interrupted(BaseException):
-    """A signal asks for the end in the middle of work that need not be finished."""
+class Interrupted(KeyboardInterrupt):
+    """A signal, by its number, ends work in its midst; whatever Ctrl-C undoes is undone."""
 
 
 class StopSignals:
@@ -118,7 +118,7 @@ class StopSignals:
         self._interrupts = launched_world_size() == 1
         try:
             if self._interrupts and self.received is not None:
-                raise Interrupted
+                raise Interrupted(self.received)
             yield
         finally:
             self._interrupts = False
@@ -131,14 +131,10 @@ class StopSignals:
             if is_main_process():
                 os.write(2, NOTICE)  # not print: the signal may have interrupted one
             if self._interrupts:
-                raise Interrupted
+                raise Interrupted(number)
         elif launched_world_size() == 1 or now - self._at > ECHO_SECONDS:
             # Not an exception: whoever asks twice waits for no clean-up.
             os._exit(128 + number)
-
-
-class TerminatedError(KeyboardInterrupt):
-    """A signal's number, raised so that whatever Ctrl-C undoes is undone by SIGTERM too."""
 
 
 @contextmanager
@@ -146,7 +142,7 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
     """Unwind the block at a signal, as Ctrl-C does; its `StoppedError` says `how_to_go_on`."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:
-        raise TerminatedError(number)
+        raise Interrupted(number)
 
     # Somebody else's handler stays, and a signal that is ignored stays so.
     terms = (signal.SIGTERM, signal.SIGHUP)
@@ -154,7 +150,7 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
         with _handled([n for n in terms if signal.getsignal(n) == signal.SIG_DFL], unwind):
             yield
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if isinstance(stop, TerminatedError) else signal.SIGINT
+        number = stop.args[0] if isinstance(stop, Interrupted) else signal.SIGINT
         raise StoppedError(
             f"stopped by {signal.Signals(number).name}; {how_to_go_on}", exit_code=128 + number
         ) from None
@@ -248,29 +244,25 @@ def replace_folder(new: Path, final: Path) -> None:
 
 def read_metrics(path: Path, *, tell: bool = False) -> list[dict[str, Any]]:
     """Return the lines of a `metrics.jsonl` but damaged ones, which `tell` warns of."""
-    lines, damaged = [], []
     # A line that was cut within a character is a damaged one, not an error.
-    for number, text in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if _is_metric(line):
-            lines.append(line)
-        else:
-            damaged.append(number)
+    read = list(map(_metric, path.read_text("utf-8", errors="replace").splitlines()))
+    damaged = [number for number, line in enumerate(read, 1) if line is None]
     if damaged and tell:
         told = (
             "'%s' has %d damaged lines, which are left out (the first is line %d): each must be a "
             "JSON object with a kind, a whole number as step, and numbers"
         )
         log.warning(told, path, len(damaged), damaged[0])
-    return lines
+    return [line for line in read if line is not None]
 
 
-def _is_metric(line: Any) -> bool:
-    """Return True if a line has a kind, a step, and nothing but numbers beside them."""
+def _metric(text: str) -> dict[str, Any] | None:
+    """Read a line; None if it has anything but a kind, a step and numbers."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-        return False
+        return None
     numbers = all(isinstance(line[name], int | float) for name in line if name != "kind")
-    return numbers and isinstance(line.get("step"), int)
+    return line if numbers and isinstance(line.get("step"), int) else None

@@ -27,9 +27,7 @@ from maskery.masking.config import MaskingConfig, PolicyChoice
 from maskery.masking.masker import Masker
 
 # Made or used up here; every other column is passed on.
-CONSUMED = frozenset(
-    {"input_ids", "attention_mask", "labels", "special_tokens_mask", "example_id", "word_starts"}
-)
+CONSUMED = {"input_ids", "labels", "special_tokens_mask", "example_id", "word_starts"}
 # A number of batches that no epoch has: with it the clock stands still.
 FOREVER = 2.0**53
 
@@ -141,13 +139,10 @@ class MaskCollator:
             "attention_mask": torch.from_numpy(inside.astype(np.int64)),
             "labels": _padded(masked.labels(), inside, IGNORE_INDEX),
         }
-        if "attention_mask" in rows[0]:
-            given = _tokenwise(rows, "attention_mask", masked.batch)
-            if given is None:
-                raise DataError("attention_mask and input_ids of a row must agree in length")
-            padded["attention_mask"] = _padded(given, inside, 0)
         for name in rows[0].keys() - CONSUMED:
             given = _tokenwise(rows, name, masked.batch)
+            if given is None and name == "attention_mask":
+                raise DataError("attention_mask and input_ids of a row must agree in length")
             # Labels of other kinds, one for each token, are left out of a loss as ours are.
             filling = IGNORE_INDEX if name.endswith("labels") else 0
             if name == "token_type_ids":

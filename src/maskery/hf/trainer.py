@@ -59,14 +59,12 @@ def masked_lm_trainer(
     packed, reason = can_pack(model, pad_token_id)
     if args.n_gpu > 1:  # its threads would cut a packed row in two
         packed, reason = False, "one process with several GPUs; start with torchrun to pack"
-    if packed:
-        collator: MaskCollator = PackedCollator(
-            tokenizer, masking, seed=args.seed, first_position=first_position(model.config)
-        )
+    collator = (PackedCollator if packed else MaskCollator)(tokenizer, masking, seed=args.seed)
+    if isinstance(collator, PackedCollator):
+        collator.first_position = first_position(model.config)
         args.prediction_loss_only = True  # packed logits of different batches have no common shape
     else:
         log.warning("batches are padded: %s", reason)
-        collator = MaskCollator(tokenizer, masking, seed=args.seed)
     use_fast_dropout(model)
     if new_parameters:
         optimiser = grouped_optimiser(model, args, new_parameters, head_learning_rate)
@@ -84,16 +82,7 @@ def masked_lm_trainer(
 class PackedCollator(MaskCollator):
     """Masks rows and lays them end to end, for a model with Maskery's attention."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        masking: MaskingConfig | None = None,
-        *,
-        seed: int = 0,
-        first_position: int = 0,
-    ) -> None:
-        super().__init__(tokenizer, masking, seed=seed)
-        self.first_position = first_position
+    first_position = 0  # Of a row's first token; not 0 for a model that counts on from padding
 
     def arrange(self, masked: MaskedTokens, rows: Sequence[Row]) -> dict[str, Any]:
         """Lay a masked batch out: (1, T) ids and labels, and the rows' boundaries."""

@@ -6,8 +6,6 @@ outfits; every run of `len(OUTFITS)` people is one shuffled deck. Inside an outf
 order, before one repeats; then the hair differs. Bags, hats and build are drawn freely on top.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
@@ -94,14 +92,7 @@ class Colour(Enum):
 
 GARMENT_COLOURS = tuple(colour for colour in Colour if colour is not Colour.BLONDE)
 # Shoes, bags and hats are small: only colours that a few pixels can tell apart.
-SMALL_COLOURS = (
-    Colour.BLACK,
-    Colour.WHITE,
-    Colour.RED,
-    Colour.YELLOW,
-    Colour.GREEN,
-    Colour.BLUE,
-)
+SMALL_COLOURS = tuple(map(Colour, ("black", "white", "red", "yellow", "green", "blue")))
 HAIR_COLOURS = (Colour.BLACK, Colour.BROWN, Colour.BLONDE, Colour.RED, Colour.GREY)
 HAIR_STYLES: dict[Figure, tuple[tuple[Hair, Colour | None], ...]] = {
     figure: tuple((hair, colour) for hair in (Hair.SHORT, Hair.LONG) for colour in HAIR_COLOURS)
@@ -128,9 +119,8 @@ def _deck() -> tuple[Outfit, ...]:
     cards = [Outfit(woman, upper, lower) for upper in tops for lower in Lower]
     cards += 2 * [Outfit(woman, Upper.COAT, lower) for lower in (Lower.TROUSERS, Lower.SKIRT)]
     cards += 4 * [Outfit(woman, Upper.DRESS, None)]
-    cards += 2 * [
-        Outfit(man, upper, lower) for upper in tops for lower in (Lower.TROUSERS, Lower.SHORTS)
-    ]
+    trousers = (Lower.TROUSERS, Lower.SHORTS)
+    cards += 2 * [Outfit(man, upper, lower) for upper in tops for lower in trousers]
     cards += 4 * [Outfit(man, Upper.COAT, Lower.TROUSERS)]
     return tuple(cards)
 
@@ -141,55 +131,30 @@ OUTFITS = _deck()
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One drawn person.
+    """One drawn person."""
 
-    Attributes:
-        seed: Of the dataset.
-        number: From 0.
-        outfit: Figure and kinds of garment.
-        build: How broad the body is.
-        upper_colour: Of the upper garment.
-        lower_colour: Of the lower garment; under a dress, of the belt.
-        shoes_colour: Of both shoes.
-        hair: How long.
-        hair_colour: None for the bald.
-        bag: Or None.
-        bag_colour: None without a bag; never that of the upper garment, which would hide it.
-        bag_on_left: The person's own left hand or hip.
-        hat: Or None.
-        hat_colour: None without a hat.
-        skin: Tone, from 0 (light) to `SKIN_TONES` - 1 (dark); never named.
-        stature: Height relative to the others, about 1.
-    """
-
-    seed: int
-    number: int
+    seed: int  # Of the dataset
+    number: int  # From 0
     outfit: Outfit
     build: Build
     upper_colour: Colour
-    lower_colour: Colour
+    lower_colour: Colour  # Of the lower garment; under a dress, of the belt
     shoes_colour: Colour
     hair: Hair
-    hair_colour: Colour | None
+    hair_colour: Colour | None  # None for the bald
     bag: Bag | None
-    bag_colour: Colour | None
-    bag_on_left: bool
+    bag_colour: Colour | None  # Never that of the upper garment, which would hide the bag
+    bag_on_left: bool  # The person's own left hand or hip
     hat: Hat | None
     hat_colour: Colour | None
-    skin: int
-    stature: float
+    skin: int  # Tone, from 0 (light) to `SKIN_TONES` - 1 (dark); never named
+    stature: float  # Height relative to the others, about 1
 
     @property
     def looks(self) -> tuple[object, ...]:
         """Return the looks that never repeat within a dataset: outfit, its colours, and hair."""
-        return (
-            self.outfit,
-            self.upper_colour,
-            self.lower_colour,
-            self.shoes_colour,
-            self.hair,
-            self.hair_colour,
-        )
+        colours = self.upper_colour, self.lower_colour, self.shoes_colour
+        return self.outfit, *colours, self.hair, self.hair_colour
 
 
 def _num_clothings(outfit: Outfit) -> int:

@@ -1,16 +1,14 @@
 """Draw bags."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Bag, Identity
 from maskery.people.body import SHOULDER, Body
-from maskery.people.canvas import RGB, Canvas, shade
+from maskery.people.canvas import RGB, Canvas, mark_on
 from maskery.people.palette import PAINTS
 from maskery.people.scene import View
 
 
 def _strap(colour: RGB) -> RGB:
-    return shade(colour, 0.7) if sum(colour) > 150 else (84, 84, 90)
+    return mark_on(colour, 0.7, (84, 84, 90))
 
 
 def draw_bag_behind(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
@@ -54,15 +52,9 @@ def _draw_handbag(canvas: Canvas, body: Body, colour: RGB) -> None:
     x, y = body.bag_arm.end
     strap = _strap(colour)
     canvas.line([(x - 0.035, y + 0.075), (x, y), (x + 0.035, y + 0.075)], strap, 0.014)
-    canvas.polygon(
-        [
-            (x - 0.05, y + 0.06),
-            (x + 0.05, y + 0.06),
-            (x + 0.065, y + 0.165),
-            (x - 0.065, y + 0.165),
-        ],
-        colour,
-    )
+    top, bottom = y + 0.06, y + 0.165
+    corners = [(x - 0.05, top), (x + 0.05, top), (x + 0.065, bottom), (x - 0.065, bottom)]
+    canvas.polygon(corners, colour)
 
 
 def _draw_shoulder_bag(canvas: Canvas, body: Body, colour: RGB, view: View) -> None:

@@ -3,24 +3,14 @@
 In profile the body faces the positive x; the canvas mirrors it for the other side.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from maskery.people.attributes import Build, Figure, Identity
 from maskery.people.canvas import Point
-from maskery.people.scene import Pose, Scene, View
+from maskery.people.scene import Pose, Scene, View, bag_is_near
 
-CHIN, NECK, SHOULDER, WAIST, HIP, KNEE, ANKLE, SOLE = (
-    0.168,
-    0.19,
-    0.21,
-    0.42,
-    0.53,
-    0.74,
-    0.925,
-    0.955,
-)
+CHIN, NECK, SHOULDER, WAIST = 0.168, 0.19, 0.21, 0.42
+HIP, KNEE, ANKLE, SOLE = 0.53, 0.74, 0.925, 0.955
 HEAD_CENTRE, HEAD_RADII = 0.088, (0.068, 0.084)
 BREADTHS = {Build.SLIM: 0.82, Build.AVERAGE: 1.0, Build.BROAD: 1.24}
 # Half widths at shoulder, waist and hip, seen from the front.
@@ -44,26 +34,15 @@ class Limb:
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """The proportions and joints of a person in a scene.
+    """The proportions and joints of a person in a scene."""
 
-    Attributes:
-        breadth: Of the build, 1 for the average.
-        shoulder: Half width.
-        waist: Half width.
-        hip: Half width.
-        legs: In profile the far one first.
-        arms: In profile the far one first; otherwise the one on the left of the picture.
-        bag_side: 1 where the bag is carried on the right of the picture (in profile: on the near
-            side), -1 otherwise.
-    """
-
-    breadth: float
-    shoulder: float
+    breadth: float  # Of the build, 1 for the average
+    shoulder: float  # Half width, as are the next two
     waist: float
     hip: float
-    legs: tuple[Limb, Limb]
-    arms: tuple[Limb, Limb]
-    bag_side: int
+    legs: tuple[Limb, Limb]  # In profile the far one first
+    arms: tuple[Limb, Limb]  # Likewise; otherwise the one on the left of the picture
+    bag_side: int  # 1 for a bag on the right of the picture (in profile: on the near side), or -1
 
     @property
     def bag_arm(self) -> Limb:
@@ -76,8 +55,7 @@ def body_of(identity: Identity, scene: Scene) -> Body:
     breadth = BREADTHS[identity.build]
     shoulder, waist, hip = (half * breadth for half in OUTLINES[identity.outfit.figure])
     if scene.view.is_side:
-        near = scene.view is (View.LEFT if identity.bag_on_left else View.RIGHT)
-        side = 1 if near else -1
+        side = 1 if bag_is_near(identity, scene.view) else -1
         # A body is nearly as deep at the waist as it is broad at the hip.
         shoulder = waist = (shoulder + waist) / 2 * PROFILE
         hip *= PROFILE

@@ -31,9 +31,9 @@ def is_light(colour: RGB) -> bool:
     return sum(colour) > 420
 
 
-def edge_of(colour: RGB) -> RGB:
-    """Return the outline colour of a shape: darker, but never lost on black."""
-    return shade(colour, 0.55) if sum(colour) > 150 else (70, 70, 76)
+def mark_on(colour: RGB, factor: float = 0.55, on_black: RGB = (70, 70, 76)) -> RGB:
+    """Return the colour of outlines and seams on `colour`: darker, but never lost on black."""
+    return shade(colour, factor) if sum(colour) > 150 else on_black
 
 
 class Canvas:
@@ -62,20 +62,16 @@ class Canvas:
         """Draw a filled polygon."""
         corners = [self._at(point) for point in points]
         if outline:
-            self.draw.polygon(corners, colour, edge_of(colour), self.line_width)
+            self.draw.polygon(corners, colour, mark_on(colour), self.line_width)
         else:
             self.draw.polygon(corners, colour)
 
     def ellipse(self, centre: Point, radii: Point, colour: RGB, *, outline: bool = True) -> None:
         """Draw a filled ellipse."""
         x, y = self._at(centre)
-        box = (
-            x - radii[0] * self.unit,
-            y - radii[1] * self.unit,
-            x + radii[0] * self.unit,
-            y + radii[1] * self.unit,
-        )
-        edge = edge_of(colour) if outline else colour
+        across, down = radii[0] * self.unit, radii[1] * self.unit
+        box = (x - across, y - down, x + across, y + down)
+        edge = mark_on(colour) if outline else colour
         self.draw.ellipse(box, colour, edge, self.line_width)
 
     def rounded(self, corner: Point, opposite: Point, colour: RGB, *, radius: float) -> None:
@@ -83,18 +79,17 @@ class Canvas:
         (x0, y0), (x1, y1) = self._at(corner), self._at(opposite)
         box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         size = min(radius * self.unit, (box[2] - box[0]) / 2, (box[3] - box[1]) / 2)
-        self.draw.rounded_rectangle(box, size, colour, edge_of(colour), self.line_width)
+        self.draw.rounded_rectangle(box, size, colour, mark_on(colour), self.line_width)
 
     def line(self, points: Sequence[Point], colour: RGB, width: float) -> None:
         """Draw a line without outline; `width` in figure units, at least one pixel."""
-        self.draw.line(
-            [self._at(point) for point in points], colour, max(1, round(width * self.unit))
-        )
+        corners = [self._at(point) for point in points]
+        self.draw.line(corners, colour, max(1, round(width * self.unit)))
 
     def limb(self, points: Sequence[Point], colour: RGB, width: float) -> None:
         """Draw a thick line with round joints and ends, outlined."""
         corners = [self._at(point) for point in points]
-        for extra, fill in ((self.line_width, edge_of(colour)), (-self.line_width, colour)):
+        for extra, fill in ((self.line_width, mark_on(colour)), (-self.line_width, colour)):
             thickness = max(1, round(width * self.unit + extra))
             radius = (thickness - 1) / 2
             self.draw.line(corners, fill, thickness)

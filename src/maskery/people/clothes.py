@@ -1,10 +1,8 @@
 """Draw garments, shoes and bare limbs."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Identity, Lower, Upper
 from maskery.people.body import ANKLE, HIP, KNEE, NECK, SHOULDER, SOLE, WAIST, Body, Limb
-from maskery.people.canvas import RGB, Canvas, Point, is_light, shade
+from maskery.people.canvas import RGB, Canvas, Point, is_light, mark_on, shade
 from maskery.people.palette import DARK_CLOTH, PAINTS, PALE_CLOTH, SKIN_PAINTS
 from maskery.people.scene import View
 
@@ -45,12 +43,9 @@ def draw_legs(canvas: Canvas, identity: Identity, body: Body, view: View) -> Non
         bottom = max(body.hip + 0.045, reach + 0.06)
         _skirt(canvas, body.waist, bottom, WAIST, KNEE + 0.04, cloth)
     elif identity.outfit.lower is not None:
-        hip, top = body.hip, HIP - 0.04
-        canvas.polygon(
-            [(-hip, top), (hip, top), (hip, HIP + 0.03), (0, HIP + 0.055), (-hip, HIP + 0.03)],
-            cloth,
-            outline=False,
-        )
+        hip, top, low = body.hip, HIP - 0.04, HIP + 0.03
+        seat = [(-hip, top), (hip, top), (hip, low), (0, HIP + 0.055), (-hip, low)]
+        canvas.polygon(seat, cloth, outline=False)
 
 
 def _draw_shoe(canvas: Canvas, leg: Limb, colour: RGB, view: View) -> None:
@@ -68,7 +63,7 @@ def _skirt(
 ) -> None:
     """Draw a flared piece with two folds."""
     canvas.polygon([(-top, waist), (top, waist), (bottom, hem), (-bottom, hem)], colour)
-    fold = shade(colour, 0.78) if sum(colour) > 150 else shade(colour, 1.25)
+    fold = mark_on(colour, 0.78, shade(colour, 1.25))
     for side in (-0.4, 0.4):
         canvas.line([(side * top, waist + 0.09), (side * bottom, hem - 0.012)], fold, 0.01)
 
@@ -96,9 +91,9 @@ def draw_upper(canvas: Canvas, identity: Identity, body: Body, view: View) -> No
     DETAILS[kind](canvas, identity, body, view)
 
 
-def _mark_on(colour: RGB) -> RGB:
+def _seam_on(colour: RGB) -> RGB:
     """Return a colour for seams that shows on `colour`."""
-    return shade(colour, 0.6) if sum(colour) > 150 else (105, 105, 112)
+    return mark_on(colour, 0.6, (105, 105, 112))
 
 
 def _stripe_on(colour: RGB) -> RGB:
@@ -124,7 +119,7 @@ def _sweater(canvas: Canvas, identity: Identity, body: Body, _view: View) -> Non
 
 def _jacket(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     """Draw a garment dark over the shoulders and at the hem, open over a shirt."""
-    mark = _mark_on(PAINTS[identity.upper_colour])
+    mark = _seam_on(PAINTS[identity.upper_colour])
     hem, yoke = HEMS[Upper.JACKET], 0.275
     shoulder = body.shoulder - 0.004
     neck, low = NECK - 0.004, yoke - 0.012
@@ -133,15 +128,14 @@ def _jacket(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     canvas.polygon([*right, (0, yoke), *left], mark, outline=False)
     canvas.line([(-body.hip, hem - 0.018), (body.hip, hem - 0.018)], mark, 0.036)
     if view is View.FRONT:
-        canvas.polygon(
-            [(-0.04, NECK), (0.04, NECK), (0.028, hem), (-0.028, hem)], _shirt_under(identity)
-        )
+        opening = [(-0.04, NECK), (0.04, NECK), (0.028, hem), (-0.028, hem)]
+        canvas.polygon(opening, _shirt_under(identity))
     canvas.ellipse((0, NECK), (0.058, 0.022), mark, outline=False)
 
 
 def _coat(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     """Draw belt, buttons and a wide collar."""
-    mark = _mark_on(PAINTS[identity.upper_colour])
+    mark = _seam_on(PAINTS[identity.upper_colour])
     canvas.line([(-body.waist, WAIST + 0.015), (body.waist, WAIST + 0.015)], mark, 0.03)
     canvas.ellipse((0, NECK + 0.004), (0.066, 0.03), mark, outline=False)
     hem = HEMS[Upper.COAT]
@@ -155,7 +149,7 @@ def _coat(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
 
 def _vest(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     """Draw a deep neck over the shirt, and a zip in front."""
-    mark = _mark_on(PAINTS[identity.upper_colour])
+    mark = _seam_on(PAINTS[identity.upper_colour])
     inner = _shirt_under(identity)
     if view is View.FRONT:
         canvas.polygon([(-0.055, NECK - 0.01), (0.055, NECK - 0.01), (0, 0.31)], inner)
@@ -167,17 +161,9 @@ def _vest(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
 def _dress(canvas: Canvas, identity: Identity, body: Body, view: View) -> None:
     """Draw a round neck and the belt."""
     _shirt(canvas, identity, body, view)
-    half = body.waist + 0.006
-    belt = PAINTS[identity.lower_colour]
-    canvas.polygon(
-        [
-            (-half, WAIST - 0.022),
-            (half, WAIST - 0.022),
-            (half, WAIST + 0.036),
-            (-half, WAIST + 0.036),
-        ],
-        belt,
-    )
+    half, top, bottom = body.waist + 0.006, WAIST - 0.022, WAIST + 0.036
+    belt = [(-half, top), (half, top), (half, bottom), (-half, bottom)]
+    canvas.polygon(belt, PAINTS[identity.lower_colour])
 
 
 DETAILS = {
@@ -210,7 +196,7 @@ def draw_arm(canvas: Canvas, identity: Identity, arm: Limb, *, far: bool) -> Non
     canvas.limb((arm.root, arm.middle, wrist), sleeve, SLEEVE_WIDTH)
     if kind is Upper.JACKET:
         yoke = between(arm.root, arm.middle, 0.3)
-        canvas.limb((arm.root, yoke), _mark_on(colour), SLEEVE_WIDTH)
+        canvas.limb((arm.root, yoke), _seam_on(colour), SLEEVE_WIDTH)
     elif kind is Upper.SWEATER:
         for start, stop in ((arm.root, arm.middle), (arm.middle, wrist)):
             band = (between(start, stop, 0.42), between(start, stop, 0.58))

@@ -1,35 +1,33 @@
 """The settings of a drawn dataset; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
-from maskery.core.ranges import Range, check_ranges
+from maskery.core.ranges import Count, Range, Settings
 
 SPLITS = ("train", "val", "test")
 MAX_SIDE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeopleConfig:
+class PeopleConfig(Settings):
     """The number of drawn people, of pictures of each, and their size."""
 
-    num_people: Annotated[int, conf.arg(aliases=("--people",))] = 2000
+    num_people: Annotated[Count, conf.arg(aliases=("--people",))] = 2000
     """Different people."""
 
-    images_per_person: int = 4
+    images_per_person: Count = 4
     """Pictures of each person, in different view, pose, light and place."""
 
-    seed: int = 0
+    seed: Annotated[int, Range(0, (1 << 64) - 1)] = 0
     """Decides everything drawn; person n is the same however many are drawn."""
 
-    width: int = 64
+    width: Annotated[int, Range(16, MAX_SIDE, unit="pixels")] = 64
     """Width of the pictures, in pixels."""
 
-    height: int = 128
+    height: Annotated[int, Range(16, MAX_SIDE, unit="pixels")] = 128
     """Height of the pictures, in pixels."""
 
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -47,20 +45,7 @@ class PeopleConfig:
     swapped_captions.npy tells which."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
-        for name in ("num_people", "images_per_person"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed is {self.seed}: it must be from 0 to 2**64 - 1")
-        for name in ("width", "height"):
-            if not 16 <= getattr(self, name) <= MAX_SIDE:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}: it must be from 16 to {MAX_SIDE} pixels"
-                )
-        self._check_splits()
-
-    def _check_splits(self) -> None:
+        super().__post_init__()
         shares = self.splits
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(

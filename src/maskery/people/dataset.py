@@ -1,10 +1,7 @@
 """Write drawn people to a folder, in the layout of CUHK-PEDES and as pairs."""
 
-from __future__ import annotations
-
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
@@ -37,21 +34,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSummary:
-    """The files that `draw_people` has written.
-
-    Attributes:
-        folder: The folder.
-        num_people: By split.
-        num_images: By split.
-        num_captions: By split.
-        num_drawn: Pictures drawn by this call; the others were there already.
-    """
+    """The files that `draw_people` has written."""
 
     folder: Path
-    num_people: dict[str, int]
+    num_people: dict[str, int]  # By split, as the next two
     num_images: dict[str, int]
     num_captions: dict[str, int]
-    num_drawn: int
+    num_drawn: int  # Pictures drawn by this call; the others were there already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +181,8 @@ def _exchanged(pictures: list[_Picture], index: npt.NDArray[np.int64]) -> list[_
     train = [picture for picture in pictures if picture.split == "train"]
     captions = [caption for picture in train for caption in picture.captions]
     given = iter([captions[i] for i in index.tolist()])
-    return [
-        replace(picture, captions=tuple(islice(given, len(picture.captions))))
-        if picture.split == "train"
-        else picture
-        for picture in pictures
-    ]
+    swapped = [replace(p, captions=tuple(islice(given, len(p.captions)))) for p in train]
+    return [*swapped, *(picture for picture in pictures if picture.split != "train")]
 
 
 def _draw_file(path: Path, picture: _Picture, config: PeopleConfig) -> bool:
@@ -220,7 +205,7 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file so that it exists whole or not at all."""
     partial = path.with_name(f"{path.name}.part")
     partial.write_bytes(content)
-    os.replace(partial, path)  # noqa: PTH105 - the atomic one
+    partial.replace(path)
 
 
 def _tokens(caption: str) -> list[str]:
@@ -242,26 +227,19 @@ def _write_annotations(folder: Path, pictures: list[_Picture]) -> None:
     text = ",\n".join(json.dumps(record) for record in records)
     _write(folder / ANNOTATIONS, f"[\n{text}\n]\n".encode())
     for split in SPLITS:
-        lines = [
-            json.dumps(
-                {
-                    "image": f"{IMAGES}/{picture.file}",
-                    "caption": list(picture.captions),
-                    "person": picture.number + 1,
-                }
-            )
-            for picture in pictures
-            if picture.split == split
-        ]
+        lines = ""
+        for picture in (picture for picture in pictures if picture.split == split):
+            image, captions = f"{IMAGES}/{picture.file}", list(picture.captions)
+            pair = {"image": image, "caption": captions, "person": picture.number + 1}
+            lines += f"{json.dumps(pair)}\n"
         if lines:
-            _write(folder / f"pairs_{split}.jsonl", "".join(f"{x}\n" for x in lines).encode())
+            _write(folder / f"pairs_{split}.jsonl", lines.encode())
 
 
 def _summary(
     folder: Path, config: PeopleConfig, pictures: list[_Picture], num_drawn: int
 ) -> DrawnSummary:
-    num_images = dict.fromkeys(SPLITS, 0)
-    num_captions = dict.fromkeys(SPLITS, 0)
+    num_images, num_captions = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
     for picture in pictures:
         num_images[picture.split] += 1
         num_captions[picture.split] += len(picture.captions)

@@ -52,12 +52,13 @@ def render(identity: Identity, image_index: int, size: tuple[int, int], style: i
 
 def render_scene(identity: Identity, scene: Scene, size: tuple[int, int], style: int = 1) -> Image:
     """Draw a person in a scene of one's own choice; see `render`."""
-    purpose = "draw people"
-    image_module = require("PIL.Image", extra="vision", purpose=purpose)
-    draw_module = require("PIL.ImageDraw", extra="vision", purpose=purpose)
+    images, drawing = (
+        require(module, extra="vision", purpose="draw people")
+        for module in ("PIL.Image", "PIL.ImageDraw")
+    )
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
-    surface = image_module.new("RGB", large)
-    draw = draw_module.Draw(surface)
+    surface = images.new("RGB", large)
+    draw = drawing.Draw(surface)
     draw_place(draw, large, scene)
     if style == 2:  # places by night
         surface.paste(surface.point(lambda level: 0.9 * (255 - level)))
@@ -67,7 +68,7 @@ def render_scene(identity: Identity, scene: Scene, size: tuple[int, int], style:
     picture = _lit(picture, scene, _noise(identity, scene, picture.shape))
     if style == 2:
         picture = _second_camera(picture, identity, scene)
-    image: Image = image_module.fromarray(picture)
+    image: Image = images.fromarray(picture)
     return image
 
 
@@ -111,10 +112,9 @@ def _noise(identity: Identity, scene: Scene, shape: tuple[int, ...]) -> npt.NDAr
     noise at a quarter of the random words.
     """
     count = int(np.prod(shape))
-    words = draw_words(
-        identity.seed, Stream.CORRUPT, identity.number, scene.image_index, (count + 3) // 4
-    )
-    parts = words.view(np.uint8)[:count]
+    named, needed = [identity.number], (count + 3) // 4
+    (words,) = draw_words(identity.seed, Stream.CORRUPT, named, scene.image_index, needed)
+    parts: npt.NDArray[np.uint8] = words.view(np.uint8)[:count]
     sums = (parts >> 4).astype(np.float32) + (parts & 15).astype(np.float32)
     # The variance of a uniform integer below 16 is (16**2 - 1) / 12.
     return ((sums - 15) / np.float32(np.sqrt(2 * 255 / 12))).reshape(shape)
@@ -139,9 +139,8 @@ def _second_camera(
     grey = levels.mean(axis=2, keepdims=True)
     levels = 255 * ((levels + GREYNESS * (grey - levels)) / 255) ** np.float32(1.3)
     # Of a picture that is nobody's, so that it is not the noise that was added already.
-    noise = _noise(
-        identity, replace(scene, image_index=MAX_EPOCH - scene.image_index), picture.shape
-    )
+    nobody = replace(scene, image_index=MAX_EPOCH - scene.image_index)
+    noise = _noise(identity, nobody, picture.shape)
     levels = levels * np.array(CAST, np.float32) + 6 * noise
     seen: npt.NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return seen

@@ -4,8 +4,6 @@ The seed is mixed with the name of this dataset first, so that a run which masks
 the same seed draws independently of what it looks at.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -27,17 +25,12 @@ def mixed_seed(seed: int) -> int:
 
 
 def draw_words(
-    seed: int, stream: Stream, number: int, round_: int, count: int
+    seed: int, stream: Stream, numbers: Sequence[int], round_: int, count: int
 ) -> npt.NDArray[np.uint32]:
-    """Return the random words of the draw with this name: (count,) uint32."""
-    return random_rows(
-        mixed_seed(seed),
-        stream,
-        round_,
-        np.array([number], np.uint64),
-        np.zeros(1, np.int64),
-        np.array([count], np.int64),
-    )
+    """Return the random words of the draws with these N names: (N, count) uint32."""
+    ids, lengths = np.array(numbers, np.uint64), np.full(len(numbers), count, np.int64)
+    words = random_rows(mixed_seed(seed), stream, round_, ids, np.zeros_like(lengths), lengths)
+    return words.reshape(len(numbers), count)
 
 
 class Draws:
@@ -81,19 +74,11 @@ def draws(seed: int, stream: Stream, number: int, round_: int = 0) -> Draws:
 
 def draw_rows(seed: int, stream: Stream, numbers: Sequence[int], round_: int = 0) -> list[Draws]:
     """Return `draws` for several numbers at once, which costs hardly more than for one."""
-    count = len(numbers)
-    words = random_rows(
-        mixed_seed(seed),
-        stream,
-        round_,
-        np.array(numbers, np.uint64),
-        np.zeros(count, np.int64),
-        np.full(count, NUM_DRAWS, np.int64),
-    )
-    return [Draws(row) for row in words.reshape(count, NUM_DRAWS)]
+    return [Draws(row) for row in draw_words(seed, stream, numbers, round_, NUM_DRAWS)]
 
 
 @lru_cache(maxsize=256)
 def permutation(seed: int, stream: Stream, number: int, size: int) -> npt.NDArray[np.int64]:
     """Return a random order of 0 to size - 1: (size,) int64."""
-    return np.argsort(draw_words(seed, stream, number, 0, size), kind="stable").astype(np.int64)
+    (words,) = draw_words(seed, stream, [number], 0, size)
+    return np.argsort(words, kind="stable").astype(np.int64)

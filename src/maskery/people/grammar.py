@@ -4,79 +4,51 @@ A caption names upper and lower garment with their colours, and some of what els
 never anything that the picture hides, and never left or right, so that pictures may be mirrored.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import TypeAlias
 
 from maskery.core.random import Stream
-from maskery.people.attributes import (
-    Bag,
-    Build,
-    Colour,
-    Figure,
-    Hat,
-    Identity,
-    Lower,
-    Upper,
-)
+from maskery.people.attributes import Bag, Build, Colour, Figure, Hat, Identity, Lower, Upper
 from maskery.people.draws import Draws, draw_rows
-from maskery.people.scene import Pose, Scene, View, scene_of, visible
+from maskery.people.scene import Scene, View, scene_of, visible
 
-COLOUR_NAMES: Mapping[Colour, tuple[str, ...]] = MappingProxyType(
-    {colour: (colour.value,) for colour in Colour}
-    | {
-        Colour.GREY: ("grey", "gray"),
-        Colour.PURPLE: ("purple", "violet"),
-        Colour.BLONDE: ("blonde", "blond"),
-    }
-)
-UPPER_NAMES: Mapping[Upper, tuple[str, ...]] = MappingProxyType(
-    {kind: (kind.value,) for kind in Upper}
-    | {
-        Upper.SHIRT: ("shirt", "top", "tee"),
-        Upper.SWEATER: ("sweater", "jumper"),
-        Upper.DRESS: ("dress", "gown"),
-    }
-)
-LOWER_NAMES: Mapping[Lower, tuple[str, ...]] = MappingProxyType(
-    {
-        Lower.TROUSERS: ("trousers", "pants", "slacks"),
-        Lower.SHORTS: ("shorts",),
-        Lower.SKIRT: ("skirt",),
-    }
-)
+COLOUR_NAMES: dict[Colour, tuple[str, ...]] = {colour: (colour.value,) for colour in Colour} | {
+    Colour.GREY: ("grey", "gray"),
+    Colour.PURPLE: ("purple", "violet"),
+    Colour.BLONDE: ("blonde", "blond"),
+}
+UPPER_NAMES: dict[Upper, tuple[str, ...]] = {kind: (kind.value,) for kind in Upper} | {
+    Upper.SHIRT: ("shirt", "top", "tee"),
+    Upper.SWEATER: ("sweater", "jumper"),
+    Upper.DRESS: ("dress", "gown"),
+}
+LOWER_NAMES: dict[Lower, tuple[str, ...]] = {
+    Lower.TROUSERS: ("trousers", "pants", "slacks"),
+    Lower.SHORTS: ("shorts",),
+    Lower.SKIRT: ("skirt",),
+}
 SHOE_NAMES = ("shoes", "sneakers")
 BELT_NAMES = ("belt", "sash")
-HAT_NAMES: Mapping[Hat, tuple[str, ...]] = MappingProxyType({kind: (kind.value,) for kind in Hat})
-BAG_NAMES: Mapping[Bag, tuple[str, ...]] = MappingProxyType(
-    {
-        Bag.BACKPACK: ("backpack", "rucksack"),
-        Bag.HANDBAG: ("handbag", "purse"),
-        Bag.SHOULDER_BAG: ("shoulder bag", "satchel"),
-    }
-)
-FIGURE_NAMES: Mapping[Figure, tuple[str, ...]] = MappingProxyType(
-    {
-        Figure.MAN: ("man", "guy", "gentleman", "person"),
-        Figure.WOMAN: ("woman", "lady", "girl", "person"),
-    }
-)
-BUILD_NAMES: Mapping[Build, tuple[str, ...]] = MappingProxyType(
-    {Build.SLIM: ("slim", "thin"), Build.AVERAGE: (), Build.BROAD: ("broad", "stout")}
-)
-VIEW_PHRASES: Mapping[View, tuple[str, ...]] = MappingProxyType(
-    {
-        View.FRONT: ("facing the camera", "seen from the front"),
-        View.BACK: ("seen from behind", "facing away"),
-        View.LEFT: ("seen from the side", "in profile"),
-        View.RIGHT: ("seen from the side", "in profile"),
-    }
-)
-POSE_NAMES: Mapping[Pose, str] = MappingProxyType(
-    {Pose.STANDING: "standing", Pose.WALKING: "walking", Pose.WAVING: "waving"}
-)
+HAT_NAMES = {kind: (kind.value,) for kind in Hat}
+BAG_NAMES = {
+    Bag.BACKPACK: ("backpack", "rucksack"),
+    Bag.HANDBAG: ("handbag", "purse"),
+    Bag.SHOULDER_BAG: ("shoulder bag", "satchel"),
+}
+FIGURE_NAMES = {
+    Figure.MAN: ("man", "guy", "gentleman", "person"),
+    Figure.WOMAN: ("woman", "lady", "girl", "person"),
+}
+BUILD_NAMES = {Build.SLIM: ("slim", "thin"), Build.AVERAGE: (), Build.BROAD: ("broad", "stout")}
+VIEW_PHRASES = {
+    View.FRONT: ("facing the camera", "seen from the front"),
+    View.BACK: ("seen from behind", "facing away"),
+    View.LEFT: ("seen from the side", "in profile"),
+    View.RIGHT: ("seen from the side", "in profile"),
+}
+EXTRA_SHARE = 0.7  # Of the captions, that name each thing beyond the two garments
+FIRST_NAME_SHARE = 0.6  # The probability of the first of several synonyms
 
 
 def _synonyms(groups: Iterable[tuple[str, ...]]) -> dict[str, frozenset[str]]:
@@ -87,64 +59,30 @@ def _synonyms(groups: Iterable[tuple[str, ...]]) -> dict[str, frozenset[str]]:
 
 _COLOURS = _synonyms(COLOUR_NAMES.values())
 _GARMENTS = _synonyms(
-    [
-        *UPPER_NAMES.values(),
-        *LOWER_NAMES.values(),
-        *HAT_NAMES.values(),
-        SHOE_NAMES,
-        BELT_NAMES,
-    ]
+    [*UPPER_NAMES.values(), *LOWER_NAMES.values(), *HAT_NAMES.values(), SHOE_NAMES, BELT_NAMES]
 )
 _BAGS = _synonyms(BAG_NAMES.values())
-
-COLOUR_WORDS: frozenset[str] = frozenset(_COLOURS)
-"""All words for colours of garments, bags, hats and hair, in lower case."""
-
-GARMENT_WORDS: frozenset[str] = frozenset(_GARMENTS)
-"""All words for things that are worn, in lower case."""
-
-BAG_WORDS: frozenset[str] = frozenset(_BAGS)
-"""All words for bags, in lower case."""
-
-SYNONYMS: Mapping[str, frozenset[str]] = MappingProxyType(_COLOURS | _GARMENTS | _BAGS)
-"""For each colour, garment and bag word, the words that name the same thing, itself among them."""
-
-EXTRA_SHARE = 0.7
-"""The share of captions that name each thing beyond the two garments."""
-
-FIRST_NAME_SHARE = 0.6
-"""The probability of the first of several synonyms."""
+# All words, in lower case: for colours of garments, bags, hats and hair; for things that are worn;
+# for bags. Then for each of them the words that name the same thing, itself among them.
+COLOUR_WORDS, GARMENT_WORDS, BAG_WORDS = map(frozenset[str], (_COLOURS, _GARMENTS, _BAGS))
+SYNONYMS = _COLOURS | _GARMENTS | _BAGS
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Phrases:
-    """The parts that a caption is put together from.
+    """The parts that a caption is put together from."""
 
-    Attributes:
-        noun: "slim woman".
-        pronoun: "she".
-        possessive: "her".
-        upper: Colour and noun.
-        lower: Colour and noun, of the lower garment or the belt.
-        belted: Whether `lower` is a belt.
-        worn: Further things worn, as noun phrases with article.
-        hair: "long brown hair", or empty.
-        bag: Noun phrase with article, or empty.
-        view: "seen from behind", or empty.
-        pose: "walking".
-    """
-
-    noun: str
-    pronoun: str
-    possessive: str
-    upper: tuple[str, str]
-    lower: tuple[str, str]
-    belted: bool
-    worn: tuple[str, ...]
-    hair: str
-    bag: str
-    view: str
-    pose: str
+    noun: str  # "slim woman"
+    pronoun: str  # "she"
+    possessive: str  # "her"
+    upper: tuple[str, str]  # Colour and noun
+    lower: tuple[str, str]  # The same of the lower garment or the belt
+    belted: bool  # True if `lower` is a belt
+    worn: tuple[str, ...]  # Further things worn, as noun phrases with article
+    hair: str  # "long brown hair", or empty
+    bag: str  # Noun phrase with article, or empty
+    view: str  # "seen from behind", or empty
+    pose: str  # "walking"
 
 
 def _name(draw: Draws, names: tuple[str, ...]) -> str:
@@ -187,11 +125,9 @@ def _phrases(identity: Identity, scene: Scene, draw: Draws) -> _Phrases:
         hat = _name(draw, HAT_NAMES[identity.hat])
         worn.append(_one(colour(identity.hat_colour), hat, pair=False))
     if seen.hair and draw.chance(EXTRA_SHARE):
-        hair = (
-            f"{identity.hair.value} {colour(identity.hair_colour)} hair"
-            if (identity.hair_colour)
-            else "a bald head"
-        )
+        hair = "a bald head"
+        if identity.hair_colour:
+            hair = f"{identity.hair.value} {colour(identity.hair_colour)} hair"
     if seen.bag and identity.bag and identity.bag_colour and draw.chance(EXTRA_SHARE):
         name = _name(draw, BAG_NAMES[identity.bag])
         bag = _one(colour(identity.bag_colour), name, pair=False)
@@ -212,14 +148,14 @@ def _phrases(identity: Identity, scene: Scene, draw: Draws) -> _Phrases:
         hair=hair,
         bag=bag,
         view=view,
-        pose=POSE_NAMES[scene.pose],
+        pose=scene.pose.value,
     )
 
 
-def _carried(phrases: _Phrases, subject: str, draw: Draws) -> str:
+def _carried(phrases: _Phrases, draw: Draws) -> str:
     """Return a sentence about the bag, or nothing."""
     verb = draw.choice(("carries", "has", "is carrying"))
-    return f"{subject} {verb} {phrases.bag}." if phrases.bag else ""
+    return f"{phrases.pronoun} {verb} {phrases.bag}." if phrases.bag else ""
 
 
 def _clothes(phrases: _Phrases, draw: Draws) -> list[str]:
@@ -237,7 +173,7 @@ def _wears(phrases: _Phrases, draw: Draws) -> list[str]:
     view = f", {phrases.view}," if phrases.view else ""
     verb = draw.choice(("wears", "is wearing", "is dressed in"))
     first = f"{_article(phrases.noun)}{hair}{view} {verb} {_list(_clothes(phrases, draw))}."
-    return [first, _carried(phrases, phrases.pronoun, draw)]
+    return [first, _carried(phrases, draw)]
 
 
 def _doing(phrases: _Phrases, draw: Draws) -> list[str]:
@@ -271,7 +207,7 @@ def _told(phrases: _Phrases, draw: Draws) -> list[str]:
     ]
     rest = [*([phrases.hair] if phrases.hair else []), *phrases.worn]
     sentences.append(f"{phrases.pronoun} has {_list(rest)}." if rest else "")
-    return [*sentences, _carried(phrases, phrases.pronoun, draw)]
+    return [*sentences, _carried(phrases, draw)]
 
 
 def _picture(phrases: _Phrases, draw: Draws) -> list[str]:
@@ -284,13 +220,8 @@ def _picture(phrases: _Phrases, draw: Draws) -> list[str]:
     return [f"{opening} {_article(phrases.noun)}{view} in {clothes}{tail}."]
 
 
-SHAPES: tuple[Callable[[_Phrases, Draws], list[str]], ...] = (
-    _wears,
-    _doing,
-    _wearing,
-    _told,
-    _picture,
-)
+Shape: TypeAlias = Callable[[_Phrases, Draws], list[str]]  # Returns the sentences of a caption
+SHAPES: tuple[Shape, ...] = (_wears, _doing, _wearing, _told, _picture)
 
 
 def captions_of(identity: Identity, image_index: int, count: int = 2) -> tuple[str, ...]:
@@ -316,11 +247,6 @@ def captions_of(identity: Identity, image_index: int, count: int = 2) -> tuple[s
     )
 
 
-def _caption(
-    identity: Identity,
-    scene: Scene,
-    shape: Callable[[_Phrases, Draws], list[str]],
-    draw: Draws,
-) -> str:
+def _caption(identity: Identity, scene: Scene, shape: Shape, draw: Draws) -> str:
     sentences = shape(_phrases(identity, scene, draw), draw)
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences if sentence)

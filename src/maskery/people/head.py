@@ -1,15 +1,21 @@
 """Draw head, face, hair and hats."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Hair, Hat, Identity
 from maskery.people.body import CHIN, HEAD_CENTRE, HEAD_RADII, SHOULDER
-from maskery.people.canvas import RGB, Canvas, shade
+from maskery.people.canvas import RGB, Canvas, mark_on, shade
 from maskery.people.palette import HAIR_PAINTS, PAINTS, SKIN_PAINTS
 from maskery.people.scene import View
 
 LONG_HAIR_END = 0.33
 EYE: RGB = (40, 34, 34)
+HAIR_OF_A_SIDE = [
+    *((0.05, 0.045), (0.036, 0.01), (0.0, -0.008), (-0.045, 0.008), (-0.076, 0.06)),
+    *((-0.07, 0.13), (-0.03, 0.14), (-0.008, 0.1), (0.0, 0.055)),
+]
+HAIR_OF_A_FACE = [
+    *((-0.074, 0.09), (-0.07, 0.035), (-0.035, 0.0), (0.0, -0.008), (0.035, 0.0), (0.07, 0.035)),
+    *((0.074, 0.09), (0.052, 0.058), (0.02, 0.048), (-0.03, 0.052), (-0.054, 0.06)),
+]
 
 
 def draw_hair_behind(canvas: Canvas, identity: Identity, view: View) -> None:
@@ -22,9 +28,8 @@ def draw_hair_behind(canvas: Canvas, identity: Identity, view: View) -> None:
 def draw_neck(canvas: Canvas, identity: Identity) -> None:
     """Draw the neck, under the garment."""
     colour = shade(SKIN_PAINTS[identity.skin], 0.9)
-    canvas.polygon(
-        [(-0.03, CHIN - 0.03), (0.03, CHIN - 0.03), (0.036, SHOULDER), (-0.036, SHOULDER)], colour
-    )
+    top = CHIN - 0.03
+    canvas.polygon([(-0.03, top), (0.03, top), (0.036, SHOULDER), (-0.036, SHOULDER)], colour)
 
 
 def draw_head(canvas: Canvas, identity: Identity, view: View) -> None:
@@ -56,62 +61,20 @@ def _draw_hair(canvas: Canvas, hair: Hair, colour: RGB, view: View) -> None:
     if view.is_side:
         if hair is Hair.LONG:
             canvas.rounded((-0.095, 0.05), (-0.005, LONG_HAIR_END), colour, radius=0.04)
-        canvas.polygon(
-            [
-                (0.05, 0.045),
-                (0.036, 0.01),
-                (0.0, -0.008),
-                (-0.045, 0.008),
-                (-0.076, 0.06),
-                (-0.07, 0.13),
-                (-0.03, 0.14),
-                (-0.008, 0.1),
-                (0.0, 0.055),
-            ],
-            colour,
-        )
+        canvas.polygon(HAIR_OF_A_SIDE, colour)
         return
-    canvas.polygon(
-        [
-            (-0.074, 0.09),
-            (-0.07, 0.035),
-            (-0.035, 0.0),
-            (0.0, -0.008),
-            (0.035, 0.0),
-            (0.07, 0.035),
-            (0.074, 0.09),
-            (0.052, 0.058),
-            (0.02, 0.048),
-            (-0.03, 0.052),
-            (-0.054, 0.06),
-        ],
-        colour,
-    )
+    canvas.polygon(HAIR_OF_A_FACE, colour)
     if hair is Hair.LONG:
         for side in (-1, 1):
-            lock = [
-                (side * 0.06, 0.045),
-                (side * 0.1, 0.08),
-                (side * 0.1, 0.27),
-                (side * 0.064, 0.26),
-            ]
-            canvas.polygon(lock, colour)
+            lock = ((0.06, 0.045), (0.1, 0.08), (0.1, 0.27), (0.064, 0.26))
+            canvas.polygon([(side * x, y) for x, y in lock], colour)
 
 
 def _draw_cap(canvas: Canvas, colour: RGB, view: View) -> None:
     """Draw a round crown, with a peak to where the person looks."""
-    canvas.polygon(
-        [
-            (-0.078, 0.056),
-            (-0.072, 0.012),
-            (-0.04, -0.022),
-            (0.04, -0.022),
-            (0.072, 0.012),
-            (0.078, 0.056),
-        ],
-        colour,
-    )
-    peak = shade(colour, 0.75) if sum(colour) > 150 else (70, 70, 76)
+    right = [(0.04, -0.022), (0.072, 0.012), (0.078, 0.056)]
+    canvas.polygon([*((-x, y) for x, y in reversed(right)), *right], colour)
+    peak = mark_on(colour, 0.75)
     if view.is_side:
         canvas.polygon([(0.05, 0.036), (0.14, 0.056), (0.14, 0.07), (0.05, 0.06)], peak)
     elif view is View.FRONT:

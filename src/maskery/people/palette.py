@@ -1,7 +1,5 @@
 """The paint of each colour word."""
 
-from __future__ import annotations
-
 from maskery.people.attributes import Colour
 from maskery.people.canvas import RGB
 

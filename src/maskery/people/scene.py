@@ -1,7 +1,5 @@
 """The circumstances of one picture: view, pose, place and light, and what can be seen in it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -53,36 +51,20 @@ class Occluder(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture's circumstances.
+    """One picture's circumstances."""
 
-    Attributes:
-        image_index: From 0, within the identity.
-        view: From where the person is seen.
-        pose: What the person does.
-        stride: How far the legs are apart when walking, in [0, 1].
-        place: The background.
-        layout: Two numbers in [0, 1) that place the things in the background.
-        brightness: Factor on all channels.
-        tint: Factors on red, green and blue.
-        contrast: Factor on the distance from mid-grey.
-        scale: Size of the person relative to the picture.
-        shift: Of the person, in shares of the picture's width and height.
-        noise: Of the sensor; the standard deviation in grey levels of 255.
-        occluder: Or None.
-    """
-
-    image_index: int
+    image_index: int  # From 0, within the identity
     view: View
     pose: Pose
-    stride: float
+    stride: float  # How far the legs are apart when walking, in [0, 1]
     place: Place
-    layout: tuple[float, float]
-    brightness: float
-    tint: tuple[float, float, float]
-    contrast: float
-    scale: float
-    shift: tuple[float, float]
-    noise: float
+    layout: tuple[float, float]  # Two numbers in [0, 1) that place the things in the background
+    brightness: float  # Factor on all channels
+    tint: tuple[float, float, float]  # Factors on red, green and blue
+    contrast: float  # Factor on the distance from mid-grey
+    scale: float  # Size of the person relative to the picture
+    shift: tuple[float, float]  # Of the person, in shares of the picture's width and height
+    noise: float  # Of the sensor; the standard deviation in grey levels of 255
     occluder: Occluder | None
 
 
@@ -147,9 +129,8 @@ def visible(identity: Identity, scene: Scene) -> Visible:
     if identity.bag is Bag.BACKPACK:
         bag = scene.view is not View.FRONT
     else:
-        bag = identity.bag is not None and (
-            not scene.view.is_side or bag_is_near(identity, scene.view)
-        )
+        in_sight = not scene.view.is_side or bag_is_near(identity, scene.view)
+        bag = identity.bag is not None and in_sight
     return Visible(
         hair=identity.hat is None or identity.hair is Hair.LONG,
         bag=bag,

@@ -67,11 +67,14 @@ def run_in_folder(
     processes = join_processes()
     with run_folder.held_run_folder(processes, config, default) as held:
         folder = held.path
+
+        def prepared() -> tuple[Any, bool]:
+            run: Any = prepare(folder)
+            return run, processes.is_main and _may_save_config(folder, run.identity)
+
         try:
             # The others find what the main process leaves on disk: tokenizer, tokens.
-            with processes.main_first():
-                run: Any = prepare(folder)
-                writes = processes.is_main and _may_save_config(folder, run.identity)
+            run, writes = processes.main_first(prepared)
             if writes:
                 save_config(folder, replace(config, output=folder))
         except BaseException:

@@ -1,11 +1,11 @@
 """The person-search quickstart: draw people, learn to find them, and show five searches."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from maskery.core.bars import Bar
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_queries
@@ -40,11 +40,12 @@ def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
 
 
 def run_person_search_quickstart(
-    folder: Path, draw_progress: Callable[[int, int], None] | None = None, *, progress: bool = True
+    folder: Path, *, progress: bool = True
 ) -> tuple[PersonSearchResult, Retrieval, Retrieval]:
     """Draw people into a new folder, train, measure on the test split before and after, search."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw_people(folder / PEOPLE, people_config(), draw_progress)
+    with Bar(None, "drawing", shown=progress, unit="picture") as bar:
+        draw_people(folder / PEOPLE, people_config(), bar.reach)
     config = quickstart_config(folder / PEOPLE, folder / RUN)
 
     def measured(config: PersonSearchRunConfig) -> tuple[RetrievalSet, Retrieval]:
