@@ -177,7 +177,8 @@ class _Clock:
         self, *, epoch: int, progress: float, step: float = 0.0, batches: float = FOREVER
     ) -> None:
         turn = float(self._shared[0]) + 1.0
-        self._shared.copy_(torch.tensor([turn, epoch, progress, step, batches]).double())
+        now = [turn, epoch, progress, step, batches]
+        self._shared.copy_(torch.tensor(now, dtype=torch.float64))
 
     def tick(self) -> tuple[int, float]:
         """Return the epoch and the progress of the next batch of this process."""
