@@ -420,6 +420,14 @@ def test_annotations_that_cannot_be_read_are_one_line(
     assert ".json cannot be read (Permission denied)" in refused(dataset, tmp_path)
 
 
+@pytest.mark.parametrize("dataset", ["luperson-mllm", "webperson"])
+def test_no_entry_of_annotations_is_passed_over(dataset: DatasetName, tmp_path: Path) -> None:
+    captions = start_set(dataset, tmp_path)
+    for path in tmp_path.rglob("*.json"):
+        path.write_text(json.dumps(["a.jpg", captions]), "utf-8")
+    assert "holds 'a.jpg' where an object from pictures to" in refused(dataset, tmp_path)
+
+
 @pytest.mark.parametrize("dataset", ["synth-pedes", "mals", "luperson-mllm", "webperson"])
 def test_larger_sets_are_read_as_they_are_published(dataset: DatasetName, tmp_path: Path) -> None:
     expected = start_set(dataset, tmp_path)

@@ -32,7 +32,12 @@ def keyed_records(path: Path, _: PairsConfig, *, flat: bool) -> Iterator[Record]
     with explained(f"{path} cannot be read", "correct the path"):
         found = read_json(path.read_bytes(), str(path))
     for named in found if isinstance(found, list) else [found]:
-        for name, value in named.items() if isinstance(named, dict) else ():
+        if not isinstance(named, dict):
+            raise DataError(
+                f"{path} holds {brief(named)} where an object from pictures to their captions "
+                f"must stand; correct it"
+            )
+        for name, value in named.items():
             captions = value
             if isinstance(value, dict):
                 captions = [value[key] for key in sorted(value) if key.startswith("caption")]
