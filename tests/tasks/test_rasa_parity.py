@@ -63,7 +63,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
             masked_ids=record["mrtd_masked_ids"],
             sampled_at=everywhere,
             uniforms=torch.full((len(everywhere),), float("nan")),
-            labelled_at=everywhere,
+            judged_at=everywhere,
             sampled=record["mrtd_sampled"].flatten()[everywhere],
         ),
         alpha=sizes["alpha"],

@@ -34,9 +34,10 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.momentum import FeatureQueue, MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
 from maskery.objectives.itm import has_negative, prd_loss_sum
+from maskery.objectives.mrtd import TwinTargets
 from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, trained_terms
 from maskery.tasks import caption_steps, loss_terms
-from maskery.tasks.caption_steps import CaptionSteps, CaptionTargets, PaddedText, PreparedPairs
+from maskery.tasks.caption_steps import CaptionSteps, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
 from maskery.tasks.loss_terms import Candidates, Negatives, TermInputs, with_negatives
 
@@ -50,7 +51,7 @@ class Step:
     """The results of one step."""
 
     loss_sums: Mapping[str, torch.Tensor]  # By loss term, its sum over the batch's `counts`
-    lesson: CaptionTargets  # The twin's soft labels and replacements
+    lesson: TwinTargets  # The twin's soft labels and replacements
     prepared: PreparedPairs  # The batch with every random decision filled in: the same step again
 
 
@@ -189,7 +190,7 @@ class ImageTextTask:
         lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
-        text, places = self.captions.inputs(prepared, lesson)["mrtd"], prepared.mrtd.labelled_at
+        text, places = self.captions.inputs(prepared, lesson)["mrtd"], prepared.mrtd.judged_at
 
         def read(model: ImageTextModel) -> torch.Tensor:
             blocks = caption_steps.encode_captions(model, {"mrtd": text})
@@ -209,13 +210,13 @@ class ImageTextTask:
 
     def _teach(
         self, twin: ImageTextModel, *, prepared: PreparedPairs
-    ) -> tuple[CaptionTargets, Candidates | None]:
+    ) -> tuple[TwinTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
         # Losses of the batch compare the model's own features, unless the twin doubts pairs.
         alone = () if self.config.doubt else BATCH_TERMS
         inputs = self._pair_text(prepared, alone) | self.captions.inputs(prepared)
         if not inputs:  # nobody asks the twin
-            return CaptionTargets(), None
+            return TwinTargets(), None
         tokens = twin.encode_image(prepared.image2)
         blocks = caption_steps.encode_captions(twin, inputs)
         pair = blocks.pop("pair", None)
@@ -232,7 +233,7 @@ class ImageTextTask:
         model: ImageTextModel,
         *,
         prepared: PreparedPairs,
-        lesson: CaptionTargets,
+        lesson: TwinTargets,
         candidates: Candidates | None,
     ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
         """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
