@@ -13,7 +13,7 @@ Shapes: T tokens, B sequences, M masked tokens, K = T - M kept ones, D width, V 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -64,6 +64,20 @@ class KeepEmbedding(TextMLM):
         self.loss_weights = {**self.loss_weights, KEEP: weight}
         self._start = copy.deepcopy(model.base).eval().requires_grad_(False)
 
+    @classmethod
+    def of(cls, parts: TextParts) -> Self:
+        """Make the task from the parts of a run."""
+        if parts.compile_backend is not None:
+            raise ConfigError(
+                "--compile and --keep-embedding do not go together yet; leave out one of them "
+                "(--keep-embedding off)"
+            )
+        pooling = Pooling.of(parts.sentence_encoder) if parts.sentence_encoder else None
+        names = ("frozen_share", "few_shapes", "pin_memory")
+        settings = {name: getattr(parts, name) for name in names}
+        weight = parts.settings.keep_weight
+        return cls(parts.model, parts.masker, weight, pooling=pooling, **settings)
+
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch, and lay it out with all tokens as rows."""
         if progress < self.frozen_share:  # nothing can drift yet
@@ -110,21 +124,3 @@ class KeepEmbedding(TextMLM):
         output = start(**{start.main_input_name: inputs.input_ids}, **inputs.arguments)
         hidden: torch.Tensor = output[0].flatten(0, 1)
         return hidden[inputs.rows].float()
-
-
-def keep_embedding(parts: TextParts, weight: float) -> KeepEmbedding:
-    """Make the task from the parts of a run."""
-    if parts.compile_backend is not None:
-        raise ConfigError(
-            "--compile and --keep-embedding do not go together yet; leave out one of them "
-            "(--keep-embedding off)"
-        )
-    return KeepEmbedding(
-        parts.model,
-        parts.masker,
-        weight,
-        pooling=Pooling.of(parts.sentence_encoder) if parts.sentence_encoder else None,
-        frozen_share=parts.frozen_share,
-        few_shapes=parts.few_shapes,
-        pin_memory=parts.pin_memory,
-    )

@@ -83,6 +83,22 @@ class MomentumTextMLM(TextMLM):
         momentum = DEFAULT_MOMENTUM if config.momentum is None else config.momentum
         self.twin = MomentumTwin(model, momentum, train_mode=config.twin_train_mode)
 
+    @classmethod
+    def of(cls, parts: TextParts) -> Self:
+        """Make the task of `--objective mlm+mrtd`, or of mlm with a twin, as the settings say."""
+        if parts.compile_backend is not None:
+            raise ConfigError(
+                "--compile and a momentum twin do not go together: the text that the model reads "
+                "depends on the twin's samples; leave out --compile"
+            )
+        return cls(
+            parts.model,
+            parts.settings,
+            masker=parts.masker,
+            mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
+            pin_memory=parts.pin_memory,
+        )
+
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedMomentumText:
         """Mask a batch, once for each use, and lay it out for both models."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
@@ -209,17 +225,4 @@ class MomentumTextMLM(TextMLM):
         self.twin.load_state_dict(part_of(state, "twin."))
 
 
-def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:
-    """Make the task of `--objective mlm+mrtd`, or of mlm with a twin, as the settings say."""
-    if parts.compile_backend is not None:
-        raise ConfigError(
-            "--compile and a momentum twin do not go together: the text that the model reads "
-            "depends on the twin's samples; leave out --compile"
-        )
-    return MomentumTextMLM(
-        parts.model,
-        parts.settings,
-        masker=parts.masker,
-        mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
-        pin_memory=parts.pin_memory,
-    )
+momentum_text_mlm = MomentumTextMLM.of

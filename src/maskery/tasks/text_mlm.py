@@ -87,7 +87,7 @@ def text_mlm(parts: TextParts) -> Task[Any, Any]:
     if parts.settings.keep_weight:
         # By name: a run that keeps nothing needs none of it.
         keep = importlib.import_module("maskery.tasks.keep_embedding")
-        kept: Task[Any, Any] = keep.keep_embedding(parts, parts.settings.keep_weight)
+        kept: Task[Any, Any] = keep.KeepEmbedding.of(parts)
         return kept
     if not parts.settings.has_twin:
         return TextMLM.of(parts)
