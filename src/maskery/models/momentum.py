@@ -43,14 +43,17 @@ class MomentumTwin(Generic[ModelT]):
     def update(self) -> None:
         """Move every weight: `twin = momentum * twin + (1 - momentum) * online`."""
         self.follow_device()
+        # By name: what was attached to the model since, such as a loss term, has no twin.
+        own, theirs = dict(self.model.named_parameters()), dict(self._online.named_parameters())
         # Where both are sharded over processes, each moves its own part.
         twin, online = (
-            [p.to_local() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
-            for model in (self.model, self._online)
+            [p.to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]
+            for parameters in (own.values(), [theirs[name] for name in own])
         )
         torch._foreach_lerp_(twin, online, 1 - self.momentum)
-        for twin_buffer, buffer in zip(self.model.buffers(), self._online.buffers(), strict=True):
-            twin_buffer.copy_(buffer)
+        buffers = dict(self._online.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
 
     def follow_device(self) -> None:
         """Move the twin to where the online model is now."""

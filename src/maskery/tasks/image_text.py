@@ -84,10 +84,11 @@ class ImageTextTask:
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
-        loss_terms.attach_terms(model, self.own_terms)
         # The released soft-label loss over the sequence reads what comes of padding.
         model.text_encoder.computes_padding = config.distill_over == "sequence"
+        loss_terms.attach_terms(model, ())  # those of an earlier task leave; the twin reads none
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
+        loss_terms.attach_terms(model, self.own_terms)
         own_weights = {term.name: term.weight for term in self.own_terms}
         self.loss_weights: Mapping[str, float] = {**config.weights, **own_weights}
         loss_terms.freeze_unused_heads(model, self.terms)
@@ -297,21 +298,13 @@ class ImageTextTask:
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""
-        # The user's terms in the twin are never read.
-        twin = loss_terms.without_terms(self.twin.state_dict())
-        state = {f"twin.{name}": tensor for name, tensor in twin.items()}
+        state = {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
         for name, queue in self.queues.items():
             state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
         return state
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
-        self.load_twin(part_of(state, "twin."))
+        self.twin.load_state_dict(part_of(state, "twin."))
         for name, queue in self.queues.items():
             queue.load_state_dict(part_of(state, f"{name}."))
-
-    def load_twin(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Restore the twin's weights; the user's terms in it, which are never read, may lack."""
-        own = self.twin.state_dict()
-        unread = {name: own[name] for name in own.keys() - loss_terms.without_terms(own).keys()}
-        self.twin.load_state_dict({**weights, **unread})
