@@ -20,7 +20,7 @@ from maskery.core.random import token_uniforms
 from maskery.core.task import moved
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import ImageKeys, OtherImages
+from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.layout import pad
 from maskery.objectives import mlm, mrtd
 from maskery.tasks.image_text_config import ImageTextMLMConfig
@@ -176,22 +176,21 @@ class CaptionSteps:
         model: ImageTextModel,
         blocks: Mapping[str, Block],
         images: Sequence[ImageKeys] | None,
-        other_images: OtherImages | None = None,
+        others: Sequence[ImageKeys] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run all blocks through the fusion layers at once: by name, (B, L, D).
 
-        Row b of every block looks at image b; of the last one, where `other_images` is given, at
-        image `other_images[b]`, or at image b of those.
+        Row b of every block looks at image b; of the last one, at image b of `others`, if given.
         """
         if not blocks:
             return {}
         if "mlm" in blocks and not self.config.mlm_with_image and images is not None:
             blind = self.fuse(model, {"mlm": blocks["mlm"]}, None)
             seeing = {name: block for name, block in blocks.items() if name != "mlm"}
-            return blind | self.fuse(model, seeing, images, other_images)
+            return blind | self.fuse(model, seeing, images, others)
         hidden = torch.cat([block.hidden for block in blocks.values()])
         mask = torch.cat([block.mask for block in blocks.values()])
-        fused = model.text_encoder.fuse(hidden, mask, images, other_images)
+        fused = model.text_encoder.fuse(hidden, mask, images, others)
         return dict(zip(blocks, fused.chunk(len(blocks)), strict=True))
 
     def lesson(

@@ -260,7 +260,8 @@ class ImageTextTask:
             blocks["match"] = pair
         images = model.project_images(tokens)
         if negatives is not None:
-            blocks, others = with_negatives(model, blocks, tokens, negatives, taught.crowd)
+            told = (model, blocks, tokens, images, negatives, taught.crowd)
+            blocks, others = with_negatives(*told)
         fused = self.captions.fuse(model, blocks, images, others)
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}

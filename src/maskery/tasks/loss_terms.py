@@ -19,7 +19,7 @@ from torch import nn
 from maskery.core.errors import PluginError, reason_of
 from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import OtherImages
+from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.momentum import NOBODY, FeatureQueue
 from maskery.objectives import itm
 from maskery.objectives.itc import Belief, Contrast, Direction, Features, itc_loss, similarities
@@ -125,9 +125,10 @@ def with_negatives(
     model: ImageTextModel,
     blocks: Mapping[str, Block],
     tokens: torch.Tensor,  # (B, N, W)
+    images: Sequence[ImageKeys],  # of these
     negatives: Negatives,
     crowd: Crowd,
-) -> tuple[dict[str, Block], OtherImages]:
+) -> tuple[dict[str, Block], list[ImageKeys]]:
     """Add wrong texts, then the captions that look at wrong images; return those images, too."""
     for_texts, for_images = negatives
     # Everyone's captions as long as the longest of any process, so that they can be exchanged.
@@ -137,7 +138,7 @@ def with_negatives(
     paired["wrong text"] = Block(hidden=hidden, mask=crowd.gather(match.mask)[for_images])
     paired["wrong image"] = match
     if crowd.is_alone:
-        return paired, for_texts
+        return paired, [keys.select(for_texts) for keys in images]
     # Drawn from all processes: their gradients find the way back.
     return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
 

@@ -16,10 +16,10 @@ or (T, D) where they are packed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -164,9 +164,6 @@ class Attention(nn.Module):
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)
 
 
-OtherImages: TypeAlias = Tensor | Sequence[ImageKeys]
-
-
 class Embeddings(nn.Module):
     """BERT's word, position and segment embeddings; every token is of segment 0."""
 
@@ -291,15 +288,14 @@ class TextFusionEncoder(nn.Module):
         hidden: Tensor,
         attention_mask: Tensor | None,
         images: Sequence[ImageKeys] | None,
-        other_images: OtherImages | None = None,
+        others: Sequence[ImageKeys] | None = None,
     ) -> Tensor:
         """Run the fusion layers on (R, L, D) of `encode_text` (ALBEF's mode "fusion").
 
         Row r looks at image r modulo I of `images` (from `project_images`; None to read text
-        alone), but the last S rows at `other_images`: (S,) int64 among `images`, or S images of
-        their own.
+        alone), but the last S rows at the S images of `others`, one each.
         """
-        num_others, others = _others(images, other_images)
+        num_others = len(others[0].keys) if others else 0
         if images and (len(hidden) - num_others) % len(images[0].keys):
             raise ValueError(
                 f"{len(hidden) - num_others} text rows are not whole blocks over "
@@ -308,7 +304,8 @@ class TextFusionEncoder(nn.Module):
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
-        looks = zip(self.fusion_layers, images or repeat(None), others, strict=False)
+        nothing = repeat(None)
+        looks = zip(self.fusion_layers, images or nothing, others or nothing, strict=False)
         for layer, keys, apart in looks:
             hidden = layer(hidden, mask, keys, apart, rows)
         return hidden if rows is None else rows.spread(hidden)
@@ -323,17 +320,3 @@ class TextFusionEncoder(nn.Module):
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
         logits: Tensor = self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight)
         return logits
-
-
-def _others(
-    images: Sequence[ImageKeys] | None, other_images: OtherImages | None
-) -> tuple[int, Iterable[ImageKeys | None]]:
-    """Return S, and by fusion layer the keys that the last S rows attend to."""
-    if isinstance(other_images, Tensor):
-        if images is None:
-            return len(other_images), repeat(None)
-        # Selected when a layer needs them: without gradients, one layer's are held at a time.
-        return len(other_images), (keys.select(other_images) for keys in images)
-    if not other_images:
-        return 0, repeat(None)
-    return len(other_images[0].keys), other_images
