@@ -131,8 +131,6 @@ def resize_positions(
 
     The S = `num_leading` first positions stay as they are; grids are rows and columns of patches.
     """
-    if old == new:
-        return table
     leading, patches = table[:, :num_leading], table[:, num_leading:]
     grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False)

@@ -13,7 +13,6 @@ from maskery.models.checkpoint_import.timm_vit import grid_of, resize_positions
 from maskery.models.image_text.model import (
     ImageTextConfig,
     ImageTextModel,
-    check_image_size,
     covered,
     pair,
     vision_family,
@@ -208,12 +207,11 @@ def _whole_patches(config: Any, name: str) -> tuple[int, int]:
     return whole
 
 
-def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
+def _resized(config: Any, image_size: tuple[int, int]) -> Any:
     """Copy a vision configuration for another image size, where its kind allows one."""
     copied = type(config).from_dict(config.to_dict())
-    if image_size is None or image_size == pair(config.image_size):
+    if image_size == pair(config.image_size):
         return copied
-    check_image_size(image_size, config)
     height, width = image_size
     if height == width:
         copied.image_size = height
