@@ -73,8 +73,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
         replaced=record["replace"],
         negative_uniforms=torch.full((2, len(record["idx"])), float("nan")),
         num_negatives=2 * int(has_negative(record["idx"], record["idx"]).sum()),
-        image_negatives=record["image_neg_idx"],
-        text_negatives=record["text_neg_idx"],
+        negatives=torch.stack((record["image_neg_idx"], record["text_neg_idx"])),
     )
 
 

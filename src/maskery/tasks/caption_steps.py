@@ -69,9 +69,7 @@ class PreparedPairs:
     # With persons: (2, B) float32, the randomness of the image and text negatives.
     negative_uniforms: torch.Tensor | None = None
     num_negatives: int = 0  # Can be drawn: twice the pairs with anyone else in the whole batch
-    # Where a step is replayed, the draws: `loss_terms.Negatives`.
-    image_negatives: torch.Tensor | None = None
-    text_negatives: torch.Tensor | None = None
+    negatives: torch.Tensor | None = None  # Where a step is replayed: `Candidates.draw`
 
     @property
     def num_pairs(self) -> int:

@@ -39,7 +39,7 @@ from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, train
 from maskery.tasks import caption_steps, loss_terms
 from maskery.tasks.caption_steps import CaptionSteps, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
-from maskery.tasks.loss_terms import Candidates, Negatives, TermInputs, with_negatives
+from maskery.tasks.loss_terms import Candidates, TermInputs, with_negatives
 
 if TYPE_CHECKING:  # a step of batches of one's own does without pyarrow
     from maskery.data.pairs.batches import ViewedPairs
@@ -176,13 +176,10 @@ class ImageTextTask:
         # After the loss, or every pair would be among its own candidates twice.
         if candidates is not None:
             candidates.enqueue(self.queues)
-        decided = prepared
-        if lesson.replacements is not None and prepared.mrtd is not None:
-            plan = replace(prepared.mrtd, sampled=lesson.replacements.sampled)
-            decided = replace(prepared, mrtd=plan)
-        if negatives is not None:
-            images, texts = negatives
-            decided = replace(decided, image_negatives=images, text_negatives=texts)
+        plan = prepared.mrtd
+        if plan is not None and lesson.replacements is not None:
+            plan = replace(plan, sampled=lesson.replacements.sampled)
+        decided = replace(prepared, mrtd=plan, negatives=negatives)
         return Step(loss_sums=loss_sums, lesson=lesson, prepared=decided)
 
     @torch.no_grad()
@@ -236,7 +233,7 @@ class ImageTextTask:
         prepared: PreparedPairs,
         lesson: TwinTargets,
         candidates: Candidates | None,
-    ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
         tokens = model.encode_image(prepared.image1)
         inputs = self._pair_text(prepared) | self.captions.inputs(prepared, lesson)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -28,8 +28,6 @@ from maskery.tasks.caption_steps import Block, PreparedPairs
 
 ATTRIBUTE = "loss_terms"  # of the model: there, terms are trained and checkpointed with it
 FITTED = 1024  # so many pairs are enough to fit the two numbers of a `Belief` to
-# (B,) int64 each, indices into the crowd: the image drawn for each text, the text for each image.
-Negatives: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +107,19 @@ class Candidates:
         belief = Belief.fitted(shares)
         return replace(self, belief=belief, trust=belief.of(shares[self.crowd.mine]).float())
 
-    def draw(self, contrast: Contrast, prepared: PreparedPairs) -> Negatives:
-        """Take the hard negatives handed in, or draw them by similarity among other persons."""
-        if prepared.image_negatives is not None and prepared.text_negatives is not None:
-            return prepared.image_negatives, prepared.text_negatives
+    def draw(self, contrast: Contrast, prepared: PreparedPairs) -> torch.Tensor:
+        """Take the hard negatives handed in, or draw them by similarity among other persons.
+
+        (2, B) int64, indices into the crowd: the image for each text, and the text for each image.
+        """
+        if prepared.negatives is not None:
+            return prepared.negatives
         assert prepared.negative_uniforms is not None
         for_texts, for_images = prepared.negative_uniforms
-        same = prepared.ids.unsqueeze(1) == self.crowd_ids.unsqueeze(0)
-        mine = self.crowd.mine
+        same, mine = prepared.ids[:, None] == self.crowd_ids[None], self.crowd.mine
         images = itm.draw_hard_negatives(contrast.text_to_image, same, for_texts, mine)
-        return images, itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine)
+        texts = itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine)
+        return torch.stack((images, texts))
 
 
 def with_negatives(
@@ -126,7 +127,7 @@ def with_negatives(
     blocks: Mapping[str, Block],
     tokens: torch.Tensor,  # (B, N, W)
     images: Sequence[ImageKeys],  # of these
-    negatives: Negatives,
+    negatives: torch.Tensor,  # (2, B), of `Candidates.draw`
     crowd: Crowd,
 ) -> tuple[dict[str, Block], list[ImageKeys]]:
     """Add wrong texts, then the captions that look at wrong images; return those images, too."""
