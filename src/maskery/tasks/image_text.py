@@ -17,7 +17,6 @@ Shapes: B pairs of this process, P judged tokens.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,7 +38,7 @@ from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, train
 from maskery.tasks import caption_steps, loss_terms
 from maskery.tasks.caption_steps import CaptionSteps, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
-from maskery.tasks.loss_terms import Candidates, TermInputs, with_negatives
+from maskery.tasks.loss_terms import Candidates, TermInputs
 
 if TYPE_CHECKING:  # a step of batches of one's own does without pyarrow
     from maskery.data.pairs.batches import ViewedPairs
@@ -169,10 +168,10 @@ class ImageTextTask:
     def step(self, prepared: PreparedPairs) -> Step:
         """Let the twin teach and the model learn; then the queues move on."""
         with torch.no_grad():
-            teach = partial(self._teach, prepared=prepared)
-            lesson, candidates = self.twin.model(compute=teach)
-        learn = partial(self._learn, prepared=prepared, lesson=lesson, candidates=candidates)
-        loss_sums, negatives = self.model(compute=learn)
+            lesson, candidates = self.twin.model(compute=lambda twin: self._teach(twin, prepared))
+        loss_sums, negatives = self.model(
+            compute=lambda model: self._learn(model, prepared, lesson, candidates)
+        )
         # After the loss, or every pair would be among its own candidates twice.
         if candidates is not None:
             candidates.enqueue(self.queues)
@@ -185,7 +184,7 @@ class ImageTextTask:
     @torch.no_grad()
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
         """Judge in evaluation mode which words were replaced: (P,) log-odds, and (P,) 1 if so."""
-        lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
+        lesson, _ = self.twin.model(compute=lambda twin: self._teach(twin, prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
         text, places = self.captions.inputs(prepared, lesson)["mrtd"], prepared.mrtd.judged_at
@@ -207,7 +206,7 @@ class ImageTextTask:
         return {"pair": prepared.text2} if wanted else {}
 
     def _teach(
-        self, twin: ImageTextModel, *, prepared: PreparedPairs
+        self, twin: ImageTextModel, prepared: PreparedPairs
     ) -> tuple[TwinTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
         # Losses of the batch compare the model's own features, unless the twin doubts pairs.
@@ -229,7 +228,6 @@ class ImageTextTask:
     def _learn(
         self,
         model: ImageTextModel,
-        *,
         prepared: PreparedPairs,
         lesson: TwinTargets,
         candidates: Candidates | None,
@@ -257,14 +255,13 @@ class ImageTextTask:
             blocks["match"] = pair
         images = model.project_images(tokens)
         if negatives is not None:
-            told = (model, blocks, tokens, images, negatives, taught.crowd)
-            blocks, others = with_negatives(*told)
+            blocks, others = taught.with_negatives(model, blocks, tokens, images, negatives)
         fused = self.captions.fuse(model, blocks, images, others)
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         if negatives is not None:
-            sums["itm"] = loss_terms.itm_sum(model, fused, prepared, taught)
+            sums["itm"] = taught.itm_sum(model, fused, prepared.ids)
         if "prd" in on and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in on:
@@ -283,11 +280,7 @@ class ImageTextTask:
             trust=taught.trust,
             by_use=fused,
             prepared=prepared,
-            fuse=lambda: (  # matching has them already
-                fused["match"]
-                if "match" in fused
-                else self.captions.fuse(model, {"pair": pair}, images)["pair"]
-            ),
+            fuse=lambda: self.captions.fuse(model, {"pair": pair}, images)["pair"],
             # Heads that no term trains must be seen to be read: see `_frozen_heads_refuse`.
             student=student if "itc" in on else None,
         )

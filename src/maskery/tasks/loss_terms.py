@@ -121,43 +121,41 @@ class Candidates:
         texts = itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine)
         return torch.stack((images, texts))
 
+    def with_negatives(
+        self,
+        model: ImageTextModel,
+        blocks: Mapping[str, Block],
+        tokens: torch.Tensor,  # (B, N, W)
+        images: Sequence[ImageKeys],  # of these
+        negatives: torch.Tensor,  # (2, B), as drawn
+    ) -> tuple[dict[str, Block], list[ImageKeys]]:
+        """Add wrong texts, then captions that look at wrong images; return those images, too."""
+        crowd, (for_texts, for_images) = self.crowd, negatives
+        # Everyone's captions as long as the longest of any process, so that they can be exchanged.
+        paired = {name: block.lengthened(crowd.longest) for name, block in blocks.items()}
+        match = paired["match"]
+        hidden = crowd.gather_with_gradients(match.hidden)[for_images]
+        paired["wrong text"] = Block(hidden=hidden, mask=crowd.gather(match.mask)[for_images])
+        paired["wrong image"] = match
+        if crowd.is_alone:
+            return paired, [keys.select(for_texts) for keys in images]
+        # Drawn from all processes: their gradients find the way back.
+        return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
 
-def with_negatives(
-    model: ImageTextModel,
-    blocks: Mapping[str, Block],
-    tokens: torch.Tensor,  # (B, N, W)
-    images: Sequence[ImageKeys],  # of these
-    negatives: torch.Tensor,  # (2, B), of `Candidates.draw`
-    crowd: Crowd,
-) -> tuple[dict[str, Block], list[ImageKeys]]:
-    """Add wrong texts, then the captions that look at wrong images; return those images, too."""
-    for_texts, for_images = negatives
-    # Everyone's captions as long as the longest of any process, so that they can be exchanged.
-    paired = {name: block.lengthened(crowd.longest) for name, block in blocks.items()}
-    match = paired["match"]
-    hidden = crowd.gather_with_gradients(match.hidden)[for_images]
-    paired["wrong text"] = Block(hidden=hidden, mask=crowd.gather(match.mask)[for_images])
-    paired["wrong image"] = match
-    if crowd.is_alone:
-        return paired, [keys.select(for_texts) for keys in images]
-    # Drawn from all processes: their gradients find the way back.
-    return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
-
-
-def itm_sum(
-    model: ImageTextModel,
-    fused: Mapping[str, torch.Tensor],  # (B, L, D) each
-    prepared: PreparedPairs,
-    candidates: Candidates,
-) -> torch.Tensor:
-    """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
-    parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
-    judged = torch.cat(parts)
-    possible = itm.has_negative(prepared.ids, candidates.crowd_ids)
-    weights = torch.cat((candidates.trust, possible, possible))
-    # 1 for matching pairs, then 0 for both kinds of negatives.
-    labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
-    return itm.itm_loss_sum(model.itm_head(judged), labels, weights)
+    def itm_sum(
+        self,
+        model: ImageTextModel,
+        fused: Mapping[str, torch.Tensor],  # (B, L, D) each
+        ids: torch.Tensor,  # (B,) int64
+    ) -> torch.Tensor:
+        """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
+        parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
+        judged = torch.cat(parts)
+        possible = itm.has_negative(ids, self.crowd_ids)
+        weights = torch.cat((self.trust, possible, possible))
+        # 1 for matching pairs, then 0 for both kinds of negatives.
+        labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
+        return itm.itm_loss_sum(model.itm_head(judged), labels, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +191,7 @@ class TermInputs:
     @cached_property
     def fused(self) -> torch.Tensor:
         """(B, L, D): the unmasked captions, each having seen its own picture."""
-        return self.fuse()
+        return self.by_use["match"] if "match" in self.by_use else self.fuse()
 
     @cached_property
     def crowd(self) -> Crowd:
