@@ -137,16 +137,14 @@ class MomentumTextMLM(TextMLM):
         self, batch: TokenBatch, copies: Sequence[tuple[Ints, Ints]]
     ) -> EncoderInputs:
         """Lay a batch out several times, one copy after another, each with ids (T,) and rows."""
-        count = len(copies)
-        starts = np.arange(count)[:, None] * batch.num_tokens
+        starts = np.arange(len(copies))[:, None] * batch.num_tokens
         ends = (starts + batch.boundaries[1:]).ravel()
-        names = ("input_ids", "example_ids", "starts", "word_starts")
-        columns = {name: np.tile(getattr(batch, name), count) for name in names}
-        whole = TokenBatch(**columns, boundaries=np.concatenate((batch.boundaries[:1], ends)))
+        boundaries = np.concatenate((batch.boundaries[:1], ends))
         rows = [start + rows for start, (_, rows) in zip(starts, copies, strict=True)]
-        masked = MaskedTokens.unmasked(whole, np.concatenate(rows))
+        # What names the tokens stays that of one copy: layouts do not read it.
         ids = np.concatenate([ids for ids, _ in copies])
-        return self.lay_out(replace(masked, input_ids=ids))
+        whole = replace(batch, input_ids=ids, boundaries=boundaries)
+        return self.lay_out(MaskedTokens.unmasked(whole, np.concatenate(rows)))
 
     @torch.no_grad()
     def before_step(self) -> None:
