@@ -46,28 +46,12 @@ class PackedRows:
 
     def gather(self, padded: Tensor) -> Tensor:
         """(R, L, D) to (T, D)."""
-        packed: Tensor = _Gather.apply(padded.flatten(0, 1), self.places)  # type: ignore[no-untyped-call]
-        return packed
+        return padded.flatten(0, 1).index_select(0, self.places)
 
     def spread(self, hidden: Tensor) -> Tensor:
         """(T, D) to (R, L, D), with zeros at padding."""
         flat = hidden.new_zeros(self.count * self.length, *hidden.shape[1:])
         return flat.index_copy_(0, self.places, hidden).view(self.count, self.length, -1)
-
-
-class _Gather(torch.autograd.Function):
-    """Take rows of a matrix, each at most once, so the backward pass copies and adds nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.size = len(values)
-        return values.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, places, grad), None
 
 
 @dataclass(frozen=True, kw_only=True)
