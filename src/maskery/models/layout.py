@@ -10,6 +10,7 @@ Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows f
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -58,17 +59,13 @@ class EncoderInputs:
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
-        made: dict[int, torch.Tensor] = {}
-
-        def one(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            if id(value) not in made:
-                made[id(value)] = function(value)
-            return made[id(value)]
-
-        others = {name: one(value) for name, value in self.arguments.items()}
-        return replace(self, input_ids=one(self.input_ids), rows=one(self.rows), arguments=others)
+        once = cache(function)
+        others = {
+            name: once(value) if isinstance(value, torch.Tensor) else value
+            for name, value in self.arguments.items()
+        }
+        ids, rows = once(self.input_ids), once(self.rows)
+        return replace(self, input_ids=ids, rows=rows, arguments=others)
 
 
 def pack(
