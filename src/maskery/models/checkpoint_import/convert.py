@@ -97,10 +97,10 @@ def import_checkpoint(
         ConfigError: `out` holds something already, or the attention heads are not known.
     """
     require_empty(out)
-    checkpoint = read_state_dict(path)
+    state, notes = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
     imported = import_state(
-        checkpoint.tensors, read_described(folder), image_size, num_text_heads, num_vision_heads
+        state, read_described(folder), image_size, num_text_heads, num_vision_heads
     )
     config: Any = imported.model.config
     saved: list[Any] = [imported.model]
@@ -111,8 +111,8 @@ def import_checkpoint(
     found = [side for side in sides if side is not None] or [config]
     # They are told, since no tensor could contradict.
     heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
-    notes = (*checkpoint.notes, f"attention heads: {', '.join(heads)}")
-    report = replace(imported.report, notes=notes)
+    notes.append(f"attention heads: {', '.join(heads)}")
+    report = replace(imported.report, notes=tuple(notes))
     for part in saved:
         part.save_pretrained(out)
     if imported.extra_state:

@@ -53,23 +53,15 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 
-
 State = dict[str, torch.Tensor]  # Tensors by name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The tensors of a checkpoint file by name, and what is to be said of how they were read."""
-
-    tensors: State
-    notes: tuple[str, ...] = ()
-
-
-def read_state_dict(path: Path) -> Checkpoint:
+def read_state_dict(path: Path) -> tuple[State, list[str]]:
     """Read the tensors of a checkpoint file, or of the weights in a Hugging Face folder.
 
     A training checkpoint that keeps its weights under "model" or "state_dict" is entered, and a
-    prefix that all names share is dropped. A pickle that asks to run code is refused.
+    prefix that all names share is dropped. A pickle that asks to run code is refused. Returns the
+    tensors, and notes on how they were read.
     """
     notes: list[str] = []
     content: dict[object, object] = {}
@@ -92,7 +84,7 @@ def read_state_dict(path: Path) -> Checkpoint:
     if shared and len(tensors) > 1:
         notes.append(f"every name begins with '{shared}.', which is left out")
         tensors = {name.removeprefix(f"{shared}."): value for name, value in tensors.items()}
-    return Checkpoint(tensors=tensors, notes=tuple(notes))
+    return tensors, notes
 
 
 def first_parts(names: Iterable[str]) -> str:
