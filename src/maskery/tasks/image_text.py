@@ -84,7 +84,8 @@ class ImageTextTask:
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
         # The released soft-label loss over the sequence reads what comes of padding.
-        model.text_encoder.computes_padding = config.distill_over == "sequence"
+        if not model.config.has_towers:
+            model.text_encoder.computes_padding = config.distill_over == "sequence"
         loss_terms.attach_terms(model, ())  # those of an earlier task leave; the twin reads none
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         loss_terms.attach_terms(model, self.own_terms)
