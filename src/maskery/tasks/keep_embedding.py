@@ -87,16 +87,16 @@ class KeepEmbedding(TextMLM):
         kept = np.setdiff1d(tokens, masked.positions, assume_unique=True)
         lengths = np.diff(np.searchsorted(kept, batch.boundaries))
         lengths = lengths[lengths > 0]
-        laid = self._laid_out(masked)
+        inputs, targets = self._laid_out(masked)
         # All tokens are rows: of a padded batch, those that its mask marks.
-        real = laid.inputs.arguments.get("attention_mask", torch.ones_like(laid.inputs.input_ids))
+        real = inputs.arguments.get("attention_mask", torch.ones_like(inputs.input_ids))
         rows = real.flatten().nonzero().flatten()
         prepared = PreparedKeep(
-            inputs=replace(laid.inputs, rows=rows),
-            targets=laid.targets,
+            inputs=replace(inputs, rows=rows),
+            targets=targets,
             counts={"mlm": len(masked.targets), KEEP: len(lengths)},
             num_tokens=batch.num_tokens,
-            masked=torch.searchsorted(rows, laid.inputs.rows),
+            masked=torch.searchsorted(rows, inputs.rows),
             kept=torch.from_numpy(kept),
             kept_lengths=torch.from_numpy(lengths),
         )
