@@ -177,7 +177,7 @@ def walk_spans(
     starts = np.flatnonzero(begins)
     limits = bounds[np.searchsorted(bounds, starts, side="right")]
     ends = np.minimum(starts + lengths[starts], limits)
-    kept = _first_that_fit(starts, ends, np.searchsorted(starts, bounds))
+    kept = _first_that_fit(starts, ends, limits)
     firsts, sizes = starts[kept], (ends - starts)[kept]
     span_of_word = np.full(len(first), -1, np.int64)
     inside = np.arange(int(sizes.sum())) + np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes)
@@ -185,18 +185,15 @@ def walk_spans(
     return span_of_word, firsts
 
 
-def _first_that_fit(starts: Ints, ends: Ints, bounds: Ints) -> Ints:
+def _first_that_fit(starts: Ints, ends: Ints, limits: Ints) -> Ints:
     """Return the candidates that are left where each leaves out those it covers or touches.
 
-    They start at (C,) ascending words; `bounds` (B + 1,) has the first of each sequence.
+    They start at (C,) ascending words, in sequences that end at `limits` (C,).
     """
-    following = np.searchsorted(starts, ends + 1)
-    current, last = bounds[:-1], bounds[1:]
-    kept = []
-    # One span of every sequence at a time: some twenty rounds at 512 tokens.
-    while len(current):
-        going = current < last
-        current, last = current[going], last[going]
-        kept.append(current)
-        current = following[current]
-    return np.sort(np.concatenate([*kept, np.zeros(0, np.int64)]))
+    kept, free = [], 0
+    spans = zip(starts.tolist(), ends.tolist(), limits.tolist(), strict=True)
+    for place, (start, end, limit) in enumerate(spans):
+        if start >= free:
+            kept.append(place)
+            free = end + 1 if end < limit else end  # those of two sequences may touch
+    return np.array(kept, np.int64)
