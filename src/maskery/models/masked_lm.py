@@ -175,8 +175,7 @@ def _stand_in_or_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
 class LastLayerPruning:
     """Compute the last layer's output projection and feed-forward for the rows asked for only.
 
-    Exact, because everything after attention works row by row: in a BERT-like layer the
-    attention's output projection receives (context, residual), and both can be gathered there.
+    Exact, because everything after attention works row by row; see `BERT_LIKE`.
     """
 
     def __init__(self) -> None:

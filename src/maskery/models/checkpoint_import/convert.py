@@ -136,7 +136,7 @@ def import_state(
     if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
         state = dict(state)
         config = vit_config(state, described, num_vision_heads, image_size)
-        resized = fit_positions(state, config)
+        resized = fit_positions(state, config, "pos_embed")
         model = ViTModel(config, add_pooling_layer=False).eval()
         placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
         return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
@@ -231,10 +231,8 @@ def import_albef(
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
-    resized: Lines = ()
-    for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
-        if name in state:
-            resized += fit_positions(state, config.vision_config, name=name)
+    tables = "visual_encoder.pos_embed", "visual_encoder_m.pos_embed"
+    resized = fit_positions(state, config.vision_config, *tables)
     # With dropout, attention takes twice the time.
     config.text_config.attention_probs_dropout_prob = 0.0
     model = ImageTextModel(config).eval()

@@ -74,15 +74,14 @@ def vit_config(
     )
 
 
-def fit_positions(state: State, config: Any, *, name: str = "pos_embed") -> tuple[str, ...]:
-    """Resize the position table in `state`, in place; returns what was resized, for the report."""
-    table = state[name]
-    old = square_grid(table.shape[1] - 1)
-    new = grid_of(config)
-    if new == old:
-        return ()
-    state[name] = resize_positions(table, old, new)
-    return (f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches",)
+def fit_positions(state: State, config: Any, *names: str) -> tuple[str, ...]:
+    """Resize the position tables in `state`, in place; returns what was resized, for the report."""
+    resized, new = [], grid_of(config)
+    for name in names:
+        if name in state and (old := square_grid(state[name].shape[1] - 1)) != new:
+            state[name] = resize_positions(state[name], old, new)
+            resized.append(f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
+    return tuple(resized)
 
 
 def grid_of(config: Any) -> tuple[int, int]:
