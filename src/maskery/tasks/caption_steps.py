@@ -216,14 +216,12 @@ class CaptionSteps:
         if self.config.mrtd_sample_at == "masked":
             special_ids = self.masker.vocabulary.special_ids
             return mrtd.replace_words(original, mask, weights, plan, special_ids)
-        sampled = plan.sampled
-        if sampled is None:
-            sampled = mrtd.sample_tokens(weights, plan.uniforms)
-        drawn = original.flatten().index_copy(0, plan.sampled_at, sampled).view_as(original)
+        drawn = mrtd.sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
+        everywhere = original.flatten().index_copy(0, plan.sampled_at, drawn).view_as(original)
         ids, labels = mrtd.mrtd_mask_modeling_everywhere(
-            original, mask, drawn, pad_token_id=self.pad_token_id
+            original, mask, everywhere, pad_token_id=self.pad_token_id
         )
-        return mrtd.Replacements(weights=weights, sampled=sampled, input_ids=ids, labels=labels)
+        return mrtd.Replacements(weights=weights, sampled=drawn, input_ids=ids, labels=labels)
 
     def sums(
         self,
