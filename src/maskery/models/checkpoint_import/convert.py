@@ -5,6 +5,7 @@ encoder is timm's. What Hugging Face has a family for is loaded by its own code.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +20,9 @@ from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.state_dict import (
+    SHOWN,
     ImportReport,
     State,
-    first_parts,
     heads_of,
     part_of,
     read_described,
@@ -146,10 +147,12 @@ def import_state(
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
         return import_bert(state, described, num_text_heads)
+    parts = Counter(name.partition(".")[0] for name in state).most_common(SHOWN)
+    begin = ", ".join(f"'{part}' ({count})" for part, count in parts)
     raise ModelError(
-        f"the checkpoint is of no known model: its names begin with {first_parts(state)}. ALBEF, "
-        f"RaSa, BERT and timm or DeiT vision transformers are known by their names; what Hugging "
-        f"Face has an encoder for, by its config.json beside the file"
+        f"the checkpoint is of no known model: its names begin with {begin}. ALBEF, RaSa, BERT and "
+        f"timm or DeiT vision transformers are known by their names; what Hugging Face has an "
+        f"encoder for, by its config.json beside the file"
     )
 
 

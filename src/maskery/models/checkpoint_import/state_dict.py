@@ -6,7 +6,6 @@ Nothing in a file is run.
 import json
 import pickle
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -85,12 +84,6 @@ def read_state_dict(path: Path) -> tuple[State, list[str]]:
         notes.append(f"every name begins with '{shared}.', which is left out")
         tensors = {name.removeprefix(f"{shared}."): value for name, value in tensors.items()}
     return tensors, notes
-
-
-def first_parts(names: Iterable[str]) -> str:
-    """List what names begin with, and how many do, for a message."""
-    found = Counter(name.partition(".")[0] for name in names)
-    return ", ".join(f"'{part}' ({n})" for part, n in found.most_common(SHOWN))
 
 
 def _listed(content: Iterable[object]) -> str:
