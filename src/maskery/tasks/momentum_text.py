@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskery.core.batch import Ints, MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.random import token_uniforms
 from maskery.core.task import part_of
@@ -102,47 +102,41 @@ class MomentumTextMLM(TextMLM):
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedMomentumText:
         """Mask a batch, once for each use, and lay it out for both models."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        copies = [(masked.input_ids, masked.positions)]
-        for_twin = copies.copy() if self.config.alpha > 0 else []
-        counts, anew = {"mlm": len(masked.positions)}, None
+        copies, for_twin = [masked], [masked] if self.config.alpha > 0 else []
+        counts, plan = {"mlm": len(masked.positions)}, None
         if "mrtd" in self.loss_weights:
             anew = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
+            seed = self.mrtd_masker.seed
             judged = np.flatnonzero(~self.masker.vocabulary.protected[batch.input_ids])
-            copies.append((batch.input_ids, judged))
-            for_twin.append((anew.input_ids, anew.positions))
+            original = MaskedTokens.unmasked(batch, judged)
+            copies.append(original)
+            for_twin.append(anew)
             counts["mrtd"] = len(judged)
-        inputs, teacher = self._lay_out_copies(batch, copies), self._lay_out_copies(batch, for_twin)
-        plan = None
-        if anew is not None:
-            # The last copy of both texts is MRTD's; the twin's may be its only one.
-            size, seed = inputs.input_ids.numel() // 2, self.mrtd_masker.seed
-            sampled_rows = teacher.rows[len(teacher.rows) - len(anew.positions) :]
             plan = ReplacementPlan(
-                sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
+                sampled_at=self.lay_out(anew).rows,
                 uniforms=token_uniforms(batch, anew.positions, seed=seed, epoch=epoch),
-                judged_at=inputs.rows[counts["mlm"] :] - size,
+                judged_at=self.lay_out(original).rows,
             )
         prepared = PreparedMomentumText(
-            inputs=inputs,
+            inputs=self._lay_out_copies(copies),
             targets=torch.from_numpy(masked.targets),
             counts=counts,
             num_tokens=batch.num_tokens,
-            teacher=teacher,
+            teacher=self._lay_out_copies(for_twin),
             plan=plan,
             alpha=self.config.alpha_at(progress),
         )
         return prepared.pin_memory() if self.pin_memory else prepared
 
-    def _lay_out_copies(
-        self, batch: TokenBatch, copies: Sequence[tuple[Ints, Ints]]
-    ) -> EncoderInputs:
-        """Lay a batch out several times, one copy after another, each with ids (T,) and rows."""
+    def _lay_out_copies(self, copies: Sequence[MaskedTokens]) -> EncoderInputs:
+        """Lay copies of one batch out, one after another."""
+        batch = copies[0].batch
         starts = np.arange(len(copies))[:, None] * batch.num_tokens
         ends = (starts + batch.boundaries[1:]).ravel()
         boundaries = np.concatenate((batch.boundaries[:1], ends))
-        rows = [start + rows for start, (_, rows) in zip(starts, copies, strict=True)]
+        rows = [start + one.positions for start, one in zip(starts, copies, strict=True)]
         # What names the tokens stays that of one copy: layouts do not read it.
-        ids = np.concatenate([ids for ids, _ in copies])
+        ids = np.concatenate([one.input_ids for one in copies])
         whole = replace(batch, input_ids=ids, boundaries=boundaries)
         return self.lay_out(MaskedTokens.unmasked(whole, np.concatenate(rows)))
 
