@@ -105,16 +105,14 @@ class FeatureQueue:
     @torch.no_grad()
     def enqueue(self, features: torch.Tensor, ids: torch.Tensor) -> None:
         """Write a batch, (B, E) of unit length and (B,) int64, over the oldest features."""
-        size, num_new = len(self), len(ids)
-        kept = min(size, num_new)
-        first = self.pointer + num_new - kept
-        places = torch.arange(first, first + kept, device=self.ids.device) % size
-        new = features[num_new - kept :].to(self.features)
+        size, end = len(self), self.pointer + len(ids)
+        new, whose = features[-size:].to(self.features), ids[-size:].to(self.ids)
+        places = torch.arange(end - len(whose), end, device=self.ids.device) % size
         # The loop skips a spoilt step, whose features would spoil every step after it.
         sound = new.isfinite().all(dim=1)
         self.features[places] = torch.where(sound[:, None], new, self.features[places])
-        self.ids[places] = torch.where(sound, ids[num_new - kept :].to(self.ids), self.ids[places])
-        self.pointer = (self.pointer + num_new) % size
+        self.ids[places] = torch.where(sound, whose, self.ids[places])
+        self.pointer = end % size
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors that `load_state_dict` restores the queue from."""

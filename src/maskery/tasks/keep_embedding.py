@@ -83,8 +83,7 @@ class KeepEmbedding(TextMLM):
         if progress < self.frozen_share:  # nothing can drift yet
             return super().prepare(batch, epoch=epoch, progress=progress)
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        tokens = np.arange(batch.num_tokens)
-        kept = np.setdiff1d(tokens, masked.positions, assume_unique=True)
+        kept = np.delete(np.arange(batch.num_tokens), masked.positions)
         lengths = np.diff(np.searchsorted(kept, batch.boundaries))
         lengths = lengths[lengths > 0]
         inputs, targets = self._laid_out(masked)
