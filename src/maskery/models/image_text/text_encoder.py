@@ -122,11 +122,10 @@ class Attention(nn.Module):
         if images is None:
             context = self.self.attend(query, self.self.project(hidden, rows), mask)
         else:
-            num_others = 0 if others is None else len(others.keys)
-            context = self._in_blocks(query[: len(query) - num_others], images)
+            first = len(query) - (0 if others is None else len(others.keys))
+            context = self._in_blocks(query[:first], images)
             if others is not None:
-                apart = self.self.attend(query[len(query) - num_others :], others)
-                context = torch.cat((context, apart))
+                context = torch.cat((context, self.self.attend(query[first:], others)))
         return self.finish(context, hidden, rows)
 
     def finish(self, context: Tensor, hidden: Tensor, rows: PackedRows | None) -> Tensor:
@@ -279,11 +278,10 @@ class TextFusionEncoder(nn.Module):
         Row r looks at image r modulo I of `images` (from `project_images`; None to read text
         alone), but the last S rows at the S images of `others`, one each.
         """
-        num_others = len(others[0].keys) if others else 0
-        if images and (len(hidden) - num_others) % len(images[0].keys):
+        count = len(hidden) - (len(others[0].keys) if others else 0)
+        if images and count % len(images[0].keys):
             raise ValueError(
-                f"{len(hidden) - num_others} text rows are not whole blocks over "
-                f"{len(images[0].keys)} images"
+                f"{count} text rows are not whole blocks over {len(images[0].keys)} images"
             )
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
