@@ -29,7 +29,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.masking.config import POLICIES
 from maskery.models.checkpoint_import.convert import import_state
-from maskery.models.checkpoint_import.state_dict import read_described, read_state_dict
+from maskery.models.checkpoint_import.state_dict import Given, read_described, read_state_dict
 
 Files = dict[str, bytes]
 HOSTILE_VALUES = st.one_of(
@@ -251,7 +251,7 @@ def read_image_text(case: tuple[str, bytes], folder: Path) -> None:
     write(folder, image_text_files() | {name: data})
     if name == "weights.pth":
         state, _ = read_state_dict(folder / name)
-        import_state(state, read_described(folder), num_text_heads=2, num_vision_heads=2)
+        import_state(state, read_described(folder), Given(text_heads=2, vision_heads=2))
     else:
         open_image_text(str(folder))
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from maskery.core.batch import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.convert import Imported, import_albef
+from maskery.models.checkpoint_import.state_dict import Given
 from maskery.objectives.itm import has_negative
 from maskery.tasks.caption_steps import MaskedText, MRTDPlan, PaddedText, PreparedPairs
 from maskery.tasks.image_text import ImageTextTask, Step
@@ -83,8 +84,8 @@ def replay() -> Replay:
     record = load_file(FOLDER / "step.safetensors")
     imported = import_albef(
         load_file(FOLDER / "weights.safetensors"),
-        num_text_heads=sizes["num_attention_heads"],
-        num_vision_heads=sizes["vision_heads"],
+        {},
+        Given(text_heads=sizes["num_attention_heads"], vision_heads=sizes["vision_heads"]),
     )
     itc, itm, mlm, prd, mrtd = sizes["weights"]
     config = PersonSearchConfig(

@@ -21,6 +21,7 @@ from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.state_dict import (
     SHOWN,
+    Given,
     ImportReport,
     State,
     heads_of,
@@ -100,9 +101,8 @@ def import_checkpoint(
     require_empty(out)
     state, notes = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
-    imported = import_state(
-        state, read_described(folder), image_size, num_text_heads, num_vision_heads
-    )
+    given = Given(image_size, num_text_heads, num_vision_heads)
+    imported = import_state(state, read_described(folder), given)
     config: Any = imported.model.config
     saved: list[Any] = [imported.model]
     rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
@@ -123,20 +123,14 @@ def import_checkpoint(
     return report
 
 
-def import_state(
-    state: State,
-    described: Mapping[str, Any],
-    image_size: tuple[int, int] | None = None,
-    num_text_heads: int | None = None,
-    num_vision_heads: int | None = None,
-) -> Imported:
+def import_state(state: State, described: Mapping[str, Any], given: Given) -> Imported:
     """Recognise the model of a state dict by its names, or by what its `config.json` says."""
     kind = described.get("model_type")
     if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
-        return import_albef(state, described, image_size, num_text_heads, num_vision_heads)
+        return import_albef(state, described, given)
     if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
         state = dict(state)
-        config = vit_config(state, described, num_vision_heads, image_size)
+        config = vit_config(state, described, given)
         resized = fit_positions(state, config, "pos_embed")
         model = ViTModel(config, add_pooling_layer=False).eval()
         placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
@@ -146,7 +140,7 @@ def import_state(
     if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
-        return import_bert(state, described, num_text_heads)
+        return import_bert(state, described, given)
     parts = Counter(name.partition(".")[0] for name in state).most_common(SHOWN)
     begin = ", ".join(f"'{part}' ({count})" for part, count in parts)
     raise ModelError(
@@ -156,10 +150,10 @@ def import_state(
     )
 
 
-def import_bert(state: State, described: Mapping[str, Any], num_heads: int | None) -> Imported:
+def import_bert(state: State, described: Mapping[str, Any], given: Given) -> Imported:
     """Load a BERT that no `config.json` tells the family of; refused where it may be another."""
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
-    config = text_config(state, prefix, described, num_heads)
+    config = text_config(state, prefix, described, given)
     if config.type_vocab_size < 2:
         raise ModelError(
             "the checkpoint has one kind of segment, as RoBERTa has and some BERTs, and they count "
@@ -215,22 +209,16 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     return Imported(model=model.eval(), report=report)
 
 
-def import_albef(
-    state: State,
-    described: Mapping[str, Any] | None = None,
-    image_size: tuple[int, int] | None = None,
-    num_text_heads: int | None = None,
-    num_vision_heads: int | None = None,
-) -> Imported:
+def import_albef(state: State, described: Mapping[str, Any], given: Given) -> Imported:
     """Build the `ImageTextModel` that a state dict belongs to and fill it, its twin and queues."""
     state = dict(state)
     vision = {n.removeprefix(VISION): t for n, t in state.items() if n.startswith(VISION)}
     layers = f"{TEXT}encoder.layer."
     fusing = layer_numbers([name for name in state if ".crossattention." in name], layers)
-    text, pictures = (part_of(described or {}, side) for side in ("text", "vision"))
+    text, pictures = (part_of(described, side) for side in ("text", "vision"))
     config = ImageTextConfig(
-        text_config=text_config(state, TEXT, text, num_text_heads),
-        vision_config=vit_config(vision, pictures, num_vision_heads, image_size),
+        text_config=text_config(state, TEXT, text, given),
+        vision_config=vit_config(vision, pictures, given),
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
@@ -292,7 +280,7 @@ def _queues(state: State) -> State:
 
 
 def text_config(
-    state: State, prefix: str, described: Mapping[str, Any], num_heads: int | None
+    state: State, prefix: str, described: Mapping[str, Any], given: Given
 ) -> BertConfig:
     """Read a BERT's sizes off its tensors below `prefix`, and the rest from what is `described`."""
     embeddings, layers = f"{prefix}embeddings.", f"{prefix}encoder.layer."
@@ -312,7 +300,7 @@ def text_config(
                 f"tensors say {size}: it is of another model; take it away or bring the right one"
             )
     told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
-    heads = heads_of("text", width, num_heads, described)
+    heads = heads_of("text", width, given.text_heads, described)
     return BertConfig(**told, **sizes, num_attention_heads=heads)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -53,6 +53,14 @@ HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280
 PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 
 State = dict[str, torch.Tensor]  # Tensors by name
+
+
+class Given(NamedTuple):
+    """Settings that no tensor tells; None for those of the `config.json`, or what is usual."""
+
+    image_size: tuple[int, int] | None = None  # Height and width that positions are resized to
+    text_heads: int | None = None
+    vision_heads: int | None = None
 
 
 def read_state_dict(path: Path) -> tuple[State, list[str]]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.state_dict import State, heads_of
+from maskery.models.checkpoint_import.state_dict import Given, State, heads_of
 from maskery.models.image_text.model import pair
 
 TOP = {
@@ -50,23 +50,19 @@ def rename_vit(name: str, tensor: torch.Tensor) -> State:
     return {}
 
 
-def vit_config(
-    state: State,
-    described: Mapping[str, Any],
-    num_heads: int | None,
-    image_size: tuple[int, int] | None,
-) -> Any:
+def vit_config(state: State, described: Mapping[str, Any], given: Given) -> Any:
     """Read a timm transformer's `ViTConfig` off its tensors, with its image size if square."""
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
     hidden, _ = shape_of(state, "blocks.0.mlp.fc1.weight", 2)
+    image_size = given.image_size
     if image_size is None:
         rows, columns = square_grid(num_positions - 1)
         image_size = rows * patch_height, columns * patch_width
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=len(layer_numbers(state, "blocks.")),
-        num_attention_heads=heads_of("vision", width, num_heads, described),
+        num_attention_heads=heads_of("vision", width, given.vision_heads, described),
         intermediate_size=hidden,
         layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),
