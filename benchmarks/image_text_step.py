@@ -280,8 +280,7 @@ def check_agreement(task: ImageTextTask, prepared: PreparedPairs, wide: Prepared
         replayed = dataclasses.replace(
             prepared,
             mrtd=dataclasses.replace(prepared.mrtd, sampled=sampled),
-            image_negatives=decisions["images"],
-            text_negatives=decisions["texts"],
+            negatives=torch.stack((decisions["images"], decisions["texts"])),
         )
         ours = maskery_losses(task, replayed)
     task.model.train()

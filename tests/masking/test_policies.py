@@ -203,7 +203,7 @@ def test_span_rate(make_batch: MakeBatch, vocabulary: Vocabulary, rate: float) -
 
 def walk(batch: TokenBatch, rate: float, p: float = 0.2, longest: int = 10) -> np.ndarray:
     """The span of each token or -1, where each token is a word: (B, L)."""
-    span_of_word, _ = walk_spans(batch, np.arange(batch.num_tokens), rate, DRAWS, p, longest)
+    span_of_word = walk_spans(batch, np.arange(batch.num_tokens), rate, DRAWS, p, longest)
     return span_of_word.reshape(len(batch.lengths), -1)
 
 

@@ -93,10 +93,8 @@ def test_loss_is_the_formula(directions: tuple[Direction, ...], doubts: bool) ->
     )
     same = IDS.numpy()[:, None] == CANDIDATES.numpy()[None, :]
     hard = same / same.sum(axis=1, keepdims=True)
-    by_letter = {"i": "image", "t": "text"}
     losses = []
-    for direction in directions:
-        side, other = by_letter[direction[0]], by_letter[direction[2]]
+    for side, other in directions:
         keys = getattr(candidates, other).double().numpy().T
         goal = softmax(getattr(teacher, side).double().numpy() @ keys / temperature)
         right = 0.7 * 2 * shares(goal, same)

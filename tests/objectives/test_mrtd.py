@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskery.objectives.mrtd import (
-    labelled,
     mrtd_loss_sum,
     mrtd_mask_modeling,
     mrtd_mask_modeling_everywhere,
@@ -100,8 +99,12 @@ def test_everywhere_is_the_released_rule() -> None:
 
 
 def test_real_words_are_judged() -> None:
-    assert labelled(ORIGINAL, REAL, SPECIAL).int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
-    assert labelled(ORIGINAL, REAL, ()).int().tolist() == REAL.tolist()
+    sampled = torch.tensor([20, 12, 21])
+    for special_ids, judged in ((SPECIAL, [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]), ((), REAL.tolist())):
+        _, labels = mrtd_mask_modeling(
+            MASKED, ORIGINAL, REAL, sampled=sampled, special_ids=special_ids
+        )
+        assert (labels != -100).int().tolist() == judged
 
 
 def test_loss_ignores_what_is_not_judged() -> None:

@@ -29,7 +29,7 @@ from maskery.data.pairs.pairs import Pairs
 from maskery.evaluation.image_text.opening import open_image_text
 from maskery.masking.config import POLICIES
 from maskery.models.checkpoint_import.convert import import_state
-from maskery.models.checkpoint_import.state_dict import read_described, read_state_dict
+from maskery.models.checkpoint_import.state_dict import Given, read_described, read_state_dict
 
 Files = dict[str, bytes]
 HOSTILE_VALUES = st.one_of(
@@ -228,7 +228,7 @@ def image_text_files() -> Files:
     """A tiny image-text model with its tokenizer, and its weights as PyTorch saves them."""
     with TemporaryDirectory() as name:
         folder = save_tiny_image_text(Path(name))
-        tensors = read_state_dict(folder).tensors
+        tensors = read_state_dict(folder)[0]
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         stream = io.BytesIO()
         torch.save({"model": tensors}, stream)
@@ -250,8 +250,8 @@ def read_image_text(case: tuple[str, bytes], folder: Path) -> None:
     name, data = case
     write(folder, image_text_files() | {name: data})
     if name == "weights.pth":
-        found = read_state_dict(folder / name)
-        import_state(found.tensors, read_described(folder), num_text_heads=2, num_vision_heads=2)
+        state, _ = read_state_dict(folder / name)
+        import_state(state, read_described(folder), Given(text_heads=2, vision_heads=2))
     else:
         open_image_text(str(folder))
 

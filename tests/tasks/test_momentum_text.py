@@ -160,14 +160,14 @@ def test_sums_do_not_depend_on_how_a_step_is_cut(loaded: Loaded) -> None:
 @torch.no_grad()
 def test_a_step_replays_from_what_it_returned(loaded: Loaded) -> None:
     task = task_of(loaded)
-    first = task.step(prepared_of(task, batch_of(loaded, lines(4))))
-    assert first.prepared.plan is not None
-    assert first.prepared.plan.sampled is not None
-    other = first.prepared.plan.sampled.roll(1)
-    again = task.step(first.prepared)
-    assert torch.equal(again.loss_sums["mrtd"], first.loss_sums["mrtd"])
-    changed = replace(first.prepared, plan=replace(first.prepared.plan, sampled=other))
-    assert not torch.equal(task.step(changed).loss_sums["mrtd"], first.loss_sums["mrtd"])
+    sums, decided = task.step(prepared_of(task, batch_of(loaded, lines(4))))
+    assert decided.plan is not None
+    assert decided.plan.sampled is not None
+    other = decided.plan.sampled.roll(1)
+    again, _ = task.step(decided)
+    assert torch.equal(again["mrtd"], sums["mrtd"])
+    changed, _ = task.step(replace(decided, plan=replace(decided.plan, sampled=other)))
+    assert not torch.equal(changed["mrtd"], sums["mrtd"])
 
 
 @torch.no_grad()

@@ -50,11 +50,9 @@ def one_step(rank: int, world_size: int, *, ddp: bool = False) -> dict[str, torc
         loss = torch.stack([task.loss_weights[name] * term for name, term in terms.items()]).sum()
         (loss * (world_size if ddp else 1)).backward()
         decided = step.prepared
-        assert decided.image_negatives is not None
-        assert decided.text_negatives is not None
+        assert decided.negatives is not None
         found |= {f"{epoch}.{name}": term.detach() for name, term in terms.items()}
-        found[f"{epoch}.images"] = decided.image_negatives
-        found[f"{epoch}.texts"] = decided.text_negatives
+        found[f"{epoch}.images"], found[f"{epoch}.texts"] = decided.negatives
     found |= {f"gradient.{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     found |= {n: t for n, t in task.extra_state().items() if n.startswith(("image_q", "text_q"))}
     return found

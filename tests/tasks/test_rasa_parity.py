@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from maskery.core.batch import Vocabulary
 from maskery.masking.masker import Masker
 from maskery.models.checkpoint_import.convert import Imported, import_albef
+from maskery.models.checkpoint_import.state_dict import Given
 from maskery.objectives.itm import has_negative
 from maskery.tasks.caption_steps import MaskedText, MRTDPlan, PaddedText, PreparedPairs
 from maskery.tasks.image_text import ImageTextTask, Step
@@ -63,7 +64,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
             masked_ids=record["mrtd_masked_ids"],
             sampled_at=everywhere,
             uniforms=torch.full((len(everywhere),), float("nan")),
-            labelled_at=everywhere,
+            judged_at=everywhere,
             sampled=record["mrtd_sampled"].flatten()[everywhere],
         ),
         alpha=sizes["alpha"],
@@ -73,8 +74,7 @@ def prepared_from(record: dict[str, torch.Tensor], sizes: dict[str, Any]) -> Pre
         replaced=record["replace"],
         negative_uniforms=torch.full((2, len(record["idx"])), float("nan")),
         num_negatives=2 * int(has_negative(record["idx"], record["idx"]).sum()),
-        image_negatives=record["image_neg_idx"],
-        text_negatives=record["text_neg_idx"],
+        negatives=torch.stack((record["image_neg_idx"], record["text_neg_idx"])),
     )
 
 
@@ -84,8 +84,8 @@ def replay() -> Replay:
     record = load_file(FOLDER / "step.safetensors")
     imported = import_albef(
         load_file(FOLDER / "weights.safetensors"),
-        num_text_heads=sizes["num_attention_heads"],
-        num_vision_heads=sizes["vision_heads"],
+        {},
+        Given(text_heads=sizes["num_attention_heads"], vision_heads=sizes["vision_heads"]),
     )
     itc, itm, mlm, prd, mrtd = sizes["weights"]
     config = PersonSearchConfig(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from maskery.core.batch import Floats, Ints, MaskedTokens, TokenBatch
 from maskery.core.random import Stream
@@ -38,26 +39,26 @@ class DiffusionMasker(Masker):
     def mask(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> MaskedTokens:
         """Mask a batch, always by `[MASK]`; a sequence may be left without any."""
         del progress  # t has one distribution over the whole run
-        times, density = drawn_times(self._sequence_uniforms(batch, epoch), bell=self.bell)
         tokens = np.flatnonzero(~self.vocabulary.protected[batch.input_ids])
         uniforms = self._draws(epoch).uniforms(Stream.SELECT, batch)[tokens]
-        chosen = tokens[uniforms < times[batch.sequences_of(tokens)]]
-        return self._masked(batch, chosen, len(tokens), 1.0 / (times * density))
+        chosen, weights = self._choose(batch, epoch, tokens, uniforms)
+        corrupted = batch.input_ids.copy()
+        corrupted[chosen] = self.vocabulary.mask_token_id
+        own = weights[batch.sequences_of(chosen)].astype(np.float32)
+        masked = MaskedTokens.unmasked(batch, chosen)
+        return replace(masked, input_ids=corrupted, weights=own, count=len(tokens))
+
+    def _choose(
+        self, batch: TokenBatch, epoch: int, tokens: Ints, uniforms: npt.NDArray[np.float32]
+    ) -> tuple[Ints, Floats]:
+        """Choose among the maskable tokens, ascending; returns the weights (B,), too."""
+        times, density = drawn_times(self._sequence_uniforms(batch, epoch), bell=self.bell)
+        return tokens[uniforms < times[batch.sequences_of(tokens)]], 1.0 / (times * density)
 
     def _sequence_uniforms(self, batch: TokenBatch, epoch: int) -> Floats:
         """Return a number in (0, 1] for each sequence, (B,)."""
         words = self._draws(epoch).at("diffusion time", batch.example_ids, batch.starts)
         return (words.astype(np.float64) + 1.0) / 2.0**32
-
-    def _masked(
-        self, batch: TokenBatch, positions: Ints, count: int, weights: Floats
-    ) -> MaskedTokens:
-        """Hide `positions` (M,) of `count`, ascending; the weights (B,) are of their sequences."""
-        corrupted = batch.input_ids.copy()
-        corrupted[positions] = self.vocabulary.mask_token_id
-        own = weights[batch.sequences_of(positions)].astype(np.float32)
-        masked = MaskedTokens.unmasked(batch, positions)
-        return replace(masked, input_ids=corrupted, weights=own, count=count)
 
 
 class NelboMasker(DiffusionMasker):
@@ -69,19 +70,16 @@ class NelboMasker(DiffusionMasker):
 
     draws: ClassVar[int] = 4
 
-    def mask(self, batch: TokenBatch, *, epoch: int, progress: float = 0.0) -> MaskedTokens:
-        """Mask a batch; a sequence without maskable tokens stays as it is."""
-        del progress
-        tokens = np.flatnonzero(~self.vocabulary.protected[batch.input_ids])
+    def _choose(
+        self, batch: TokenBatch, epoch: int, tokens: Ints, uniforms: npt.NDArray[np.float32]
+    ) -> tuple[Ints, Floats]:
         sequence = batch.sequences_of(tokens)
         sizes = np.bincount(sequence, minlength=len(batch.lengths))
         share = (self._sequence_uniforms(batch, epoch) + epoch % self.draws) / self.draws
         most = np.maximum(np.ceil(share * sizes), 1)
-        uniforms = self._draws(epoch).uniforms(Stream.SELECT, batch)[tokens]
         order = np.lexsort((uniforms, sequence))
         rank = np.arange(len(tokens)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        chosen = np.sort(tokens[order[rank < most[sequence]]])
-        return self._masked(batch, chosen, len(tokens), sizes / most / self.draws)
+        return np.sort(tokens[order[rank < most[sequence]]]), sizes / most / self.draws
 
 
 def drawn_times(uniforms: Floats, *, bell: bool) -> tuple[Floats, Floats]:

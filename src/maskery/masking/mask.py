@@ -1,18 +1,21 @@
 """`mask`, as both seed documents describe it: on padded torch tensors, on any device.
 
-Training uses the flat engine in `masker.py`; this function is for reading, for image-text steps and
-for scripts of one's own. Shapes: B sequences, L padded length, V vocabulary.
+It is the flat engine of `masker.py`, which training uses, for image-text steps and scripts of one's
+own; it computes on the CPU. Shapes: B sequences, L padded length, V vocabulary.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from maskery.core.batch import IGNORE_INDEX, Vocabulary
+from maskery.core.batch import IGNORE_INDEX, TokenBatch, Vocabulary
 from maskery.core.errors import ConfigError
-from maskery.core.random import Stream, random_rows, to_integers, to_uniforms
+from maskery.core.random import Stream
+from maskery.masking import masker
+from maskery.masking.config import MaskingConfig
+from maskery.masking.policies import Draws, Selection
 
 
 class Masked(NamedTuple):
@@ -73,33 +76,31 @@ def mask(
         )
     check_shapes(input_ids, probability_matrix, masked_indices, example_ids)
     rows, length = input_ids.shape
-    device = input_ids.device
     names = np.arange(rows) if example_ids is None else example_ids.cpu().numpy()
-    starts, lengths = np.zeros(rows, np.int64), np.full(rows, length)
-
-    def draw(stream: Stream) -> npt.NDArray[np.uint32]:
-        # By the flat engine, on the CPU; a word is the same wherever the tensors are.
-        ids = names.astype(np.int64).view(np.uint64)
-        return random_rows(seed, stream, epoch, ids, starts, lengths).reshape(rows, length)
-
-    def uniforms(stream: Stream) -> torch.Tensor:
-        return torch.from_numpy(to_uniforms(draw(stream))).to(device)
-
-    protected = torch.from_numpy(vocabulary.protected).to(device)
-    maskable = ~protected[input_ids.clamp(max=len(protected) - 1)]
+    batch = TokenBatch(
+        input_ids=input_ids.flatten().cpu().numpy(),
+        boundaries=np.arange(rows + 1) * length,
+        example_ids=names.astype(np.int64).view(np.uint64),
+        starts=np.zeros(rows, np.int64),
+        word_starts=np.ones(input_ids.numel(), np.bool_),
+    )
+    draws = Draws(seed=seed, epoch=epoch)
     if masked_indices is None:
-        masked_indices = select(maskable, probability_matrix, uniforms(Stream.SELECT), at_least_one)
+        matrix = torch.as_tensor(probability_matrix).double().cpu()
+        chances = matrix.expand(rows, length).flatten().numpy()
+        maskable = ~vocabulary.protected[batch.input_ids.clip(max=vocabulary.size - 1)]
+        values = draws.uniforms(Stream.SELECT, batch)
+        selection = Selection(selected=maskable & (values < chances), values=values)
+        if at_least_one:  # but where the chance is 0: that is a wish, not bad luck
+            selection = masker.at_least_one(selection, batch, maskable & (chances > 0), draws)
+        masked_indices = torch.from_numpy(selection.selected).view(rows, length)
+    masked_indices = masked_indices.to(input_ids.device)
     labels = torch.where(masked_indices, input_ids if targets is None else targets, IGNORE_INDEX)
-
-    fate = uniforms(Stream.CORRUPT)
-    to_mask = masked_indices & (fate < mask_share)
-    to_random = masked_indices & (fate >= mask_share) & (fate < mask_share + random_share)
-    replacements = torch.from_numpy(vocabulary.replacements).to(device)
-    replacements = replacements[replacements < vocab_size]
-    choices = torch.from_numpy(to_integers(draw(Stream.REPLACE), len(replacements))).to(device)
-    corrupted = torch.where(to_mask, vocabulary.mask_token_id, input_ids)
-    corrupted = torch.where(to_random, replacements[choices], corrupted)
-    return Masked(corrupted, labels)
+    positions = np.flatnonzero(masked_indices.cpu().numpy())
+    known = replace(vocabulary, size=min(vocab_size, vocabulary.size))
+    shares = MaskingConfig(mask_share=min(mask_share, 1.0), random_share=min(random_share, 1.0))
+    corrupted = masker.corrupt(batch, positions, None, known, draws, shares)
+    return Masked(torch.from_numpy(corrupted).view(rows, length).to(input_ids.device), labels)
 
 
 def check_shapes(
@@ -123,19 +124,3 @@ def check_shapes(
                 f"{name} has shape {tuple(tensor.shape)}: for input_ids of shape "
                 f"{tuple(input_ids.shape)} it must be {shape}"
             )
-
-
-def select(
-    maskable: torch.Tensor,
-    probability: float | torch.Tensor,
-    uniforms: torch.Tensor,
-    at_least_one: bool,
-) -> torch.Tensor:
-    """Choose the masked tokens: (B, L) bool."""
-    selected = maskable & (uniforms < probability)
-    if at_least_one:
-        allowed = maskable & (torch.as_tensor(probability, device=uniforms.device) > 0)
-        nearest = uniforms.masked_fill(~allowed, 2.0).argmin(dim=1, keepdim=True)
-        bare = ~selected.any(dim=1, keepdim=True) & allowed.any(dim=1, keepdim=True)
-        selected = selected.scatter(1, nearest, selected.gather(1, nearest) | bare)
-    return selected

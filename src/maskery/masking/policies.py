@@ -135,11 +135,10 @@ class SpanPolicy:
     def select(self, batch: TokenBatch, maskable: Bools, rate: float, draws: Draws) -> Selection:
         """Choose spans."""
         first, word = words_of(batch)
-        span_of_word, firsts = walk_spans(batch, first, rate, draws, self.p, self.longest)
-        # A word outside spans is named by itself: it may be the one mask of a bare example.
-        named = first.copy()
+        span_of_word = walk_spans(batch, first, rate, draws, self.p, self.longest)
         inside = span_of_word >= 0
-        named[inside] = first[firsts[span_of_word[inside]]]
+        # A word outside spans is named by itself: it may be the one mask of a bare example.
+        named = first[np.where(inside, span_of_word, np.arange(len(first)))]
         values = draws.uniforms(Stream.SELECT, batch)[first][word]
         return Selection(selected=inside[word] & maskable, anchors=named[word], values=values)
 
@@ -153,10 +152,10 @@ def span_lengths(p: float, longest: int) -> Floats:
 
 def walk_spans(
     batch: TokenBatch, first: Ints, rate: float, draws: Draws, p: float, longest: int
-) -> tuple[Ints, Ints]:
+) -> Ints:
     """Walk every sequence in gaps and spans, from the first tokens (W,) of the words.
 
-    Returns (W,) int64, the span of each word or -1; and (S,) int64, the first word of each span.
+    Returns (W,) int64, the first word of the span that each word is in, or -1.
     """
     chances = span_lengths(p, longest)
     mean_span = float(np.arange(1, longest + 1) @ chances)
@@ -177,26 +176,10 @@ def walk_spans(
     starts = np.flatnonzero(begins)
     limits = bounds[np.searchsorted(bounds, starts, side="right")]
     ends = np.minimum(starts + lengths[starts], limits)
-    kept = _first_that_fit(starts, ends, np.searchsorted(starts, bounds))
-    firsts, sizes = starts[kept], (ends - starts)[kept]
-    span_of_word = np.full(len(first), -1, np.int64)
-    inside = np.arange(int(sizes.sum())) + np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes)
-    span_of_word[inside] = np.repeat(np.arange(len(firsts)), sizes)
-    return span_of_word, firsts
-
-
-def _first_that_fit(starts: Ints, ends: Ints, bounds: Ints) -> Ints:
-    """Return the candidates that are left where each leaves out those it covers or touches.
-
-    They start at (C,) ascending words; `bounds` (B + 1,) has the first of each sequence.
-    """
-    following = np.searchsorted(starts, ends + 1)
-    current, last = bounds[:-1], bounds[1:]
-    kept = []
-    # One span of every sequence at a time: some twenty rounds at 512 tokens.
-    while len(current):
-        going = current < last
-        current, last = current[going], last[going]
-        kept.append(current)
-        current = following[current]
-    return np.sort(np.concatenate([*kept, np.zeros(0, np.int64)]))
+    span_of_word, free = np.full(len(first), -1, np.int64), 0
+    for start, end, limit in zip(starts.tolist(), ends.tolist(), limits.tolist(), strict=True):
+        # One that an earlier span covers or touches is left out; those of two sequences may touch.
+        if start >= free:
+            span_of_word[start:end] = start
+            free = end + 1 if end < limit else end
+    return span_of_word

@@ -10,6 +10,7 @@ Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows f
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -58,17 +59,13 @@ class EncoderInputs:
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
-        made: dict[int, torch.Tensor] = {}
-
-        def one(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            if id(value) not in made:
-                made[id(value)] = function(value)
-            return made[id(value)]
-
-        others = {name: one(value) for name, value in self.arguments.items()}
-        return replace(self, input_ids=one(self.input_ids), rows=one(self.rows), arguments=others)
+        once = cache(function)
+        others = {
+            name: once(value) if isinstance(value, torch.Tensor) else value
+            for name, value in self.arguments.items()
+        }
+        ids, rows = once(self.input_ids), once(self.rows)
+        return replace(self, input_ids=ids, rows=rows, arguments=others)
 
 
 def pack(
@@ -113,27 +110,20 @@ def pad(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StaticInputs:
-    """One encoder call whose shapes never change, so that a compiled step is compiled once."""
-
-    inputs: EncoderInputs  # T tokens in S segments, with M rows
-    targets: torch.Tensor  # (M,) int64, `IGNORE_INDEX` in rows that are not used
-    num_left_out: int  # Masked tokens for which there was no row
-
-
 def pack_static(
     masked: MaskedTokens, shapes: StaticShapes, *, pad_token_id: int, first_position: int = 0
-) -> StaticInputs:
-    """Pack a batch that fits in `shapes`, then padding in sequences of its own, then empty ones."""
-    real, size = masked.batch.num_tokens, shapes.num_tokens
-    ids = np.full(size, pad_token_id, np.int64)
-    ids[:real] = masked.input_ids
+) -> tuple[EncoderInputs, torch.Tensor]:
+    """Pack a batch that fits in `shapes`, then padding in sequences of its own, then empty ones.
+
+    Returns T tokens in S segments with M rows; and (M,) int64 targets, `IGNORE_INDEX` in rows that
+    are not used. Masked tokens beyond M have none.
+    """
+    ids = np.full(shapes.num_tokens, pad_token_id, np.int64)
+    ids[: masked.batch.num_tokens] = masked.input_ids
     positions, targets = masked_rows(masked, shapes)
     boundaries = filled_boundaries(masked.batch.boundaries, shapes)
     inputs = pack(ids, boundaries, positions, first_position=first_position, longest=shapes.longest)
-    left_out = max(0, len(masked.positions) - shapes.num_masked)
-    return StaticInputs(inputs=inputs, targets=torch.from_numpy(targets), num_left_out=left_out)
+    return inputs, torch.from_numpy(targets)
 
 
 def rounded_shapes(masked: MaskedTokens) -> StaticShapes:

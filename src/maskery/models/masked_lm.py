@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from maskery.core.batch import MaskedTokens, StaticShapes
 from maskery.core.errors import ConfigError, ModelError
 from maskery.models import layout
-from maskery.models.layout import EncoderInputs, StaticInputs
+from maskery.models.layout import EncoderInputs
 
 # Model types whose last encoder layer is `encoder.layer[-1]` with
 # `attention.output(context, residual)` followed by `intermediate` and `output`, each row by row.
@@ -101,8 +101,10 @@ class MaskedLanguageModel(nn.Module):
         least = layout.least_length(self.hf.config)
         return layout.pad(*parts, pad_token_id=self.pad_token_id, least=least)
 
-    def lay_out_static(self, masked: MaskedTokens, shapes: StaticShapes) -> StaticInputs:
-        """Turn a masked batch into forward arguments of constant shapes; for packed models."""
+    def lay_out_static(
+        self, masked: MaskedTokens, shapes: StaticShapes
+    ) -> tuple[EncoderInputs, torch.Tensor]:
+        """Turn a masked batch into those of constant shapes, and targets; for packed models."""
         assert self.packed
         start, pad_id = layout.first_position(self.hf.config), self.pad_token_id
         return layout.pack_static(masked, shapes, pad_token_id=pad_id, first_position=start)
@@ -173,8 +175,7 @@ def _stand_in_or_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
 class LastLayerPruning:
     """Compute the last layer's output projection and feed-forward for the rows asked for only.
 
-    Exact, because everything after attention works row by row: in a BERT-like layer the
-    attention's output projection receives (context, residual), and both can be gathered there.
+    Exact, because everything after attention works row by row; see `BERT_LIKE`.
     """
 
     def __init__(self) -> None:

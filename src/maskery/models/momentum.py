@@ -43,14 +43,17 @@ class MomentumTwin(Generic[ModelT]):
     def update(self) -> None:
         """Move every weight: `twin = momentum * twin + (1 - momentum) * online`."""
         self.follow_device()
+        # By name: what was attached to the model since, such as a loss term, has no twin.
+        own, theirs = dict(self.model.named_parameters()), dict(self._online.named_parameters())
         # Where both are sharded over processes, each moves its own part.
         twin, online = (
-            [p.to_local() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
-            for model in (self.model, self._online)
+            [p.to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]
+            for parameters in (own.values(), [theirs[name] for name in own])
         )
         torch._foreach_lerp_(twin, online, 1 - self.momentum)
-        for twin_buffer, buffer in zip(self.model.buffers(), self._online.buffers(), strict=True):
-            twin_buffer.copy_(buffer)
+        buffers = dict(self._online.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
 
     def follow_device(self) -> None:
         """Move the twin to where the online model is now."""
@@ -102,16 +105,14 @@ class FeatureQueue:
     @torch.no_grad()
     def enqueue(self, features: torch.Tensor, ids: torch.Tensor) -> None:
         """Write a batch, (B, E) of unit length and (B,) int64, over the oldest features."""
-        size, num_new = len(self), len(ids)
-        kept = min(size, num_new)
-        first = self.pointer + num_new - kept
-        places = torch.arange(first, first + kept, device=self.ids.device) % size
-        new = features[num_new - kept :].to(self.features)
+        size, end = len(self), self.pointer + len(ids)
+        new, whose = features[-size:].to(self.features), ids[-size:].to(self.ids)
+        places = torch.arange(end - len(whose), end, device=self.ids.device) % size
         # The loop skips a spoilt step, whose features would spoil every step after it.
         sound = new.isfinite().all(dim=1)
         self.features[places] = torch.where(sound[:, None], new, self.features[places])
-        self.ids[places] = torch.where(sound, ids[num_new - kept :].to(self.ids), self.ids[places])
-        self.pointer = (self.pointer + num_new) % size
+        self.ids[places] = torch.where(sound, whose, self.ids[places])
+        self.pointer = end % size
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors that `load_state_dict` restores the queue from."""

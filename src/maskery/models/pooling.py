@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from maskery.core.errors import ModelError
 from maskery.models.loading import MODULES
 
-MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken")
 # Old settings: one flag a mode.
 FLAGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -28,6 +27,7 @@ FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_lasttoken": "lasttoken",
 }
+MODES = tuple(FLAGS.values())
 # Beside the modules' own folders; prompts and the maximum length stand in these.
 SETTINGS = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json")
 

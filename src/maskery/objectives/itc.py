@@ -9,15 +9,14 @@ Shapes: B pairs, G pairs of all processes, K queued features, C = G + K candidat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-Direction: TypeAlias = Literal["i2t", "t2i", "i2i", "t2t"]
-ALBEF_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
-RASA_DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i", "i2i", "t2t")
-NAMES = {"i": "image", "t": "text"}
+Direction: TypeAlias = tuple[str, str]  # Fields of `Features`: which side asks, and whom
+ALBEF_DIRECTIONS: tuple[Direction, ...] = (("image", "text"), ("text", "image"))
+RASA_DIRECTIONS = (*ALBEF_DIRECTIONS, ("image", "image"), ("text", "text"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ def itc_loss(
     candidate_ids: torch.Tensor,  # (C,) int64
     temperature: torch.Tensor,  # scalar, positive; may be learnt
     alpha: float,  # the weight of the teacher's similarities in the targets, in [0, 1]
-    directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged; `i2t` asks images for texts
+    directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged
     crowd_size: int | None = None,  # G; by default B
     belief: "Belief | None" = None,  # In the captions of positives; None: all are right
 ) -> Contrast:
@@ -57,8 +56,7 @@ def itc_loss(
     same = (ids.unsqueeze(1) == candidate_ids.unsqueeze(0)).float()
     hard = same / same.sum(dim=1, keepdim=True)
     loss_sum = torch.zeros((), device=ids.device)
-    for direction in directions:
-        asked, asked_of = (NAMES[letter] for letter in (direction[0], direction[2]))
+    for asked, asked_of in directions:
         keys: torch.Tensor = getattr(candidates, asked_of)
         with torch.no_grad():
             taught = similarities(getattr(teacher, asked), keys, temperature)

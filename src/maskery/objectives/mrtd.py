@@ -4,16 +4,46 @@ Bai et al., "RaSa" (IJCAI 2023), section 3.3: a momentum model fills masked word
 its own prediction, and the trained model says of every word whether it was replaced. The idea is
 ELECTRA's (Clark et al., ICLR 2020, section 2); the generator is the momentum twin.
 
-Shapes: B sequences, L tokens each, V vocabulary, N sampled tokens, P labelled tokens.
+Shapes: B sequences, L tokens each, V vocabulary, M masked tokens, N sampled tokens,
+P judged tokens.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 IGNORE = -100
 ROWS = 256  # that are sampled at once: 60 MB of sums for a vocabulary of 30,000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacementPlan:
+    """Places and randomness of replaced tokens; the places are indices into the text's B * L."""
+
+    sampled_at: torch.Tensor  # (N,) int64, where the twin's samples go
+    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
+    judged_at: torch.Tensor  # (P,) int64, where the model says whether a token was replaced
+    sampled: torch.Tensor | None = None  # (N,) int64, the draws, where a step is replayed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacements:
+    """A text in which the momentum twin replaced words."""
+
+    weights: torch.Tensor  # (N, V), the twin's probabilities where it was asked
+    sampled: torch.Tensor  # (N,) int64, the samples
+    input_ids: torch.Tensor  # (B, L) int64, the text with them
+    labels: torch.Tensor  # (B, L) int64: 1 replaced, 0 original, -100 not judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinTargets:
+    """Targets that the momentum twin makes for the trained model."""
+
+    soft_labels: torch.Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
+    replacements: Replacements | None = None  # None where MRTD is off
 
 
 def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -54,19 +84,42 @@ def mrtd_mask_modeling(
     """
     if positions is None:
         positions = (mrtd_input_ids != input_ids).flatten().nonzero().squeeze(-1)
+    # Copied without waiting for the device, as `torch.tensor` there would.
+    special = torch.tensor(special_ids, dtype=torch.int64).to(input_ids.device, non_blocking=True)
     if sampled is None:
         if weights is None or uniforms is None:
             raise ValueError("mrtd_mask_modeling needs weights and uniforms, or sampled")
         rows = weights.reshape(-1, weights.shape[-1])
         if len(rows) != len(positions):
             rows = rows[positions]
-        special = on_device(special_ids, rows.device)
         sampled = sample_tokens(rows.index_fill(1, special, 0.0), uniforms)
     # Tokens that were masked but not chosen to change are the original's again.
     replaced = input_ids.flatten().index_copy(0, positions, sampled).view_as(input_ids)
     labels = (replaced != input_ids).long()
-    ignored = ~labelled(input_ids, attention_mask, special_ids)
+    ignored = ~attention_mask.bool() | torch.isin(input_ids, special)
     return replaced, labels.masked_fill(ignored, IGNORE)
+
+
+def replace_words(
+    input_ids: torch.Tensor,  # (B, L) int64, the original text
+    attention_mask: torch.Tensor,  # (B, L), 0 at padding
+    weights: torch.Tensor,  # (N, V), the twin's probabilities
+    plan: ReplacementPlan,
+    special_ids: Sequence[int],  # neither sampled nor labelled
+) -> Replacements:
+    """Replace words as planned, by `mrtd_mask_modeling`."""
+    ids, labels = mrtd_mask_modeling(
+        input_ids,  # the plan's places tell what was masked
+        input_ids,
+        attention_mask,
+        weights,
+        positions=plan.sampled_at,
+        uniforms=plan.uniforms,
+        sampled=plan.sampled,
+        special_ids=special_ids,
+    )
+    sampled = ids.flatten()[plan.sampled_at]
+    return Replacements(weights=weights, sampled=sampled, input_ids=ids, labels=labels)
 
 
 def mrtd_mask_modeling_everywhere(
@@ -87,19 +140,6 @@ def mrtd_mask_modeling_everywhere(
     labels = (replaced != input_ids).long()
     ignored = ~real | (replaced == pad_token_id) | (replaced == first)
     return replaced, labels.masked_fill(ignored, IGNORE)
-
-
-def labelled(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, special_ids: Sequence[int]
-) -> torch.Tensor:
-    """Return (B, L) bool, True at tokens that MRTD judges: real and not special."""
-    special = on_device(special_ids, input_ids.device)
-    return attention_mask.bool() & ~torch.isin(input_ids, special)
-
-
-def on_device(ids: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Copy a few ids to a device, (N,) int64, without waiting for it as `torch.tensor` would."""
-    return torch.tensor(ids, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

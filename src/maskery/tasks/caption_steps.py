@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from maskery.core.batch import Ints, MaskedTokens, TokenBatch
+from maskery.core.batch import TokenBatch
 from maskery.core.random import token_uniforms
 from maskery.core.task import moved
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import ImageKeys, OtherImages
+from maskery.models.image_text.text_encoder import ImageKeys
+from maskery.models.layout import pad
 from maskery.objectives import mlm, mrtd
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
@@ -43,14 +44,10 @@ class MaskedText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MRTDPlan:
-    """Places and randomness of replaced token detection."""
+class MRTDPlan(mrtd.ReplacementPlan):
+    """Replaced token detection on captions."""
 
     masked_ids: torch.Tensor  # (B, L) int64, what the twin reads
-    sampled_at: torch.Tensor  # (N,) int64, where it replaces tokens, as indices into B * L
-    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
-    labelled_at: torch.Tensor  # (P,) int64, where the model says whether a token was replaced
-    sampled: torch.Tensor | None = None  # (N,) int64, the draws, where a step is replayed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +69,7 @@ class PreparedPairs:
     # With persons: (2, B) float32, the randomness of the image and text negatives.
     negative_uniforms: torch.Tensor | None = None
     num_negatives: int = 0  # Can be drawn: twice the pairs with anyone else in the whole batch
-    # Where a step is replayed, the draws: `loss_terms.Negatives`.
-    image_negatives: torch.Tensor | None = None
-    text_negatives: torch.Tensor | None = None
+    negatives: torch.Tensor | None = None  # Where a step is replayed: `Candidates.draw`
 
     @property
     def num_pairs(self) -> int:
@@ -86,7 +81,7 @@ class PreparedPairs:
         """Of each term that is on: pairs, masked tokens, or tokens judged replaced or not."""
         counts = {
             "mlm": len(self.mlm.positions),
-            "mrtd": 0 if self.mrtd is None else len(self.mrtd.labelled_at),
+            "mrtd": 0 if self.mrtd is None else len(self.mrtd.judged_at),
             "itm": self.num_pairs + self.num_negatives,
         }
         # All others are sums over the pairs; the user's own stand for one (`own_sum`).
@@ -97,52 +92,12 @@ class PreparedPairs:
         return moved(self, device)
 
 
-def padded_places(batch: TokenBatch, length: int) -> Ints:
-    """Return where each of the T tokens stands among B * `length`: (T,) int64."""
-    rows = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
-    within = np.arange(batch.num_tokens) - batch.boundaries[:-1][rows]
-    return rows * length + within
-
-
-def _pad(batch: TokenBatch, input_ids: Ints, length: int, pad_token_id: int) -> torch.Tensor:
-    """Lay (T,) ids of a batch side by side: (B, `length`) int64."""
-    padded = np.full(len(batch.lengths) * length, pad_token_id, np.int64)
-    padded[padded_places(batch, length)] = input_ids
-    return torch.from_numpy(padded.reshape(-1, length))
-
-
 def pad_text(batch: TokenBatch, length: int, pad_token_id: int) -> PaddedText:
     """Lay the captions of a batch side by side."""
-    return PaddedText(
-        input_ids=_pad(batch, batch.input_ids, length, pad_token_id),
-        attention_mask=torch.from_numpy(np.arange(length) < batch.lengths[:, None]),
-    )
-
-
-def pad_masked(masked: MaskedTokens, length: int, pad_token_id: int) -> MaskedText:
-    """Lay a masked batch side by side."""
-    places = padded_places(masked.batch, length)
-    ids = _pad(masked.batch, masked.input_ids, length, pad_token_id)
-    positions, targets = map(torch.from_numpy, (places[masked.positions], masked.targets))
-    return MaskedText(input_ids=ids, positions=positions, targets=targets)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replacements:
-    """A caption in which the momentum twin replaced words."""
-
-    weights: torch.Tensor  # (N, V), the twin's probabilities where it was asked
-    sampled: torch.Tensor  # (N,) int64, the samples
-    input_ids: torch.Tensor  # (B, L) int64, the caption with them
-    labels: torch.Tensor  # (B, L) int64: 1 replaced, 0 original, -100 not judged
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionTargets:
-    """Targets that the momentum twin makes for the trained model."""
-
-    soft_labels: torch.Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
-    replacements: Replacements | None = None  # None where MRTD is off
+    parts = batch.input_ids, batch.boundaries, np.zeros(0, np.int64)
+    laid = pad(*parts, pad_token_id=pad_token_id, least=length)
+    mask = laid.arguments["attention_mask"].bool()
+    return PaddedText(input_ids=laid.input_ids, attention_mask=mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,27 +128,31 @@ class CaptionSteps:
     ) -> tuple[MaskedText, MRTDPlan | None]:
         """Step 2: mask the captions, padded to `length`, once for each use."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        plan = None
+        parts = masked.input_ids, batch.boundaries, masked.positions
+        laid = pad(*parts, pad_token_id=self.pad_token_id, least=length)
+        targets = torch.from_numpy(masked.targets)
+        text = MaskedText(input_ids=laid.input_ids, positions=laid.rows, targets=targets)
         if "mrtd" in self.config.weights and progress >= self.config.mrtd_start:
-            plan = self._plan_mrtd(batch, length, epoch, progress)
-        return pad_masked(masked, length, self.pad_token_id), plan
+            return text, self._plan_mrtd(batch, length, epoch, progress)
+        return text, None
 
     def _plan_mrtd(self, batch: TokenBatch, length: int, epoch: int, progress: float) -> MRTDPlan:
         masked = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
-        everywhere = self.config.mrtd_sample_at == "every"
-        tokens = np.arange(batch.num_tokens) if everywhere else masked.positions
-        text = pad_text(batch, length, self.pad_token_id)
-        special_ids = () if everywhere else self.masker.vocabulary.special_ids
-        judged = mrtd.labelled(text.input_ids, text.attention_mask, special_ids)
+        judged = np.flatnonzero(~self.masker.vocabulary.protected[batch.input_ids])
+        sampled, tokens = masked.positions, np.arange(batch.num_tokens)
+        if self.config.mrtd_sample_at == "every":
+            sampled = judged = tokens
+        parts = masked.input_ids, batch.boundaries, tokens
+        laid = pad(*parts, pad_token_id=self.pad_token_id, least=length)
         return MRTDPlan(
-            masked_ids=pad_masked(masked, length, self.pad_token_id).input_ids,
-            sampled_at=torch.from_numpy(padded_places(batch, length)[tokens]),
-            uniforms=token_uniforms(batch, tokens, seed=self.config.seed, epoch=epoch),
-            labelled_at=judged.flatten().nonzero().squeeze(-1),
+            masked_ids=laid.input_ids,
+            sampled_at=laid.rows[sampled],
+            uniforms=token_uniforms(batch, sampled, seed=self.config.seed, epoch=epoch),
+            judged_at=laid.rows[judged],
         )
 
     def inputs(
-        self, prepared: PreparedPairs, lesson: CaptionTargets | None = None
+        self, prepared: PreparedPairs, lesson: mrtd.TwinTargets | None = None
     ) -> dict[str, PaddedText]:
         """Steps 3 and 8: return what the twin or, with its lesson, the model reads, by term."""
         ids: dict[str, torch.Tensor] = {}
@@ -215,27 +174,26 @@ class CaptionSteps:
         model: ImageTextModel,
         blocks: Mapping[str, Block],
         images: Sequence[ImageKeys] | None,
-        other_images: OtherImages | None = None,
+        others: Sequence[ImageKeys] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run all blocks through the fusion layers at once: by name, (B, L, D).
 
-        Row b of every block looks at image b; of the last one, where `other_images` is given, at
-        image `other_images[b]`, or at image b of those.
+        Row b of every block looks at image b; of the last one, at image b of `others`, if given.
         """
         if not blocks:
             return {}
         if "mlm" in blocks and not self.config.mlm_with_image and images is not None:
             blind = self.fuse(model, {"mlm": blocks["mlm"]}, None)
             seeing = {name: block for name, block in blocks.items() if name != "mlm"}
-            return blind | self.fuse(model, seeing, images, other_images)
+            return blind | self.fuse(model, seeing, images, others)
         hidden = torch.cat([block.hidden for block in blocks.values()])
         mask = torch.cat([block.mask for block in blocks.values()])
-        fused = model.text_encoder.fuse(hidden, mask, images, other_images)
+        fused = model.text_encoder.fuse(hidden, mask, images, others)
         return dict(zip(blocks, fused.chunk(len(blocks)), strict=True))
 
     def lesson(
         self, twin: ImageTextModel, fused: Mapping[str, torch.Tensor], prepared: PreparedPairs
-    ) -> CaptionTargets:
+    ) -> mrtd.TwinTargets:
         """Steps 4, 6 and 7: make soft labels and replacements from the twin's fused captions."""
         places = {"mlm": prepared.mlm.positions}
         if prepared.mrtd is not None:
@@ -243,52 +201,41 @@ class CaptionSteps:
         # The vocabulary projection runs where something is learnt from it, in one call.
         rows = [fused[name].flatten(0, 1)[places[name]] for name in fused]
         if not rows:
-            return CaptionTargets()
+            return mrtd.TwinTargets()
         logits = twin.text_encoder.mlm_logits(torch.cat(rows))
         probabilities = torch.split(F.softmax(logits.float(), dim=-1), [len(r) for r in rows])
         by_term = dict(zip(fused, probabilities, strict=True))
         replacements = None
         if "mrtd" in by_term and prepared.mrtd is not None:
             replacements = self.replace(prepared.text1, prepared.mrtd, by_term["mrtd"])
-        return CaptionTargets(soft_labels=by_term.get("mlm"), replacements=replacements)
+        return mrtd.TwinTargets(soft_labels=by_term.get("mlm"), replacements=replacements)
 
-    def replace(self, text: PaddedText, plan: MRTDPlan, weights: torch.Tensor) -> Replacements:
+    def replace(self, text: PaddedText, plan: MRTDPlan, weights: torch.Tensor) -> mrtd.Replacements:
         """Step 7: sample words from the twin's probabilities (N, V)."""
-        original, mask, sampled = text.input_ids, text.attention_mask, plan.sampled
-        if self.config.mrtd_sample_at == "every":
-            if sampled is None:
-                sampled = mrtd.sample_tokens(weights, plan.uniforms)
-            drawn = original.flatten().index_copy(0, plan.sampled_at, sampled).view_as(original)
-            ids, labels = mrtd.mrtd_mask_modeling_everywhere(
-                original, mask, drawn, pad_token_id=self.pad_token_id
-            )
-        else:
-            ids, labels = mrtd.mrtd_mask_modeling(
-                plan.masked_ids,
-                original,
-                mask,
-                weights,
-                positions=plan.sampled_at,
-                uniforms=plan.uniforms,
-                sampled=sampled,
-                special_ids=self.masker.vocabulary.special_ids,
-            )
-            sampled = ids.flatten()[plan.sampled_at]
-        return Replacements(weights=weights, sampled=sampled, input_ids=ids, labels=labels)
+        original, mask = text.input_ids, text.attention_mask
+        if self.config.mrtd_sample_at == "masked":
+            special_ids = self.masker.vocabulary.special_ids
+            return mrtd.replace_words(original, mask, weights, plan, special_ids)
+        drawn = mrtd.sample_tokens(weights, plan.uniforms) if plan.sampled is None else plan.sampled
+        everywhere = original.flatten().index_copy(0, plan.sampled_at, drawn).view_as(original)
+        ids, labels = mrtd.mrtd_mask_modeling_everywhere(
+            original, mask, everywhere, pad_token_id=self.pad_token_id
+        )
+        return mrtd.Replacements(weights=weights, sampled=drawn, input_ids=ids, labels=labels)
 
     def sums(
         self,
         model: ImageTextModel,
         fused: Mapping[str, torch.Tensor],
         prepared: PreparedPairs,
-        lesson: CaptionTargets,
+        lesson: mrtd.TwinTargets,
     ) -> dict[str, torch.Tensor]:
         """Steps 5 and 9: compute the losses of the fused captions that are there."""
         sums: dict[str, torch.Tensor] = {}
         if "mlm" in fused:
             sums["mlm"] = self.mlm_sum(model, fused["mlm"], prepared, lesson.soft_labels)
         if lesson.replacements is not None and prepared.mrtd is not None:
-            places = prepared.mrtd.labelled_at
+            places = prepared.mrtd.judged_at
             judged = lesson.replacements.labels.flatten()[places]
             # Sampling everywhere leaves out the words that became padding or class tokens; which
             # ones is known only now, so the mean over the others stands for all.

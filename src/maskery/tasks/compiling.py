@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from typing import Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ from maskery.models.layout import TOKEN_MULTIPLE, round_up
 
 log = logging.getLogger(__name__)
 
-Arguments = ParamSpec("Arguments")
-ResultT = TypeVar("ResultT")
 COMPILERS = ("gcc", "clang", "cc")  # the names that Triton looks for, beside $CC
 SAMPLED_STEPS = 16  # whose masks are drawn to estimate how many tokens a batch masks
 
@@ -54,22 +52,19 @@ def compile_obstacle(*, device: torch.device, packed: bool, half_precision: bool
     return None
 
 
-class Compiled(Generic[Arguments, ResultT]):
+class Compiled:
     """A function that is compiled at its first call, or called as it is if that fails."""
 
-    def __init__(
-        self, function: Callable[Arguments, ResultT], *, backend: str = "inductor"
-    ) -> None:
+    def __init__(self, function: Callable[..., torch.Tensor], *, backend: str = "inductor") -> None:
         self.function = function  # the compiled one, once a first call has proven it
-        self._unproven: Callable[Arguments, ResultT] | None = torch.compile(
-            function, backend=backend, dynamic=False
-        )
+        compiled = torch.compile(function, backend=backend, dynamic=False)
+        self._unproven: Callable[..., torch.Tensor] | None = compiled
 
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> ResultT:
+    def __call__(self, *args: Any) -> torch.Tensor:
         """Call the compiled function."""
         compiled = self._unproven
         if compiled is None:
-            return self.function(*args, **kwargs)
+            return self.function(*args)
         # Imported here, because it takes seconds that uncompiled runs need not spend.
         from torch._dynamo.exc import TorchDynamoException
         from torch._functorch import config as functorch_config
@@ -77,11 +72,11 @@ class Compiled(Generic[Arguments, ResultT]):
         try:
             # The backward pass is compiled now, too, so that it cannot fail later.
             with functorch_config.patch(force_non_lazy_backward_lowering=True):
-                result = compiled(*args, **kwargs)
+                result = compiled(*args)
         except (TorchDynamoException, ImportError, OSError) as error:
             log.warning("the step is not compiled: torch.compile failed (%s)", reason(error))
             self._unproven = None
-            return self.function(*args, **kwargs)
+            return self.function(*args)
         self.function, self._unproven = compiled, None
         return result
 

@@ -17,7 +17,6 @@ Shapes: B pairs of this process, P judged tokens.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,11 +33,12 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.models.momentum import FeatureQueue, MomentumTwin
 from maskery.objectives.itc import ALBEF_DIRECTIONS, RASA_DIRECTIONS, Features
 from maskery.objectives.itm import has_negative, prd_loss_sum
+from maskery.objectives.mrtd import TwinTargets
 from maskery.objectives.terms import BATCH_TERMS, TERMS, Term, load_terms, trained_terms
 from maskery.tasks import caption_steps, loss_terms
-from maskery.tasks.caption_steps import CaptionSteps, CaptionTargets, PaddedText, PreparedPairs
+from maskery.tasks.caption_steps import CaptionSteps, PaddedText, PreparedPairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConfig
-from maskery.tasks.loss_terms import Candidates, Negatives, TermInputs, with_negatives
+from maskery.tasks.loss_terms import Candidates, TermInputs
 
 if TYPE_CHECKING:  # a step of batches of one's own does without pyarrow
     from maskery.data.pairs.batches import ViewedPairs
@@ -50,7 +50,7 @@ class Step:
     """The results of one step."""
 
     loss_sums: Mapping[str, torch.Tensor]  # By loss term, its sum over the batch's `counts`
-    lesson: CaptionTargets  # The twin's soft labels and replacements
+    lesson: TwinTargets  # The twin's soft labels and replacements
     prepared: PreparedPairs  # The batch with every random decision filled in: the same step again
 
 
@@ -83,10 +83,12 @@ class ImageTextTask:
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
-        loss_terms.attach_terms(model, self.own_terms)
         # The released soft-label loss over the sequence reads what comes of padding.
-        model.text_encoder.computes_padding = config.distill_over == "sequence"
+        if not model.config.has_towers:
+            model.text_encoder.computes_padding = config.distill_over == "sequence"
+        loss_terms.attach_terms(model, ())  # those of an earlier task leave; the twin reads none
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
+        loss_terms.attach_terms(model, self.own_terms)
         own_weights = {term.name: term.weight for term in self.own_terms}
         self.loss_weights: Mapping[str, float] = {**config.weights, **own_weights}
         loss_terms.freeze_unused_heads(model, self.terms)
@@ -167,29 +169,26 @@ class ImageTextTask:
     def step(self, prepared: PreparedPairs) -> Step:
         """Let the twin teach and the model learn; then the queues move on."""
         with torch.no_grad():
-            teach = partial(self._teach, prepared=prepared)
-            lesson, candidates = self.twin.model(compute=teach)
-        learn = partial(self._learn, prepared=prepared, lesson=lesson, candidates=candidates)
-        loss_sums, negatives = self.model(compute=learn)
+            lesson, candidates = self.twin.model(compute=lambda twin: self._teach(twin, prepared))
+        loss_sums, negatives = self.model(
+            compute=lambda model: self._learn(model, prepared, lesson, candidates)
+        )
         # After the loss, or every pair would be among its own candidates twice.
         if candidates is not None:
             candidates.enqueue(self.queues)
-        decided = prepared
-        if lesson.replacements is not None and prepared.mrtd is not None:
-            plan = replace(prepared.mrtd, sampled=lesson.replacements.sampled)
-            decided = replace(prepared, mrtd=plan)
-        if negatives is not None:
-            images, texts = negatives
-            decided = replace(decided, image_negatives=images, text_negatives=texts)
+        plan = prepared.mrtd
+        if plan is not None and lesson.replacements is not None:
+            plan = replace(plan, sampled=lesson.replacements.sampled)
+        decided = replace(prepared, mrtd=plan, negatives=negatives)
         return Step(loss_sums=loss_sums, lesson=lesson, prepared=decided)
 
     @torch.no_grad()
     def judge(self, prepared: PreparedPairs) -> tuple[torch.Tensor, torch.Tensor]:
         """Judge in evaluation mode which words were replaced: (P,) log-odds, and (P,) 1 if so."""
-        lesson, _ = self.twin.model(compute=partial(self._teach, prepared=prepared))
+        lesson, _ = self.twin.model(compute=lambda twin: self._teach(twin, prepared))
         if lesson.replacements is None or prepared.mrtd is None:
             raise ConfigError("mrtd_weight is 0, so there is no detection to judge; train with it")
-        text, places = self.captions.inputs(prepared, lesson)["mrtd"], prepared.mrtd.labelled_at
+        text, places = self.captions.inputs(prepared, lesson)["mrtd"], prepared.mrtd.judged_at
 
         def read(model: ImageTextModel) -> torch.Tensor:
             blocks = caption_steps.encode_captions(model, {"mrtd": text})
@@ -208,14 +207,14 @@ class ImageTextTask:
         return {"pair": prepared.text2} if wanted else {}
 
     def _teach(
-        self, twin: ImageTextModel, *, prepared: PreparedPairs
-    ) -> tuple[CaptionTargets, Candidates | None]:
+        self, twin: ImageTextModel, prepared: PreparedPairs
+    ) -> tuple[TwinTargets, Candidates | None]:
         """Steps 3, 4, 6 and 7, and the twin's contrastive features, all of the second view."""
         # Losses of the batch compare the model's own features, unless the twin doubts pairs.
         alone = () if self.config.doubt else BATCH_TERMS
         inputs = self._pair_text(prepared, alone) | self.captions.inputs(prepared)
         if not inputs:  # nobody asks the twin
-            return CaptionTargets(), None
+            return TwinTargets(), None
         tokens = twin.encode_image(prepared.image2)
         blocks = caption_steps.encode_captions(twin, inputs)
         pair = blocks.pop("pair", None)
@@ -230,11 +229,10 @@ class ImageTextTask:
     def _learn(
         self,
         model: ImageTextModel,
-        *,
         prepared: PreparedPairs,
-        lesson: CaptionTargets,
+        lesson: TwinTargets,
         candidates: Candidates | None,
-    ) -> tuple[dict[str, torch.Tensor], Negatives | None]:
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """Steps 3, 5, 8 and 9, and all other terms: one pass of images, captions and fusion."""
         tokens = model.encode_image(prepared.image1)
         inputs = self._pair_text(prepared) | self.captions.inputs(prepared, lesson)
@@ -258,13 +256,13 @@ class ImageTextTask:
             blocks["match"] = pair
         images = model.project_images(tokens)
         if negatives is not None:
-            blocks, others = with_negatives(model, blocks, tokens, negatives, taught.crowd)
+            blocks, others = taught.with_negatives(model, blocks, tokens, images, negatives)
         fused = self.captions.fuse(model, blocks, images, others)
         # Matching lengthens captions for the exchange between processes; losses need it not.
         fused = {name: hidden[:, : pair.mask.shape[1]] for name, hidden in fused.items()}
         sums = self.captions.sums(model, fused, prepared, lesson)
         if negatives is not None:
-            sums["itm"] = loss_terms.itm_sum(model, fused, prepared, taught)
+            sums["itm"] = taught.itm_sum(model, fused, prepared.ids)
         if "prd" in on and prepared.replaced is not None:
             sums["prd"] = prd_loss_sum(model.prd_head(fused["match"][:, 0]), prepared.replaced)
         if contrast is not None and "itc" in on:
@@ -283,11 +281,7 @@ class ImageTextTask:
             trust=taught.trust,
             by_use=fused,
             prepared=prepared,
-            fuse=lambda: (  # matching has them already
-                fused["match"]
-                if "match" in fused
-                else self.captions.fuse(model, {"pair": pair}, images)["pair"]
-            ),
+            fuse=lambda: self.captions.fuse(model, {"pair": pair}, images)["pair"],
             # Heads that no term trains must be seen to be read: see `_frozen_heads_refuse`.
             student=student if "itc" in on else None,
         )
@@ -296,21 +290,13 @@ class ImageTextTask:
 
     def extra_state(self) -> Mapping[str, torch.Tensor]:
         """Return the twin as `twin.*`, and queues as `image_queue.*` and `text_queue.*`."""
-        # The user's terms in the twin are never read.
-        twin = loss_terms.without_terms(self.twin.state_dict())
-        state = {f"twin.{name}": tensor for name, tensor in twin.items()}
+        state = {f"twin.{name}": tensor for name, tensor in self.twin.state_dict().items()}
         for name, queue in self.queues.items():
             state |= {f"{name}.{key}": value for key, value in queue.state_dict().items()}
         return state
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `extra_state` gave."""
-        self.load_twin(part_of(state, "twin."))
+        self.twin.load_state_dict(part_of(state, "twin."))
         for name, queue in self.queues.items():
             queue.load_state_dict(part_of(state, f"{name}."))
-
-    def load_twin(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Restore the twin's weights; the user's terms in it, which are never read, may lack."""
-        own = self.twin.state_dict()
-        unread = {name: own[name] for name in own.keys() - loss_terms.without_terms(own).keys()}
-        self.twin.load_state_dict({**weights, **unread})

@@ -13,7 +13,7 @@ Shapes: T tokens, B sequences, M masked tokens, K = T - M kept ones, D width, V 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -64,25 +64,38 @@ class KeepEmbedding(TextMLM):
         self.loss_weights = {**self.loss_weights, KEEP: weight}
         self._start = copy.deepcopy(model.base).eval().requires_grad_(False)
 
+    @classmethod
+    def of(cls, parts: TextParts) -> Self:
+        """Make the task from the parts of a run."""
+        if parts.compile_backend is not None:
+            raise ConfigError(
+                "--compile and --keep-embedding do not go together yet; leave out one of them "
+                "(--keep-embedding off)"
+            )
+        pooling = Pooling.of(parts.sentence_encoder) if parts.sentence_encoder else None
+        names = ("frozen_share", "few_shapes", "pin_memory")
+        settings = {name: getattr(parts, name) for name in names}
+        weight = parts.settings.keep_weight
+        return cls(parts.model, parts.masker, weight, pooling=pooling, **settings)
+
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch, and lay it out with all tokens as rows."""
         if progress < self.frozen_share:  # nothing can drift yet
             return super().prepare(batch, epoch=epoch, progress=progress)
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        tokens = np.arange(batch.num_tokens)
-        kept = np.setdiff1d(tokens, masked.positions, assume_unique=True)
+        kept = np.delete(np.arange(batch.num_tokens), masked.positions)
         lengths = np.diff(np.searchsorted(kept, batch.boundaries))
         lengths = lengths[lengths > 0]
-        laid = self._laid_out(masked)
+        inputs, targets = self._laid_out(masked)
         # All tokens are rows: of a padded batch, those that its mask marks.
-        real = laid.inputs.arguments.get("attention_mask", torch.ones_like(laid.inputs.input_ids))
+        real = inputs.arguments.get("attention_mask", torch.ones_like(inputs.input_ids))
         rows = real.flatten().nonzero().flatten()
         prepared = PreparedKeep(
-            inputs=replace(laid.inputs, rows=rows),
-            targets=laid.targets,
+            inputs=replace(inputs, rows=rows),
+            targets=targets,
             counts={"mlm": len(masked.targets), KEEP: len(lengths)},
             num_tokens=batch.num_tokens,
-            masked=torch.searchsorted(rows, laid.inputs.rows),
+            masked=torch.searchsorted(rows, inputs.rows),
             kept=torch.from_numpy(kept),
             kept_lengths=torch.from_numpy(lengths),
         )
@@ -110,21 +123,3 @@ class KeepEmbedding(TextMLM):
         output = start(**{start.main_input_name: inputs.input_ids}, **inputs.arguments)
         hidden: torch.Tensor = output[0].flatten(0, 1)
         return hidden[inputs.rows].float()
-
-
-def keep_embedding(parts: TextParts, weight: float) -> KeepEmbedding:
-    """Make the task from the parts of a run."""
-    if parts.compile_backend is not None:
-        raise ConfigError(
-            "--compile and --keep-embedding do not go together yet; leave out one of them "
-            "(--keep-embedding off)"
-        )
-    return KeepEmbedding(
-        parts.model,
-        parts.masker,
-        weight,
-        pooling=Pooling.of(parts.sentence_encoder) if parts.sentence_encoder else None,
-        frozen_share=parts.frozen_share,
-        few_shapes=parts.few_shapes,
-        pin_memory=parts.pin_memory,
-    )

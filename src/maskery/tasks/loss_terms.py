@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from torch import nn
 from maskery.core.errors import PluginError, reason_of
 from maskery.models.gather import Crowd
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import OtherImages
+from maskery.models.image_text.text_encoder import ImageKeys
 from maskery.models.momentum import NOBODY, FeatureQueue
 from maskery.objectives import itm
 from maskery.objectives.itc import Belief, Contrast, Direction, Features, itc_loss, similarities
@@ -28,8 +28,6 @@ from maskery.tasks.caption_steps import Block, PreparedPairs
 
 ATTRIBUTE = "loss_terms"  # of the model: there, terms are trained and checkpointed with it
 FITTED = 1024  # so many pairs are enough to fit the two numbers of a `Belief` to
-# (B,) int64 each, indices into the crowd: the image drawn for each text, the text for each image.
-Negatives: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,53 +107,55 @@ class Candidates:
         belief = Belief.fitted(shares)
         return replace(self, belief=belief, trust=belief.of(shares[self.crowd.mine]).float())
 
-    def draw(self, contrast: Contrast, prepared: PreparedPairs) -> Negatives:
-        """Take the hard negatives handed in, or draw them by similarity among other persons."""
-        if prepared.image_negatives is not None and prepared.text_negatives is not None:
-            return prepared.image_negatives, prepared.text_negatives
+    def draw(self, contrast: Contrast, prepared: PreparedPairs) -> torch.Tensor:
+        """Take the hard negatives handed in, or draw them by similarity among other persons.
+
+        (2, B) int64, indices into the crowd: the image for each text, and the text for each image.
+        """
+        if prepared.negatives is not None:
+            return prepared.negatives
         assert prepared.negative_uniforms is not None
         for_texts, for_images = prepared.negative_uniforms
-        same = prepared.ids.unsqueeze(1) == self.crowd_ids.unsqueeze(0)
-        mine = self.crowd.mine
+        same, mine = prepared.ids[:, None] == self.crowd_ids[None], self.crowd.mine
         images = itm.draw_hard_negatives(contrast.text_to_image, same, for_texts, mine)
-        return images, itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine)
+        texts = itm.draw_hard_negatives(contrast.image_to_text, same, for_images, mine)
+        return torch.stack((images, texts))
 
+    def with_negatives(
+        self,
+        model: ImageTextModel,
+        blocks: Mapping[str, Block],
+        tokens: torch.Tensor,  # (B, N, W)
+        images: Sequence[ImageKeys],  # of these
+        negatives: torch.Tensor,  # (2, B), as drawn
+    ) -> tuple[dict[str, Block], list[ImageKeys]]:
+        """Add wrong texts, then captions that look at wrong images; return those images, too."""
+        crowd, (for_texts, for_images) = self.crowd, negatives
+        # Everyone's captions as long as the longest of any process, so that they can be exchanged.
+        paired = {name: block.lengthened(crowd.longest) for name, block in blocks.items()}
+        match = paired["match"]
+        hidden = crowd.gather_with_gradients(match.hidden)[for_images]
+        paired["wrong text"] = Block(hidden=hidden, mask=crowd.gather(match.mask)[for_images])
+        paired["wrong image"] = match
+        if crowd.is_alone:
+            return paired, [keys.select(for_texts) for keys in images]
+        # Drawn from all processes: their gradients find the way back.
+        return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
 
-def with_negatives(
-    model: ImageTextModel,
-    blocks: Mapping[str, Block],
-    tokens: torch.Tensor,  # (B, N, W)
-    negatives: Negatives,
-    crowd: Crowd,
-) -> tuple[dict[str, Block], OtherImages]:
-    """Add wrong texts, then the captions that look at wrong images; return those images, too."""
-    for_texts, for_images = negatives
-    # Everyone's captions as long as the longest of any process, so that they can be exchanged.
-    paired = {name: block.lengthened(crowd.longest) for name, block in blocks.items()}
-    match = paired["match"]
-    hidden = crowd.gather_with_gradients(match.hidden)[for_images]
-    paired["wrong text"] = Block(hidden=hidden, mask=crowd.gather(match.mask)[for_images])
-    paired["wrong image"] = match
-    if crowd.is_alone:
-        return paired, for_texts
-    # Drawn from all processes: their gradients find the way back.
-    return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
-
-
-def itm_sum(
-    model: ImageTextModel,
-    fused: Mapping[str, torch.Tensor],  # (B, L, D) each
-    prepared: PreparedPairs,
-    candidates: Candidates,
-) -> torch.Tensor:
-    """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
-    parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
-    judged = torch.cat(parts)
-    possible = itm.has_negative(prepared.ids, candidates.crowd_ids)
-    weights = torch.cat((candidates.trust, possible, possible))
-    # 1 for matching pairs, then 0 for both kinds of negatives.
-    labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
-    return itm.itm_loss_sum(model.itm_head(judged), labels, weights)
+    def itm_sum(
+        self,
+        model: ImageTextModel,
+        fused: Mapping[str, torch.Tensor],  # (B, L, D) each
+        ids: torch.Tensor,  # (B,) int64
+    ) -> torch.Tensor:
+        """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
+        parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
+        judged = torch.cat(parts)
+        possible = itm.has_negative(ids, self.crowd_ids)
+        weights = torch.cat((self.trust, possible, possible))
+        # 1 for matching pairs, then 0 for both kinds of negatives.
+        labels = (torch.arange(len(judged), device=judged.device) < len(parts[0])).long()
+        return itm.itm_loss_sum(model.itm_head(judged), labels, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class TermInputs:
     @cached_property
     def fused(self) -> torch.Tensor:
         """(B, L, D): the unmasked captions, each having seen its own picture."""
-        return self.fuse()
+        return self.by_use["match"] if "match" in self.by_use else self.fuse()
 
     @cached_property
     def crowd(self) -> Crowd:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskery.core.batch import Ints, MaskedTokens, TokenBatch
+from maskery.core.batch import MaskedTokens, TokenBatch
 from maskery.core.errors import ConfigError
 from maskery.core.random import token_uniforms
 from maskery.core.task import part_of
@@ -27,21 +27,17 @@ from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.momentum import MomentumTwin
 from maskery.objectives.mlm import soft_mlm_loss_sum
-from maskery.objectives.mrtd import mrtd_loss_sum, mrtd_mask_modeling
+from maskery.objectives.mrtd import (
+    ReplacementPlan,
+    Replacements,
+    TwinTargets,
+    mrtd_loss_sum,
+    replace_words,
+)
 from maskery.tasks.text_mlm import PreparedText, TextMLM, TextParts
 from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
 
 HEAD = "mrtd_head"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplacementPlan:
-    """The words that the twin fills anew, and those that the model judges; indices into the S."""
-
-    sampled_at: torch.Tensor  # (N,) int64, where the twin's samples go
-    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
-    judged_at: torch.Tensor  # (P,) int64, where the model says whether a token was replaced
-    sampled: torch.Tensor | None = None  # (N,) int64, the draws, where a step is replayed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +50,12 @@ class PreparedMomentumText(PreparedText):
 
     # The twin's text: masked for soft labels, and with MRTD anew. Its rows are the masked tokens.
     teacher: EncoderInputs
-    plan: ReplacementPlan | None  # The replacements of MRTD; None without it
+    plan: ReplacementPlan | None  # Of MRTD, as indices into the S; None without it
     alpha: float  # The weight of the soft labels at this point of the run
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory; what MRTD needs stays, being small."""
         return replace(super().pin_memory(), teacher=self.teacher.pin_memory())
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwinTargets:
-    """The momentum twin's part of a step: soft labels, and the text with its replacements."""
-
-    soft_labels: torch.Tensor | None  # (M, V), its probabilities; None where alpha is 0
-    input_ids: torch.Tensor | None = None  # (S,) int64, the text with its samples; with MRTD
-    labels: torch.Tensor | None = None  # (P,) int64: 1 where the token is not the original, else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextStep:
-    """The losses of a step, and everything that is needed to replay it."""
-
-    loss_sums: Mapping[str, torch.Tensor]  # By loss term, its sum over the batch's `counts`
-    prepared: PreparedMomentumText  # With every random decision filled in: the same step again
 
 
 class MomentumTextMLM(TextMLM):
@@ -104,54 +83,62 @@ class MomentumTextMLM(TextMLM):
         momentum = DEFAULT_MOMENTUM if config.momentum is None else config.momentum
         self.twin = MomentumTwin(model, momentum, train_mode=config.twin_train_mode)
 
+    @classmethod
+    def of(cls, parts: TextParts) -> Self:
+        """Make the task of `--objective mlm+mrtd`, or of mlm with a twin, as the settings say."""
+        if parts.compile_backend is not None:
+            raise ConfigError(
+                "--compile and a momentum twin do not go together: the text that the model reads "
+                "depends on the twin's samples; leave out --compile"
+            )
+        return cls(
+            parts.model,
+            parts.settings,
+            masker=parts.masker,
+            mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
+            pin_memory=parts.pin_memory,
+        )
+
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedMomentumText:
         """Mask a batch, once for each use, and lay it out for both models."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        copies = [(masked.input_ids, masked.positions)]
-        for_twin = copies.copy() if self.config.alpha > 0 else []
-        counts, anew = {"mlm": len(masked.positions)}, None
+        copies, for_twin = [masked], [masked] if self.config.alpha > 0 else []
+        counts, plan = {"mlm": len(masked.positions)}, None
         if "mrtd" in self.loss_weights:
             anew = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
+            seed = self.mrtd_masker.seed
             judged = np.flatnonzero(~self.masker.vocabulary.protected[batch.input_ids])
-            copies.append((batch.input_ids, judged))
-            for_twin.append((anew.input_ids, anew.positions))
+            original = MaskedTokens.unmasked(batch, judged)
+            copies.append(original)
+            for_twin.append(anew)
             counts["mrtd"] = len(judged)
-        inputs, teacher = self._lay_out_copies(batch, copies), self._lay_out_copies(batch, for_twin)
-        plan = None
-        if anew is not None:
-            # The last copy of both texts is MRTD's; the twin's may be its only one.
-            size, seed = inputs.input_ids.numel() // 2, self.mrtd_masker.seed
-            sampled_rows = teacher.rows[len(teacher.rows) - len(anew.positions) :]
             plan = ReplacementPlan(
-                sampled_at=sampled_rows - (teacher.input_ids.numel() - size),
+                sampled_at=self.lay_out(anew).rows,
                 uniforms=token_uniforms(batch, anew.positions, seed=seed, epoch=epoch),
-                judged_at=inputs.rows[counts["mlm"] :] - size,
+                judged_at=self.lay_out(original).rows,
             )
         prepared = PreparedMomentumText(
-            inputs=inputs,
+            inputs=self._lay_out_copies(copies),
             targets=torch.from_numpy(masked.targets),
             counts=counts,
             num_tokens=batch.num_tokens,
-            teacher=teacher,
+            teacher=self._lay_out_copies(for_twin),
             plan=plan,
             alpha=self.config.alpha_at(progress),
         )
         return prepared.pin_memory() if self.pin_memory else prepared
 
-    def _lay_out_copies(
-        self, batch: TokenBatch, copies: Sequence[tuple[Ints, Ints]]
-    ) -> EncoderInputs:
-        """Lay a batch out several times, one copy after another, each with ids (T,) and rows."""
-        count = len(copies)
-        starts = np.arange(count)[:, None] * batch.num_tokens
+    def _lay_out_copies(self, copies: Sequence[MaskedTokens]) -> EncoderInputs:
+        """Lay copies of one batch out, one after another."""
+        batch = copies[0].batch
+        starts = np.arange(len(copies))[:, None] * batch.num_tokens
         ends = (starts + batch.boundaries[1:]).ravel()
-        names = ("input_ids", "example_ids", "starts", "word_starts")
-        columns = {name: np.tile(getattr(batch, name), count) for name in names}
-        whole = TokenBatch(**columns, boundaries=np.concatenate((batch.boundaries[:1], ends)))
-        rows = [start + rows for start, (_, rows) in zip(starts, copies, strict=True)]
-        masked = MaskedTokens.unmasked(whole, np.concatenate(rows))
-        ids = np.concatenate([ids for ids, _ in copies])
-        return self.lay_out(replace(masked, input_ids=ids))
+        boundaries = np.concatenate((batch.boundaries[:1], ends))
+        rows = [start + one.positions for start, one in zip(starts, copies, strict=True)]
+        # What names the tokens stays that of one copy: layouts do not read it.
+        ids = np.concatenate([one.input_ids for one in copies])
+        whole = replace(batch, input_ids=ids, boundaries=boundaries)
+        return self.lay_out(MaskedTokens.unmasked(whole, np.concatenate(rows)))
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -161,29 +148,30 @@ class MomentumTextMLM(TextMLM):
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:
         """Return each loss term as a sum over `prepared.counts`."""
         assert isinstance(prepared, PreparedMomentumText)
-        return self.step(prepared).loss_sums
+        return self.step(prepared)[0]
 
-    def step(self, prepared: PreparedMomentumText) -> TextStep:
-        """Let the twin teach and the model learn."""
+    def step(
+        self, prepared: PreparedMomentumText
+    ) -> tuple[Mapping[str, torch.Tensor], PreparedMomentumText]:
+        """Let the twin teach and the model learn; returns the sums and what replays the step."""
         taught, plan = self._teach(prepared), prepared.plan
         right = (prepared.targets, taught.soft_labels, prepared.alpha)
-        if plan is None or taught.input_ids is None or taught.labels is None:
-            sums = {"mlm": soft_mlm_loss_sum(self.model(prepared.inputs), *right)}
-            return TextStep(loss_sums=sums, prepared=prepared)
-        logits, judgements = self._read(prepared, taught.input_ids)
+        if plan is None or taught.replacements is None:
+            return {"mlm": soft_mlm_loss_sum(self.model(prepared.inputs), *right)}, prepared
+        logits, judgements = self._read(prepared, taught.replacements)
         sums = {"mlm": soft_mlm_loss_sum(logits, *right)}
-        sums["mrtd"] = mrtd_loss_sum(judgements, taught.labels)
-        plan = replace(plan, sampled=taught.input_ids[plan.sampled_at])
-        return TextStep(loss_sums=sums, prepared=replace(prepared, plan=plan))
+        sums["mrtd"] = mrtd_loss_sum(judgements, taught.replacements.labels[plan.judged_at])
+        plan = replace(plan, sampled=taught.replacements.sampled)
+        return sums, replace(prepared, plan=plan)
 
     @torch.no_grad()
     def judge(self, prepared: PreparedMomentumText) -> tuple[torch.Tensor, torch.Tensor]:
         """Judge in evaluation mode which words were replaced: (P,) log-odds, and (P,) 1 if so."""
-        taught = self._teach(prepared)
-        if taught.input_ids is None or taught.labels is None:
+        replacements = self._teach(prepared).replacements
+        if replacements is None or prepared.plan is None:
             raise ConfigError("there is no detection to judge; train with --objective mlm+mrtd")
-        scores = self._read(prepared, taught.input_ids)[1].float()
-        return scores[:, 1] - scores[:, 0], taught.labels
+        scores = self._read(prepared, replacements)[1].float()
+        return scores[:, 1] - scores[:, 0], replacements.labels[prepared.plan.judged_at]
 
     @torch.no_grad()
     def _teach(self, prepared: PreparedMomentumText) -> TwinTargets:
@@ -195,24 +183,22 @@ class MomentumTextMLM(TextMLM):
         num_soft = len(probabilities) - len(plan.sampled_at)
         ids = prepared.inputs.input_ids.flatten()
         original = ids[len(ids) // 2 :]  # (S,), the text before it is masked
-        replaced, labels = mrtd_mask_modeling(
-            original,  # the positions tell what is masked
-            original,
-            torch.ones_like(original),  # padding is not judged
-            probabilities[num_soft:],
-            positions=plan.sampled_at,
-            uniforms=plan.uniforms,
-            sampled=plan.sampled,
-            special_ids=self.masker.vocabulary.special_ids,
-        )
         soft = probabilities[:num_soft] if self.config.alpha > 0 else None
-        return TwinTargets(soft_labels=soft, input_ids=replaced, labels=labels[plan.judged_at])
+        replacements = replace_words(
+            original,
+            torch.ones_like(original),  # padding is not among the plan's places
+            probabilities[num_soft:],
+            plan,
+            self.masker.vocabulary.special_ids,
+        )
+        return TwinTargets(soft_labels=soft, replacements=replacements)
 
     def _read(
-        self, prepared: PreparedMomentumText, replaced: torch.Tensor
+        self, prepared: PreparedMomentumText, replacements: Replacements
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (M, V) logits of masked tokens, and (P, 2) of the text with replacements (S,)."""
+        """Return (M, V) logits of masked tokens, and (P, 2) of the text with replacements."""
         inputs, num_masked = prepared.inputs, len(prepared.targets)
+        replaced = replacements.input_ids  # (S,)
         ids = torch.cat((inputs.input_ids.flatten()[: len(replaced)], replaced))
         inputs = replace(inputs, input_ids=ids.view_as(inputs.input_ids))
 
@@ -231,17 +217,4 @@ class MomentumTextMLM(TextMLM):
         self.twin.load_state_dict(part_of(state, "twin."))
 
 
-def momentum_text_mlm(parts: TextParts) -> MomentumTextMLM:
-    """Make the task of `--objective mlm+mrtd`, or of mlm with a twin, as the settings say."""
-    if parts.compile_backend is not None:
-        raise ConfigError(
-            "--compile and a momentum twin do not go together: the text that the model reads "
-            "depends on the twin's samples; leave out --compile"
-        )
-    return MomentumTextMLM(
-        parts.model,
-        parts.settings,
-        masker=parts.masker,
-        mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
-        pin_memory=parts.pin_memory,
-    )
+momentum_text_mlm = MomentumTextMLM.of

@@ -23,7 +23,7 @@ from maskery.core.batch import MaskedTokens, StaticShapes, TokenBatch
 from maskery.core.errors import CheckpointError, MaskeryError, explained, reason_of
 from maskery.core.task import EXTRA_STATE, Task, moved
 from maskery.masking.masker import Masker
-from maskery.models.layout import EncoderInputs, StaticInputs, rounded_shapes
+from maskery.models.layout import EncoderInputs, rounded_shapes
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mlm import mlm_loss_sum
 from maskery.tasks.text_mlm_config import MRTD, OBJECTIVES, TextMLMConfig
@@ -87,7 +87,7 @@ def text_mlm(parts: TextParts) -> Task[Any, Any]:
     if parts.settings.keep_weight:
         # By name: a run that keeps nothing needs none of it.
         keep = importlib.import_module("maskery.tasks.keep_embedding")
-        kept: Task[Any, Any] = keep.keep_embedding(parts, parts.settings.keep_weight)
+        kept: Task[Any, Any] = keep.KeepEmbedding.of(parts)
         return kept
     if not parts.settings.has_twin:
         return TextMLM.of(parts)
@@ -163,27 +163,27 @@ class TextMLM:
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedText:
         """Mask a batch and lay it out."""
         masked = self.masker.mask(batch, epoch=epoch, progress=progress)
-        laid = self._laid_out(masked)
+        inputs, targets = self._laid_out(masked)
+        left_out = max(0, len(masked.targets) - len(targets))
         count = len(masked.targets) if masked.count is None else masked.count
-        counts = {"mlm": count - laid.num_left_out}
+        counts = {"mlm": count - left_out}
         if self.shapes is not None:
-            counts[LEFT_OUT] = laid.num_left_out
+            counts[LEFT_OUT] = left_out
         prepared = PreparedText(
-            inputs=laid.inputs, targets=laid.targets, counts=counts, num_tokens=batch.num_tokens
+            inputs=inputs, targets=targets, counts=counts, num_tokens=batch.num_tokens
         )
         if masked.weights is not None:
             prepared = replace(prepared, weights=torch.from_numpy(masked.weights))
         return prepared.pin_memory() if self.pin_memory else prepared
 
-    def _laid_out(self, masked: MaskedTokens) -> StaticInputs:
-        """Lay a masked batch out, filled up to the sizes that it is to have, or as it comes."""
+    def _laid_out(self, masked: MaskedTokens) -> tuple[EncoderInputs, torch.Tensor]:
+        """Lay a masked batch out, as it comes or filled up; returns the (M,) targets, too."""
         shapes = self.shapes
         if self.few_shapes and shapes is None and masked.weights is None:
             shapes = rounded_shapes(masked)
         # A step of shards may have more sequences than was to be expected: it is compiled anew.
         if shapes is None or not shapes.hold(masked.batch):
-            targets = torch.from_numpy(masked.targets)
-            return StaticInputs(inputs=self.lay_out(masked), targets=targets, num_left_out=0)
+            return self.lay_out(masked), torch.from_numpy(masked.targets)
         return self._lay_out_static(masked, shapes)
 
     def loss_sums(self, prepared: PreparedText) -> Mapping[str, torch.Tensor]:

@@ -71,8 +71,7 @@ class TextMLMConfig(Settings):
             self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:
-        defaults = {one.name: one.default for one in fields(self)}
-        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
         if self.time_sampling != "uniform" and self.objective != DIFFUSION:
             raise ConfigError("time_sampling is set: it needs --objective diffusion")
         if self.momentum is not None and self.objective == DIFFUSION:

@@ -59,7 +59,8 @@ def test_real_tokens_and_gradients_are_those_of_padded_passes(others: torch.Tens
         image.requires_grad_(True)
         images = model.project_images(image)
         text = model.encode_text(ids, MASK)
-        fused = model.fuse(text, MASK, images, others)
+        keys = None if others is None else [each.select(others) for each in images]
+        fused = model.fuse(text, MASK, images, keys)
         real, logits = fused[MASK], model.mlm_logits(fused[MASK])
         (logits.square().sum() + text[MASK].square().sum()).backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

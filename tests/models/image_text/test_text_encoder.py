@@ -91,7 +91,8 @@ def test_the_last_rows_may_look_at_other_images(
     others = torch.tensor([2, 2, 0])
     with torch.no_grad():
         hidden, images = encoder.encode_text(*text), encoder.project_images(tokens)
-        fused = encoder.fuse(hidden, text[1], images, others)[text[1]]
+        keys = [each.select(others) for each in images]
+        fused = encoder.fuse(hidden, text[1], images, keys)[text[1]]
         expected = one_by_one(encoder, text, tokens, [0, 1, 2, 2, 2, 0])
     torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
 
@@ -104,7 +105,8 @@ def test_all_rows_may_look_at_chosen_images(
     with torch.no_grad():
         images = encoder.project_images(tokens)
         hidden = encoder.encode_text(*text)
-        fused = encoder.fuse(hidden, text[1], images, torch.tensor(chosen))[text[1]]
+        keys = [each.select(torch.tensor(chosen)) for each in images]
+        fused = encoder.fuse(hidden, text[1], images, keys)[text[1]]
         expected = one_by_one(encoder, text, tokens, chosen)
     torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
 

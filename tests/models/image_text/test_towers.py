@@ -133,10 +133,11 @@ def test_the_fusion_encoder_is_irras_and_reads_no_padding(tmp_path: Path) -> Non
     rows = Rows.of_lengths(mask.sum(dim=1).numpy(), torch.device("cpu"))
     first = [type(k)(keys=k.keys[:1], values=k.values[:1]) for k in images]
     together = fuse_class_tokens(model.text_encoder, begun, rows, first)
-    alone = model.text_encoder.fuse(hidden, mask, [k.select(torch.zeros(3).long()) for k in images])
+    firsts = [k.select(torch.zeros(3).long()) for k in images]
+    alone = model.text_encoder.fuse(hidden, mask, firsts)
     torch.testing.assert_close(together, alone[:, 0], atol=1e-6, rtol=1e-5)
     twice = model.text_encoder.fuse(
-        torch.cat((hidden, hidden)), torch.cat((mask, mask)), images, torch.tensor([0, 0, 0])
+        torch.cat((hidden, hidden)), torch.cat((mask, mask)), images, firsts
     )
     torch.testing.assert_close(twice[3:][mask], alone[mask], atol=1e-6, rtol=1e-5)
     # Initial weights of the release: width 16, two layers.

@@ -5,6 +5,7 @@ encoder is timm's. What Hugging Face has a family for is loaded by its own code.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
 from maskery.models.checkpoint_import.state_dict import (
+    SHOWN,
+    Given,
     ImportReport,
     State,
-    first_parts,
     heads_of,
     part_of,
     read_described,
@@ -97,11 +99,10 @@ def import_checkpoint(
         ConfigError: `out` holds something already, or the attention heads are not known.
     """
     require_empty(out)
-    checkpoint = read_state_dict(path)
+    state, notes = read_state_dict(path)
     folder = path if path.is_dir() else path.parent
-    imported = import_state(
-        checkpoint.tensors, read_described(folder), image_size, num_text_heads, num_vision_heads
-    )
+    given = Given(image_size, num_text_heads, num_vision_heads)
+    imported = import_state(state, read_described(folder), given)
     config: Any = imported.model.config
     saved: list[Any] = [imported.model]
     rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
@@ -111,8 +112,8 @@ def import_checkpoint(
     found = [side for side in sides if side is not None] or [config]
     # They are told, since no tensor could contradict.
     heads = (f"{getattr(c, 'num_attention_heads', None)} in the {c.model_type}" for c in found)
-    notes = (*checkpoint.notes, f"attention heads: {', '.join(heads)}")
-    report = replace(imported.report, notes=notes)
+    notes.append(f"attention heads: {', '.join(heads)}")
+    report = replace(imported.report, notes=tuple(notes))
     for part in saved:
         part.save_pretrained(out)
     if imported.extra_state:
@@ -122,21 +123,15 @@ def import_checkpoint(
     return report
 
 
-def import_state(
-    state: State,
-    described: Mapping[str, Any],
-    image_size: tuple[int, int] | None = None,
-    num_text_heads: int | None = None,
-    num_vision_heads: int | None = None,
-) -> Imported:
+def import_state(state: State, described: Mapping[str, Any], given: Given) -> Imported:
     """Recognise the model of a state dict by its names, or by what its `config.json` says."""
     kind = described.get("model_type")
     if all(any(name.startswith(part) for name in state) for part in (VISION, TEXT)):
-        return import_albef(state, described, image_size, num_text_heads, num_vision_heads)
+        return import_albef(state, described, given)
     if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
         state = dict(state)
-        config = vit_config(state, described, num_vision_heads, image_size)
-        resized = fit_positions(state, config)
+        config = vit_config(state, described, given)
+        resized = fit_positions(state, config, "pos_embed")
         model = ViTModel(config, add_pooling_layer=False).eval()
         placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
         return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
@@ -145,18 +140,20 @@ def import_state(
     if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in VISION_FAMILIES:
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
-        return import_bert(state, described, num_text_heads)
+        return import_bert(state, described, given)
+    parts = Counter(name.partition(".")[0] for name in state).most_common(SHOWN)
+    begin = ", ".join(f"'{part}' ({count})" for part, count in parts)
     raise ModelError(
-        f"the checkpoint is of no known model: its names begin with {first_parts(state)}. ALBEF, "
-        f"RaSa, BERT and timm or DeiT vision transformers are known by their names; what Hugging "
-        f"Face has an encoder for, by its config.json beside the file"
+        f"the checkpoint is of no known model: its names begin with {begin}. ALBEF, RaSa, BERT and "
+        f"timm or DeiT vision transformers are known by their names; what Hugging Face has an "
+        f"encoder for, by its config.json beside the file"
     )
 
 
-def import_bert(state: State, described: Mapping[str, Any], num_heads: int | None) -> Imported:
+def import_bert(state: State, described: Mapping[str, Any], given: Given) -> Imported:
     """Load a BERT that no `config.json` tells the family of; refused where it may be another."""
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
-    config = text_config(state, prefix, described, num_heads)
+    config = text_config(state, prefix, described, given)
     if config.type_vocab_size < 2:
         raise ModelError(
             "the checkpoint has one kind of segment, as RoBERTa has and some BERTs, and they count "
@@ -212,29 +209,21 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     return Imported(model=model.eval(), report=report)
 
 
-def import_albef(
-    state: State,
-    described: Mapping[str, Any] | None = None,
-    image_size: tuple[int, int] | None = None,
-    num_text_heads: int | None = None,
-    num_vision_heads: int | None = None,
-) -> Imported:
+def import_albef(state: State, described: Mapping[str, Any], given: Given) -> Imported:
     """Build the `ImageTextModel` that a state dict belongs to and fill it, its twin and queues."""
     state = dict(state)
     vision = {n.removeprefix(VISION): t for n, t in state.items() if n.startswith(VISION)}
     layers = f"{TEXT}encoder.layer."
     fusing = layer_numbers([name for name in state if ".crossattention." in name], layers)
-    text, pictures = (part_of(described or {}, side) for side in ("text", "vision"))
+    text, pictures = (part_of(described, side) for side in ("text", "vision"))
     config = ImageTextConfig(
-        text_config=text_config(state, TEXT, text, num_text_heads),
-        vision_config=vit_config(vision, pictures, num_vision_heads, image_size),
+        text_config=text_config(state, TEXT, text, given),
+        vision_config=vit_config(vision, pictures, given),
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
-    resized: Lines = ()
-    for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
-        if name in state:
-            resized += fit_positions(state, config.vision_config, name=name)
+    tables = "visual_encoder.pos_embed", "visual_encoder_m.pos_embed"
+    resized = fit_positions(state, config.vision_config, *tables)
     # With dropout, attention takes twice the time.
     config.text_config.attention_probs_dropout_prob = 0.0
     model = ImageTextModel(config).eval()
@@ -291,7 +280,7 @@ def _queues(state: State) -> State:
 
 
 def text_config(
-    state: State, prefix: str, described: Mapping[str, Any], num_heads: int | None
+    state: State, prefix: str, described: Mapping[str, Any], given: Given
 ) -> BertConfig:
     """Read a BERT's sizes off its tensors below `prefix`, and the rest from what is `described`."""
     embeddings, layers = f"{prefix}embeddings.", f"{prefix}encoder.layer."
@@ -311,7 +300,7 @@ def text_config(
                 f"tensors say {size}: it is of another model; take it away or bring the right one"
             )
     told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
-    heads = heads_of("text", width, num_heads, described)
+    heads = heads_of("text", width, given.text_heads, described)
     return BertConfig(**told, **sizes, num_attention_heads=heads)
 
 

@@ -6,12 +6,11 @@ Nothing in a file is run.
 import json
 import pickle
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -53,23 +52,23 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 
-
 State = dict[str, torch.Tensor]  # Tensors by name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The tensors of a checkpoint file by name, and what is to be said of how they were read."""
+class Given(NamedTuple):
+    """Settings that no tensor tells; None for those of the `config.json`, or what is usual."""
 
-    tensors: State
-    notes: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None  # Height and width that positions are resized to
+    text_heads: int | None = None
+    vision_heads: int | None = None
 
 
-def read_state_dict(path: Path) -> Checkpoint:
+def read_state_dict(path: Path) -> tuple[State, list[str]]:
     """Read the tensors of a checkpoint file, or of the weights in a Hugging Face folder.
 
     A training checkpoint that keeps its weights under "model" or "state_dict" is entered, and a
-    prefix that all names share is dropped. A pickle that asks to run code is refused.
+    prefix that all names share is dropped. A pickle that asks to run code is refused. Returns the
+    tensors, and notes on how they were read.
     """
     notes: list[str] = []
     content: dict[object, object] = {}
@@ -92,13 +91,7 @@ def read_state_dict(path: Path) -> Checkpoint:
     if shared and len(tensors) > 1:
         notes.append(f"every name begins with '{shared}.', which is left out")
         tensors = {name.removeprefix(f"{shared}."): value for name, value in tensors.items()}
-    return Checkpoint(tensors=tensors, notes=tuple(notes))
-
-
-def first_parts(names: Iterable[str]) -> str:
-    """List what names begin with, and how many do, for a message."""
-    found = Counter(name.partition(".")[0] for name in names)
-    return ", ".join(f"'{part}' ({n})" for part, n in found.most_common(SHOWN))
+    return tensors, notes
 
 
 def _listed(content: Iterable[object]) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import ViTConfig
 
 from maskery.core.errors import ModelError
-from maskery.models.checkpoint_import.state_dict import State, heads_of
+from maskery.models.checkpoint_import.state_dict import Given, State, heads_of
 from maskery.models.image_text.model import pair
 
 TOP = {
@@ -50,23 +50,19 @@ def rename_vit(name: str, tensor: torch.Tensor) -> State:
     return {}
 
 
-def vit_config(
-    state: State,
-    described: Mapping[str, Any],
-    num_heads: int | None,
-    image_size: tuple[int, int] | None,
-) -> Any:
+def vit_config(state: State, described: Mapping[str, Any], given: Given) -> Any:
     """Read a timm transformer's `ViTConfig` off its tensors, with its image size if square."""
     width, _, patch_height, patch_width = shape_of(state, "patch_embed.proj.weight", 4)
     _, num_positions, _ = shape_of(state, "pos_embed", 3)
     hidden, _ = shape_of(state, "blocks.0.mlp.fc1.weight", 2)
+    image_size = given.image_size
     if image_size is None:
         rows, columns = square_grid(num_positions - 1)
         image_size = rows * patch_height, columns * patch_width
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=len(layer_numbers(state, "blocks.")),
-        num_attention_heads=heads_of("vision", width, num_heads, described),
+        num_attention_heads=heads_of("vision", width, given.vision_heads, described),
         intermediate_size=hidden,
         layer_norm_eps=1e-6,  # timm's; Hugging Face's default is another
         image_size=list(image_size),
@@ -74,15 +70,14 @@ def vit_config(
     )
 
 
-def fit_positions(state: State, config: Any, *, name: str = "pos_embed") -> tuple[str, ...]:
-    """Resize the position table in `state`, in place; returns what was resized, for the report."""
-    table = state[name]
-    old = square_grid(table.shape[1] - 1)
-    new = grid_of(config)
-    if new == old:
-        return ()
-    state[name] = resize_positions(table, old, new)
-    return (f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches",)
+def fit_positions(state: State, config: Any, *names: str) -> tuple[str, ...]:
+    """Resize the position tables in `state`, in place; returns what was resized, for the report."""
+    resized, new = [], grid_of(config)
+    for name in names:
+        if name in state and (old := square_grid(state[name].shape[1] - 1)) != new:
+            state[name] = resize_positions(state[name], old, new)
+            resized.append(f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
+    return tuple(resized)
 
 
 def grid_of(config: Any) -> tuple[int, int]:
@@ -131,8 +126,6 @@ def resize_positions(
 
     The S = `num_leading` first positions stay as they are; grids are rows and columns of patches.
     """
-    if old == new:
-        return table
     leading, patches = table[:, :num_leading], table[:, num_leading:]
     grid = patches.reshape(1, *old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False)

@@ -13,7 +13,6 @@ from maskery.models.checkpoint_import.timm_vit import grid_of, resize_positions
 from maskery.models.image_text.model import (
     ImageTextConfig,
     ImageTextModel,
-    check_image_size,
     covered,
     pair,
     vision_family,
@@ -89,11 +88,11 @@ def build_from_encoders(
     text_config.attention_probs_dropout_prob = 0.0
     bert, info = load_weights(BertForMaskedLM, str(text), config=text_config, dtype="float32")
     eyes = _load_vision(str(vision))
-    image_size = image_size or _whole_patches(eyes.config, str(vision))
+    vision_config, size = _sized(eyes.config, image_size, str(vision))
     config = ImageTextConfig(
         text_config=text_config,
-        vision_config=_resized(eyes.config, image_size),
-        image_size=image_size,
+        vision_config=vision_config,
+        image_size=size,
         fusion_layer=text_config.num_hidden_layers // 2 if fusion_layer is None else fusion_layer,
     )
     model = ImageTextModel(config)
@@ -130,12 +129,12 @@ def build_from_towers(
     the model, its tokenizer, and the names of its parameters that the checkpoint did not have.
     """
     towers, tokenizer = _load_towers(name)
-    text, vision = towers.text_model.config, towers.vision_model.config
-    image_size = image_size or _whole_patches(vision, name)
+    text = towers.text_model.config
+    vision, size = _sized(towers.vision_model.config, image_size, name)
     config = ImageTextConfig(
         text_config=text,
-        vision_config=_resized(vision, image_size),
-        image_size=image_size,
+        vision_config=vision,
+        image_size=size,
         embed_dim=getattr(text, "projection_size", None) or towers.config.projection_dim,
         interaction_layers=fusion_layers,
     )
@@ -196,30 +195,25 @@ def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
     return state
 
 
-def _whole_patches(config: Any, name: str) -> tuple[int, int]:
-    """Return an encoder's own image size, or the next below it that its patches cover."""
-    size, patch = pair(config.image_size), pair(config.patch_size)
-    if (whole := covered(size, config)) != size:
+def _sized(config: Any, wanted: tuple[int, int] | None, name: str) -> tuple[Any, tuple[int, int]]:
+    """Copy a vision configuration for another image size, where its kind allows one.
+
+    Returns the size, too: as wanted, or the encoder's own, or what whole patches cover of that.
+    """
+    own, patch = pair(config.image_size), pair(config.patch_size)
+    size = wanted or covered(own, config)
+    if wanted is None and size != own:
         log.warning(
             "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d; "
             "they are read at %d x %d",
-            *(name, *size, *patch, *whole),
+            *(name, *own, *patch, *size),
         )
-    return whole
-
-
-def _resized(config: Any, image_size: tuple[int, int] | None) -> Any:
-    """Copy a vision configuration for another image size, where its kind allows one."""
     copied = type(config).from_dict(config.to_dict())
-    if image_size is None or image_size == pair(config.image_size):
-        return copied
-    check_image_size(image_size, config)
-    height, width = image_size
-    if height == width:
-        copied.image_size = height
-    elif vision_family(config.model_type).oblong:
-        copied.image_size = [height, width]
-    return copied
+    if size != own and size[0] == size[1]:
+        copied.image_size = size[0]
+    elif size != own and vision_family(config.model_type).oblong:
+        copied.image_size = list(size)
+    return copied, size
 
 
 def _load_vision(name: str) -> Any:

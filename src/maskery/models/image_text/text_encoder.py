@@ -16,10 +16,10 @@ or (T, D) where they are packed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,28 +46,12 @@ class PackedRows:
 
     def gather(self, padded: Tensor) -> Tensor:
         """(R, L, D) to (T, D)."""
-        packed: Tensor = _Gather.apply(padded.flatten(0, 1), self.places)  # type: ignore[no-untyped-call]
-        return packed
+        return padded.flatten(0, 1).index_select(0, self.places)
 
     def spread(self, hidden: Tensor) -> Tensor:
         """(T, D) to (R, L, D), with zeros at padding."""
         flat = hidden.new_zeros(self.count * self.length, *hidden.shape[1:])
         return flat.index_copy_(0, self.places, hidden).view(self.count, self.length, -1)
-
-
-class _Gather(torch.autograd.Function):
-    """Take rows of a matrix, each at most once, so the backward pass copies and adds nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.size = len(values)
-        return values.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, places, grad), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +122,10 @@ class Attention(nn.Module):
         if images is None:
             context = self.self.attend(query, self.self.project(hidden, rows), mask)
         else:
-            num_others = 0 if others is None else len(others.keys)
-            context = self._in_blocks(query[: len(query) - num_others], images)
+            first = len(query) - (0 if others is None else len(others.keys))
+            context = self._in_blocks(query[:first], images)
             if others is not None:
-                apart = self.self.attend(query[len(query) - num_others :], others)
-                context = torch.cat((context, apart))
+                context = torch.cat((context, self.self.attend(query[first:], others)))
         return self.finish(context, hidden, rows)
 
     def finish(self, context: Tensor, hidden: Tensor, rows: PackedRows | None) -> Tensor:
@@ -162,9 +145,6 @@ class Attention(nn.Module):
         context = self.self.attend(folded.flatten(2, 3), images)
         unfolded = context.view(num_images, heads, -1, length, width)
         return unfolded.permute(2, 0, 1, 3, 4).flatten(0, 1)
-
-
-OtherImages: TypeAlias = Tensor | Sequence[ImageKeys]
 
 
 class Embeddings(nn.Module):
@@ -291,24 +271,23 @@ class TextFusionEncoder(nn.Module):
         hidden: Tensor,
         attention_mask: Tensor | None,
         images: Sequence[ImageKeys] | None,
-        other_images: OtherImages | None = None,
+        others: Sequence[ImageKeys] | None = None,
     ) -> Tensor:
         """Run the fusion layers on (R, L, D) of `encode_text` (ALBEF's mode "fusion").
 
         Row r looks at image r modulo I of `images` (from `project_images`; None to read text
-        alone), but the last S rows at `other_images`: (S,) int64 among `images`, or S images of
-        their own.
+        alone), but the last S rows at the S images of `others`, one each.
         """
-        num_others, others = _others(images, other_images)
-        if images and (len(hidden) - num_others) % len(images[0].keys):
+        count = len(hidden) - (len(others[0].keys) if others else 0)
+        if images and count % len(images[0].keys):
             raise ValueError(
-                f"{len(hidden) - num_others} text rows are not whole blocks over "
-                f"{len(images[0].keys)} images"
+                f"{count} text rows are not whole blocks over {len(images[0].keys)} images"
             )
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
-        looks = zip(self.fusion_layers, images or repeat(None), others, strict=False)
+        nothing = repeat(None)
+        looks = zip(self.fusion_layers, images or nothing, others or nothing, strict=False)
         for layer, keys, apart in looks:
             hidden = layer(hidden, mask, keys, apart, rows)
         return hidden if rows is None else rows.spread(hidden)
@@ -323,17 +302,3 @@ class TextFusionEncoder(nn.Module):
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
         logits: Tensor = self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight)
         return logits
-
-
-def _others(
-    images: Sequence[ImageKeys] | None, other_images: OtherImages | None
-) -> tuple[int, Iterable[ImageKeys | None]]:
-    """Return S, and by fusion layer the keys that the last S rows attend to."""
-    if isinstance(other_images, Tensor):
-        if images is None:
-            return len(other_images), repeat(None)
-        # Selected when a layer needs them: without gradients, one layer's are held at a time.
-        return len(other_images), (keys.select(other_images) for keys in images)
-    if not other_images:
-        return 0, repeat(None)
-    return len(other_images[0].keys), other_images

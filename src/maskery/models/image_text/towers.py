@@ -96,7 +96,7 @@ class TextTower(TextFusionEncoder):
 
     def __init__(self, config: Any, num_layers: int, image_width: int):
         nn.Module.__init__(self)
-        self.computes_padding = True
+        self.computes_padding = True  # rows stay as they are
         # SigLIP was trained on captions filled up to its limit, and reads the padding.
         self.fills_up = config.model_type == "siglip_text_model"
         self.tower: Any = (SiglipTextModel if self.fills_up else CLIPTextModel)(config)
@@ -138,10 +138,6 @@ class TextTower(TextFusionEncoder):
     def summarise(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """(R, L, D) of `encode_text` to (R, D): the state of the end-of-text token."""
         return hidden[ends(hidden, mask)]
-
-    def _laid_out(self, attention_mask: Tensor | None) -> tuple[Tensor | None, PackedRows | None]:
-        """See `TextFusionEncoder`; rows stay as they are, padding included."""
-        return None if attention_mask is None else attention_mask.bool()[:, None, None, :], None
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""

@@ -246,7 +246,7 @@ def prepare_model(
     if config.text_model is None and not config.model.startswith(SCRATCH):
         twin = twin_beside(config.model)
         if twin is not None:
-            task.load_twin(twin)
+            task.twin.load_state_dict(twin)
     return Prepared(
         config=config,
         reading=reading,

@@ -148,7 +148,7 @@ def evaluate_image_text(
         if twin is not None:  # as `train pairs` has it
             defaults = PairsRunConfig(pairs="any", objectives=ImageTextMLMConfig(alpha=0.0))
             task = make_task(defaults, one)
-            task.load_twin(twin)
+            task.twin.load_state_dict(twin)
         models[heading] = summarise_pairs(scored[-1], one, held_out, words, task)
         if held_out.pictures.skipped.count:
             log.warning("%s", held_out.pictures.skipped)
