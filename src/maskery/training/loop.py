@@ -149,12 +149,9 @@ class TrainingLoop:
             self.checkpoints.mark_best(start.step)
         self._saved_at = self._resumed_at = time.perf_counter()
         self._take_steps(start)
-        if self.config.patience is not None:
-            best = self.processes.on_main(lambda: str(self.checkpoints.best_sound() or ""))
-            if best:
-                step = restore_task(Path(best), self.task)
-                told = "ended after step %d; the model is the best one, of step %d"
-                log.info(told, self._done, step)
+        if self.config.patience is not None and (best := self.restore_best()) is not None:
+            told = "ended after step %d; the model is the best one, of step %d"
+            log.info(told, self._done, best)
         self._tell_saved()
         gather(self.task)
         tokens, pairs = map(int, self.processes.sum([self._tokens, self._pairs]))
@@ -165,6 +162,11 @@ class TrainingLoop:
             seconds=self._seconds,
             resumed_from=start.step,
         )
+
+    def restore_best(self) -> int | None:
+        """Load the best checkpoint's weights; returns its step, None if there is no checkpoint."""
+        best = self.processes.on_main(lambda: str(self.checkpoints.best_sound() or ""))
+        return restore_task(Path(best), self.task) if best else None
 
     def _take_steps(self, start: Position) -> None:
         """Take every step from a position on, and wait for the last checkpoint."""
