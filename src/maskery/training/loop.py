@@ -70,12 +70,10 @@ class TrainingLoop:
     """Trains a task from its first or its last saved step to the end.
 
     Args:
-        config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
         identity: Settings and data that a resumed run must share, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
-        progress: False for no progress bar.
         first: Where a run begins, if its first checkpoint is another run's.
 
     Raises:

@@ -46,7 +46,6 @@ class Stepper:
     (`maskery.training.parallel.gather` undoes that).
 
     Args:
-        task: The task to train; its model is moved, and wrapped where processes share it.
         config: Rates, schedule, clipping, precision, sharding and seed. Default: `TrainingConfig`'s
             own defaults.
         total_steps: Optimiser steps of the run, which the learning rate's schedule ends with.
