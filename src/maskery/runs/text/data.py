@@ -154,16 +154,11 @@ class StoredText:
         """Return what a continuation must share, by name; for `identity`."""
         # A store's name is a hash of content and tokenizer.
         own = self.held_store is not self.store
-        others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": self.store.folder.name,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
             "eval_data_fingerprint": self.held_store.folder.name if own else None,
             "held_out_share": None if own else self.config.held_out_share,
-            # Not named where there is none, as by versions that knew of none.
-            **({"group_column": group} if (group := self.config.group_column) else {}),
-            **({"mix": self.shares} if self.shares else {}),
-            **({"other_fingerprints": others} if others else {}),
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
 
