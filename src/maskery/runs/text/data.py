@@ -112,9 +112,11 @@ class StoredText:
             own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
             self.owners[np.isin(self.store.ids, own.ids) & (self.owners < 0)] = number
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
+        outside = [store for store, _ in self.others.values()]
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)
             self.held_store = tokenise(other, self.tokenizer, cache_dir, progress=progress)
+            outside.append(self.held_store)
             self.train_documents = np.arange(self.store.num_documents)
             self.held_documents = np.arange(self.held_store.num_documents)
         else:
@@ -124,8 +126,6 @@ class StoredText:
             self.train_documents, self.held_documents = (
                 split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
             )
-        outside = [store for store, _ in self.others.values()]
-        outside += [] if self.held_store is self.store else [self.held_store]
         if outside:
             self.train_documents = without_held_out(
                 self.store, self.train_documents, outside, self.tokenizer
