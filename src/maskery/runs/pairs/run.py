@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
@@ -193,8 +192,7 @@ def evaluate_pairs_run(
         eval_pairs=eval_pairs or config.eval_pairs,
         reading=replace(config.reading, reader=reader or config.reading.reader),
     )
-    with torch.no_grad():
-        return PairsRun(config, progress=False, training=False).evaluate()
+    return PairsRun(config, progress=False, training=False).evaluate()
 
 
 def run_samples(folder: Path) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, draw_searches, spread_queries
@@ -50,8 +48,7 @@ def run_person_search_quickstart(
     def measured(config: PersonSearchRunConfig) -> tuple[RetrievalSet, Retrieval]:
         run = PersonSearchRun(config, progress=False)
         assert run.test is not None
-        with torch.no_grad():
-            return run.test, run.measure(run.test)
+        return run.test, run.measure(run.test)
 
     _, before = measured(config)
     result = train_person_search(config, progress=progress)
