@@ -19,7 +19,7 @@ from pathlib import Path
 from maskery.masking.masker import Masker
 from maskery.models.attention import use_fast_dropout
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.tasks.text_mlm import TextMLM
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.config import TrainingConfig
@@ -46,7 +46,7 @@ def measure(corpus: str, model: str, num_steps: int, num_saves: int, folder: Pat
     config = TextRunConfig(
         corpus=(corpus,), model=model, training=training, cache_dir=folder / "cache"
     )
-    run = prepare_text(config, progress=False)
+    run = TextRun(config, progress=False)
     use_fast_dropout(run.model)
     task = TextMLM(run.model, Masker.of(run.vocabulary))
     stepper = Stepper(task, training, total_steps=run.train.num_steps(0))

@@ -119,12 +119,14 @@ def test_its_help_names_the_command_that_there_is(capsys: pytest.CaptureFixture[
     assert "usage: python -m bench" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 def test_a_worker_finds_a_corpus_named_from_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
     save_tiny_model(tmp_path / "model")
     (tmp_path / "corpus.txt").write_text("\n".join(lines(20)), "utf-8")
     monkeypatch.chdir(tmp_path)
-    config = BenchConfig(corpus=Path("corpus.txt"), model="model", batch_tokens=512)
+    corpus = Path("corpus.txt")
+    config = BenchConfig(corpus=corpus, model="model", batch_tokens=512, compile=compiled)
     with Worker("maskery", config) as worker:
         assert worker.take(10).real_tokens >= 10

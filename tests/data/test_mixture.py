@@ -22,7 +22,7 @@ from maskery.data.shards.places import Place
 from maskery.data.shards.source import TokenShards
 from maskery.data.store import Documents
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
 
@@ -203,7 +203,7 @@ def test_a_mixed_run_reads_its_shares_and_goes_on_to_the_bit(
     config: TextRunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sharded: bool
 ) -> None:
     config = shards_of(config) if sharded else config
-    run = prepare_text(config, progress=False)
+    run = TextRun(config, progress=False)
     assert isinstance(run.train, MixedShards if sharded else MixedSource)
     assert 0.8 * run.train.sizes[0] < run.train.taken[0] <= run.train.sizes[0]
     assert run.train.taken[0] / sum(run.train.taken) == pytest.approx(0.6, abs=0.001)
@@ -264,4 +264,4 @@ def test_names_that_fit_twice_and_sets_that_do_not_fit_are_refused(
     with pytest.raises(
         DataError, match=r"'.*other' were made with another tokenizer than those of"
     ):
-        prepare_text(mixed, progress=False)
+        TextRun(mixed, progress=False)

@@ -15,7 +15,7 @@ from tiny_text import WORDS, save_sentence_encoder
 from maskery import open_run
 from maskery.cli.main import main
 from maskery.data.split import texts_of
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 
 PATIENTS = 40
 WARDS = {"heart": WORDS[:6], "bone": WORDS[6:]}
@@ -69,7 +69,7 @@ def test_notes_of_patients(
         result = told(*command, "--seed", seed, "--output", f"runs/{seed}")
         assert result["difference"]["loss"][2] < 0
     # No patient is on both sides.
-    run = prepare_text(open_run("runs/0").config, progress=False)
+    run = TextRun(open_run("runs/0").config, progress=False)
     tokenizer, sides = run.loaded.tokenizer, (run.train, run.held_out)
     train, held_out = (
         patients_of(list(texts_of(side.store, tokenizer, np.unique(side.windows.documents))))

@@ -25,7 +25,7 @@ from maskery.core.task import StandIn
 from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.training.config import TrainingConfig
 from maskery.training.journal import SPEEDS
 
@@ -178,8 +178,8 @@ def test_masks_are_the_same_for_any_number_of_processes(
             cache_dir=text / "cache",
             training=training,
         )
-        run = prepare_text(config, progress=False)
-        masker = Masker.of(run.vocabulary, config=MaskingConfig(), seed=3)
+        run = TextRun(config, progress=False)
+        masker = Masker.of(run.loaded.tokenizer, config=MaskingConfig(), seed=3)
         steps = []
         for step in range(4):
             rows: list[tuple[int, ...]] = []

@@ -242,8 +242,10 @@ class EvaluateSearch(Way):
 
     def execute(self) -> None:
         """Evaluate person-search runs, or any image-text models on pairs."""
-        from maskery.runs.person_search.evaluate import evaluate_retrieval_models
-        from maskery.runs.person_search.transfer import evaluate_transfer
+        from maskery.runs.person_search.evaluate import (
+            evaluate_retrieval_models,
+            evaluate_transfer,
+        )
 
         names = [self.model, *self.more]
         how: Any = {"split": self.held_out, "overrides": self.overrides, "progress": not self.json}
@@ -254,7 +256,7 @@ class EvaluateSearch(Way):
         prepare_outputs(ranks=self.ranks, features=self.features)
         how["each"] = self.export
         result = evaluate_retrieval_models(names, data=self.source, reading=self.pairs, **how)
-        found = result.to_json()
+        found = asdict(result)
         listed = []
         for name, seed in result.seeds.items():  # one model needs no heading: it was just named
             # Of a model folder the seed is not known, nor how its epoch was chosen.

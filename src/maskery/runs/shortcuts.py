@@ -57,7 +57,6 @@ def train(
         objective: A training objective by name, or a callable that makes a `Task` from `TextParts`.
         callbacks: Called while the run trains; see `Callback`.
         output: The run folder. Default: runs/DATA-MODEL, numbered if taken.
-        progress: Draw progress bars.
         report: Draw `report.html`, as `maskery train` does, if the `report` extra is there. Of
             texts that are passed themselves it shows no fills: they are not read again.
         **settings: Any flag of `maskery train`, by its name with underscores.
@@ -67,7 +66,6 @@ def train(
 
     Raises:
         ConfigError: A setting is unknown or does not fit.
-        MaskeryError: Something else that the user can mend.
     """
     objects: dict[str, Any] = {"progress": progress, "callbacks": callbacks or None}
     named: dict[str, Any] = {"policy": policy, "output": output}

@@ -37,7 +37,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, keep_at: Collection[int] = ()) -> None:
         self.folder, self.keep, self.keep_at = folder, keep, keep_at
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[Path] | None = None
+        self._writing: Future[None] | None = None
         # Steps and folders of what this process has written, for whoever empties the list.
         self.written: list[tuple[int, Path]] = []
 
@@ -51,11 +51,11 @@ class Checkpoints:
         """
         assert self._writing is None
 
-        def flush_and_write() -> Path:
+        def flush_and_write() -> None:
             problem = f"the lines of the run in '{self.folder.parent}' could not be brought to disk"
             with explained(problem, RETRY, kind=CheckpointError):
                 first()
-            return self.write(snapshot)
+            self.write(snapshot)
 
         missing = self.room_for(snapshot)
         if missing is None or must:
@@ -73,11 +73,10 @@ class Checkpoints:
         """Mark the checkpoint of a step as the best once it is written; in the thread."""
         writing = self._writing
 
-        def mark() -> Path:
-            # There is one thread, so what was begun before is over.
-            path = self.path_of(step) if writing is None else writing.result()
+        def mark() -> None:
+            if writing is not None:
+                writing.result()  # over, for there is one thread; it may have failed
             self.mark_best(step)
-            return path
 
         self._writing = self._thread.submit(mark)
 
@@ -87,10 +86,11 @@ class Checkpoints:
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
-    def finish(self) -> str | None:
+    def finish(self) -> None:
         """Wait until the last checkpoint is on disk; raises the error of its thread."""
         writing, self._writing = self._writing, None
-        return None if writing is None else str(writing.result())
+        if writing is not None:
+            writing.result()
 
     def room_for(self, snapshot: Snapshot) -> str | None:
         """Return what the disk lacks for a checkpoint, in words; None if there is room."""

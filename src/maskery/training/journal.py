@@ -1,8 +1,6 @@
 """Lines of `metrics.jsonl`: means over steps, spikes, held-out figures and the best; callbacks.
 
 Everything in a line but the speed follows from the steps, so a resumed run writes the same lines.
-Trackers of other tools get a copy of each line, through accelerate; `Callback` is for code of one's
-own.
 """
 
 import json

@@ -70,12 +70,10 @@ class TrainingLoop:
     """Trains a task from its first or its last saved step to the end.
 
     Args:
-        config: Length, schedule and bookkeeping.
         folder: The run folder; `checkpoints/` and `metrics.jsonl` are written there.
         identity: Settings and data that a resumed run must share, as JSON.
         evaluate: From the steps done to held-out figures by name; called at the start, every
             `eval_every` steps and at the end, with the model in evaluation mode, by every process.
-        progress: False for no progress bar.
         first: Where a run begins, if its first checkpoint is another run's.
 
     Raises:
@@ -149,12 +147,9 @@ class TrainingLoop:
             self.checkpoints.mark_best(start.step)
         self._saved_at = self._resumed_at = time.perf_counter()
         self._take_steps(start)
-        if self.config.patience is not None:
-            best = self.processes.on_main(lambda: str(self.checkpoints.best_sound() or ""))
-            if best:
-                step = restore_task(Path(best), self.task)
-                told = "ended after step %d; the model is the best one, of step %d"
-                log.info(told, self._done, step)
+        if self.config.patience is not None and (best := self.restore_best()) is not None:
+            told = "ended after step %d; the model is the best one, of step %d"
+            log.info(told, self._done, best)
         self._tell_saved()
         gather(self.task)
         tokens, pairs = map(int, self.processes.sum([self._tokens, self._pairs]))
@@ -165,6 +160,11 @@ class TrainingLoop:
             seconds=self._seconds,
             resumed_from=start.step,
         )
+
+    def restore_best(self) -> int | None:
+        """Load the best checkpoint's weights; returns its step, None if there is no checkpoint."""
+        best = self.processes.on_main(lambda: str(self.checkpoints.best_sound() or ""))
+        return restore_task(Path(best), self.task) if best else None
 
     def _take_steps(self, start: Position) -> None:
         """Take every step from a position on, and wait for the last checkpoint."""

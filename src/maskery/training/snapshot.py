@@ -2,9 +2,6 @@
 
 Tensors are whole here, however many processes share them, so that a run may go on with another
 number of processes and with another way of spreading its model.
-
-A checkpoint carries the identity of its run, a JSON object: every setting that decides the course
-of the run, by name, and fingerprints of its data. So a refusal can name what differs.
 """
 
 import json

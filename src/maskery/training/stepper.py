@@ -13,6 +13,7 @@ over every micro-batch of every process, so it does not depend on how the step i
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -45,7 +46,6 @@ class Stepper:
     (`maskery.training.parallel.gather` undoes that).
 
     Args:
-        task: The task to train; its model is moved, and wrapped where processes share it.
         config: Rates, schedule, clipping, precision, sharding and seed. Default: `TrainingConfig`'s
             own defaults.
         total_steps: Optimiser steps of the run, which the learning rate's schedule ends with.
@@ -242,9 +242,8 @@ class Prefetch(Generic[ItemT]):
     def __init__(
         self, items: Iterator[ItemT], *, gives_up: Callable[[], bool] = lambda: False
     ) -> None:
-        self._items, self._gives_up = items, gives_up
-        self._queue: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(2)
-        self._stop = threading.Event()
+        self._items, self._gives_up, self._left = items, gives_up, threading.Event()
+        self._ready: queue.Queue[tuple[ItemT | None, BaseException | None]] = queue.Queue(2)
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
 
     def __enter__(self) -> Iterator[ItemT]:
@@ -252,49 +251,36 @@ class Prefetch(Generic[ItemT]):
         return self._take()
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        self._left.set()
         # A thread that still waits, as for a server that does not answer, is left behind.
-        self._thread.join(PATIENCE)
+        until = time.monotonic() + PATIENCE
+        while self._thread.is_alive() and time.monotonic() < until:
+            while not self._ready.empty():  # else it would wait for room
+                self._ready.get_nowait()
+            self._thread.join(0.1)
 
     def _fill(self) -> None:
-        end: BaseException = StopIteration()
+        end: BaseException | None = None
         try:
             for item in self._items:
-                if not self._put((item, None)):
+                self._ready.put((item, None))
+                if self._left.is_set():
                     return
         except BaseException as error:
             error.add_note("raised in the thread that prepares the next steps")
             end = error
-        self._put((None, end))
-
-    def _put(self, entry: tuple[ItemT | None, BaseException | None]) -> bool:
-        while not self._stop.is_set():
-            try:
-                # Not for ever: the loop may have ended, and nobody takes it any more.
-                self._queue.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+        self._ready.put((None, end))
 
     def _take(self) -> Iterator[ItemT]:
         while True:
             try:
-                item, error = self._queue.get(timeout=1.0)
+                item, error = self._ready.get(timeout=1.0)
             except queue.Empty:
-                # It puts a last entry whatever happens, unless the interpreter is going down.
-                if not self._thread.is_alive() and self._queue.empty():
-                    raise RuntimeError(
-                        "the thread that prepares the next steps has died without a word"
-                    ) from None
                 if self._gives_up():
                     return
                 continue
-            if isinstance(error, StopIteration):
-                return
             if error is not None:
                 raise error
-            assert item is not None
+            if item is None:
+                return
             yield item

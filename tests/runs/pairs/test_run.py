@@ -25,7 +25,7 @@ from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.image_text import config as pairs_config
 from maskery.runs.image_text.config import PairsTrainingConfig
-from maskery.runs.pairs.run import PairsRunConfig, evaluate_pairs_run, prepare_pairs, train_pairs
+from maskery.runs.pairs.run import PairsRun, PairsRunConfig, evaluate_pairs_run, train_pairs
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 WORDS = ("red", "green", "blue", "white")
@@ -309,6 +309,6 @@ def test_splits_in_file_names_are_trained_on_and_measured(tmp_path: Path) -> Non
         folder = tmp_path / "data" / split
         save_tiny_pairs(folder, count, first=count * 100).rename(folder / "metadata.jsonl")
     config = config_of(tmp_path / "data", tmp_path / "run", max_steps=1)
-    run = prepare_pairs(config, progress=False)
+    run = PairsRun(config, progress=False)
     assert len(run.train.ids) == 9
     assert sum(len(batch.text.lengths) for batch in run.held_out) == 2 * 6

@@ -64,7 +64,7 @@ def test_a_run_gives_what_training_found(runs: list[str]) -> None:
     assert run_kind(runs[0]) == "person-search"
     found = evaluate_retrieval_models(runs[:1])
     written = json.loads((Path(runs[0]) / "evaluation.json").read_text())
-    again = plain(found.to_json())["figures"][runs[0]]
+    again = plain(asdict(found))["figures"][runs[0]]
     assert again == written["test"]
     assert found.spread is None
     val = evaluate_retrieval_models(runs[:1], split="val").figures[runs[0]]
@@ -85,7 +85,7 @@ def test_mean_and_spread_of_several(runs: list[str], capsys: pytest.CaptureFixtu
     assert "mean of 2 runs" in printed
     assert f"{runs[1]} (seed 1)" in printed
     assert "their seeds: 0, 1" in printed
-    assert found.to_json()["seeds"] == {runs[0]: 0, runs[1]: 1}
+    assert asdict(found)["seeds"] == {runs[0]: 0, runs[1]: 1}
     assert printed.count("mINP") == 3
     without = evaluate_retrieval_models(runs[:1], overrides=Overrides(rerank=0)).figures[runs[0]]
     assert without.reranked is None

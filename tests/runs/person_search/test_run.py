@@ -28,7 +28,6 @@ from maskery.runs.image_text import config as pairs_config
 from maskery.runs.image_text.config import PRESETS, PairsTrainingConfig, PersonSearchRunConfig
 from maskery.runs.person_search.run import (
     PersonSearchRun,
-    prepare_person_search,
     train_person_search,
 )
 from maskery.tasks.image_text_config import PersonSearchConfig
@@ -103,7 +102,7 @@ def test_a_run_learns_to_find_people_and_leaves_what_it_promises(
     best = max(row["reranked_r1"] for row in held_out)
     first = next(row["step"] for row in held_out if row["reranked_r1"] == best)
     assert result.best_step == first
-    again = prepare_person_search(replace(config, model=str(folder)), progress=False)
+    again = PersonSearchRun(replace(config, model=str(folder)), progress=False)
     figures = again.measure(again.val).figures
     assert figures.reranked is not None
     assert figures.reranked.r1.value == pytest.approx(best)
@@ -111,7 +110,7 @@ def test_a_run_learns_to_find_people_and_leaves_what_it_promises(
     # The twin goes along, for runs that start from here.
     saved = load_file(folder / "model" / "extra_state.safetensors")
     name = "text_proj.weight"
-    assert torch.equal(again.prepared.task.twin.state_dict()[name], saved[f"twin.{name}"])
+    assert torch.equal(again.task.twin.state_dict()[name], saved[f"twin.{name}"])
 
 
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from safetensors.numpy import save_file
 
 from maskery.core.errors import CheckpointError
 from maskery.evaluation.text.masked import ExampleSums
-from maskery.runs.text.held_out import BEFORE, first_scores
+from maskery.runs.text.held_out import BEFORE, HeldOutText
 
 
 class Scorer:
@@ -26,7 +28,9 @@ class Scorer:
 
 
 def take(folder: Path, scorer: Scorer, *, identity: str = "a", resume: bool = True) -> ExampleSums:
-    return first_scores(folder, identity, scorer, resume=resume)
+    config = SimpleNamespace(resume="auto" if resume else "no")
+    run: Any = SimpleNamespace(identity=identity, config=config, score=lambda name: scorer())
+    return HeldOutText(run, folder).loaded
 
 
 def test_a_resumed_run_reads_what_the_first_one_scored(tmp_path: Path) -> None:

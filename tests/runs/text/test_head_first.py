@@ -22,7 +22,7 @@ from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.held_out import BEFORE, HELD_OUT, WITH_HEAD
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import TextResult, train_text
 from maskery.training.config import TrainingConfig
 from maskery.training.journal import SPEEDS
@@ -148,18 +148,18 @@ def test_what_was_lost_is_said_and_the_run_goes_on(
 
 def test_auto_is_for_new_heads_alone(corpus: Path, encoder: Path, tmp_path: Path) -> None:
     config = config_of(corpus, encoder, tmp_path / "run")
-    assert prepare_text(config, progress=False).head_steps == 2
+    assert TextRun(config, progress=False).head_steps == 2
     headed = save_tiny_model(tmp_path / "headed")
     for model in (str(headed), "scratch:tiny"):
-        run = prepare_text(replace(config, model=model, vocab_size=200), progress=False)
+        run = TextRun(replace(config, model=model, vocab_size=200), progress=False)
         assert run.head_steps == 0
         assert "head_first" not in json.loads(run.identity)
         with pytest.raises(ConfigError, match="leave out --head-first"):
-            prepare_text(replace(config, model=model, head_first="0.2"), progress=False)
+            TextRun(replace(config, model=model, head_first="0.2"), progress=False)
     for off in ("off", "0"):
-        assert prepare_text(replace(config, head_first=off), progress=False).head_steps == 0
+        assert TextRun(replace(config, head_first=off), progress=False).head_steps == 0
     # The encoder is left one step at least.
-    assert prepare_text(replace(config, head_first="0.99"), progress=False).head_steps == 9
+    assert TextRun(replace(config, head_first="0.99"), progress=False).head_steps == 9
 
 
 @pytest.mark.parametrize("wrong", ["1", "-0.1", "nan", "some", ""])

@@ -87,10 +87,10 @@ def test_candidates_are_written_as_the_texts_spell_them(
 
 
 def test_steps_and_masks_are_those_of_the_run(config: TextRunConfig) -> None:
-    from maskery.runs.text.prepare import prepare_text
+    from maskery.runs.text.prepare import TextRun
 
     found = inspect_corpus(config, timed_steps=0, progress=False)
-    run = prepare_text(config, progress=False)
+    run = TextRun(config, progress=False)
     assert found.batches.steps == sum(run.train.num_steps(epoch) for epoch in range(2))
     assert found.batches.masked_tokens == pytest.approx(0.15 * found.batches.tokens, rel=0.6)
     fewer = replace(config, training=replace(config.training, max_steps=1))

@@ -15,7 +15,7 @@ from maskery.core.errors import ConfigError
 from maskery.runs.frame.config_file import load_config
 from maskery.runs.text import memory
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
 
@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> TextRunConfig:
 
 def chosen(config: TextRunConfig, monkeypatch: pytest.MonkeyPatch, bytes_: float) -> int:
     monkeypatch.setattr(memory, "_memory", lambda _: bytes_)
-    return int(getattr(prepare_text(config, progress=False).train, "micro_size", 0))
+    return int(getattr(TextRun(config, progress=False).train, "micro_size", 0))
 
 
 def test_the_choice_is_the_largest_that_fits(
@@ -48,7 +48,7 @@ def test_the_choice_is_the_largest_that_fits(
     assert many > few
     # By hand: of two layers of width D, a token keeps at least what each of six products and the
     # feed-forward's activation reads, and the head its states.
-    run = prepare_text(replace(config, training=TrainingConfig()), progress=False)
+    run = TextRun(replace(config, training=TrainingConfig()), progress=False)
     hidden, inner = run.loaded.model.config.hidden_size, run.loaded.model.config.intermediate_size
     least = 4 * run.loaded.model.config.num_hidden_layers * (3 * hidden + 2 * inner)
     each = (more - less) / (many - few)

@@ -23,7 +23,7 @@ from maskery.evaluation.text.masked import ExampleSums, compare
 from maskery.report.page import write_report
 from maskery.runs.shortcuts import train
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import TextResult, train_text
 from maskery.training.config import TrainingConfig
 
@@ -107,10 +107,10 @@ def test_text_without_a_name_decides_and_copies_of_any_are_not_trained_on(folder
     general, own = folder / "copied.txt", folder / "own.txt"
     general.write_text("\n".join([*(t.upper() for t in texts[:5]), *lines(9)]), "utf-8")
     own.write_text("\n".join([*texts[5:8], *lines(9, seed=3)]), "utf-8")
-    run = prepare_text(config_of(folder, "x", str(own), f"copied={general}"), progress=False)
+    run = TextRun(config_of(folder, "x", str(own), f"copied={general}"), progress=False)
     assert run.held_out.store.num_documents == 12
     assert set(np.unique(run.train.windows.documents)) == set(range(8, 80))  # type: ignore[union-attr]
-    split = prepare_text(config_of(folder, "x", f"copied={general}"), progress=False)
+    split = TextRun(config_of(folder, "x", f"copied={general}"), progress=False)
     documents = (source.windows.documents for source in (split.train, split.held_out))  # type: ignore[union-attr]
     trained, held = map(set, documents)
     assert trained | held | set(range(5)) == set(range(80))
@@ -184,12 +184,12 @@ def test_forgetting_is_said(folder: Path) -> None:
 def test_no_more_is_scored_than_asked_for(folder: Path) -> None:
     config = config_of(folder, "capped", f"general={folder / 'general.txt'}")
     capped = replace(config, streaming=StreamingConfig(held_out_tokens=100))
-    run = prepare_text(capped, progress=False)
+    run = TextRun(capped, progress=False)
     for source in (run.held_out, *run.others.values()):
         assert 50 < source.store.lengths()[source.windows.documents].sum() <= 100
     assert "held-out examples (a sample: --held-out-tokens)" in run.about
     assert json.loads(run.identity)["held_out_tokens"] == 100
-    whole = prepare_text(config, progress=False)
+    whole = TextRun(config, progress=False)
     assert "held_out_tokens" not in json.loads(whole.identity)
     # What is not scored is not trained on either.
     assert run.train.lengths.tolist() == whole.train.lengths.tolist()
@@ -206,6 +206,6 @@ def test_scoring_that_takes_long_shows_how_far_it_is(
 ) -> None:
     monkeypatch.setattr(masked, "BAR_AFTER", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    run = prepare_text(config_of(folder, "x"), progress=True)
+    run = TextRun(config_of(folder, "x"), progress=True)
     run.score()
     assert re.search(r"scoring: .*tok/s", capsys.readouterr().err)

@@ -24,7 +24,7 @@ from maskery.runs.frame.config_file import load_config
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
 from maskery.runs.text.held_out import HELD_OUT
-from maskery.runs.text.prepare import choose_layout, prepare_text
+from maskery.runs.text.prepare import TextRun, choose_layout
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
 
@@ -300,14 +300,14 @@ def test_what_is_held_out_is_not_trained_on(corpus: Path, model: Path, tmp_path:
     own = tmp_path / "own.txt"
     own.write_text("\n".join(text.upper() for text in texts[:20]), "utf-8")
     settings = vars(config_of(corpus, model, tmp_path / "run"))
-    run = prepare_text(TextRunConfig(**{**settings, "eval_data": (str(own),)}), progress=False)
+    run = TextRun(TextRunConfig(**{**settings, "eval_data": (str(own),)}), progress=False)
     held = set(run.held_out.store.ids.tolist())
     trained = {i for b in run.train.in_order() for i in b.example_ids.tolist()}
     assert len(held) == 20
     assert len(trained) == 130
     assert not held & trained
     with pytest.raises(DataError, match="nothing is left"):
-        prepare_text(TextRunConfig(**{**settings, "eval_data": (str(corpus),)}), progress=False)
+        TextRun(TextRunConfig(**{**settings, "eval_data": (str(corpus),)}), progress=False)
 
 
 def bad(corpus: Path, model: Path, tmp_path: Path) -> dict[str, tuple[TextRunConfig, type, str]]:
@@ -386,7 +386,7 @@ def test_rows_of_a_group_are_held_out_together(model: Path, tmp_path: Path) -> N
     path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     config = config_of(path, model, tmp_path / "run", max_steps=1)
     grouped = replace(config, group_column="by.author", held_out_share=0.3)
-    run = prepare_text(grouped, progress=False)
+    run = TextRun(grouped, progress=False)
     sides = [
         {int(n) % 12 for n in source.windows.documents}  # type: ignore[union-attr]
         for source in (run.train, run.held_out)
@@ -394,7 +394,7 @@ def test_rows_of_a_group_are_held_out_together(model: Path, tmp_path: Path) -> N
     assert all(sides)
     assert not sides[0] & sides[1]
     assert json.loads(run.identity)["group_column"] == "by.author"
-    assert "group_column" not in json.loads(prepare_text(config, progress=False).identity)
+    assert "group_column" not in json.loads(TextRun(config, progress=False).identity)
     for wrong, told in (
         ({"group_column": ""}, "--group-column is empty"),
         ({"group_column": "a", "eval_data": (str(path),)}, "and --eval-data do not go together"),

@@ -19,7 +19,7 @@ from maskery.data.corpus.config import ShardingConfig, StreamingConfig
 from maskery.data.shards.source import ShardSource
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.evaluate import evaluate_run
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import train_text
 from maskery.training.config import TrainingConfig
 
@@ -140,7 +140,7 @@ def test_an_address_trains_as_the_folder_does(shards: Path, model: Path, tmp_pat
 def test_a_model_from_scratch_takes_the_tokenizer_of_the_shards(
     shards: Path, tmp_path: Path
 ) -> None:
-    run = prepare_text(config_of(shards, "scratch:tiny", tmp_path / "run"), progress=False)
+    run = TextRun(config_of(shards, "scratch:tiny", tmp_path / "run"), progress=False)
     assert run.loaded.tokenizer.tokenize("river stone 1") == ["river", "stone", "1"]
     assert isinstance(run.train, ShardSource)
 
@@ -153,7 +153,7 @@ def test_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
     vocabulary["and"], vocabulary["the"] = vocabulary["the"], vocabulary["and"]
     BertTokenizer(vocab=vocabulary).save_pretrained(other)
     with pytest.raises(ModelError, match=r"were made with the tokenizer of .* is another"):
-        prepare_text(config_of(shards, other, tmp_path / "run"), progress=False)
+        TextRun(config_of(shards, other, tmp_path / "run"), progress=False)
 
 
 def test_held_out_text_of_its_own_is_not_trained_on(
@@ -162,7 +162,7 @@ def test_held_out_text_of_its_own_is_not_trained_on(
     (tmp_path / "own.txt").write_text("\n".join([*lines(300)[:20], *lines(30, seed=9)]), "utf-8")
     config = config_of(shards, model, tmp_path / "run")
     config = TextRunConfig(**{**vars(config), "eval_data": (str(tmp_path / "own.txt"),)})
-    run = prepare_text(config, progress=False)
+    run = TextRun(config, progress=False)
     held = np.concatenate([batch.example_ids for batch in run.held_out.in_order()])
     assert len(np.unique(held)) == 50
     read = np.concatenate(
@@ -183,11 +183,11 @@ def test_other_shards_can_be_held_out(shards: Path, model: Path, tmp_path: Path)
     Tokenize(paths=paths, model=str(model), sharding=sharding).make(progress=False)
     config = config_of(shards, model, tmp_path / "run")
     named = {**vars(config), "eval_data": (str(tmp_path / "held"),)}
-    run = prepare_text(TextRunConfig(**named), progress=False)
+    run = TextRun(TextRunConfig(**named), progress=False)
     everything = sum(len(batch.example_ids) for batch in run.held_out.in_order())
     assert 40 < everything <= 60
     bounded = TextRunConfig(**named | {"streaming": StreamingConfig(held_out_tokens=1)})
-    run = prepare_text(bounded, progress=False)
+    run = TextRun(bounded, progress=False)
     assert 0 < sum(len(batch.example_ids) for batch in run.held_out.in_order()) < everything
 
 
@@ -196,7 +196,7 @@ def test_shards_are_named_alone_and_must_be_complete(
 ) -> None:
     config = config_of(shards, model, tmp_path / "run")
     with pytest.raises(ConfigError, match="is a folder or address of shards, which is named alone"):
-        prepare_text(TextRunConfig(**{**vars(config), "corpus": (str(shards), "b.txt")}))
+        TextRun(TextRunConfig(**{**vars(config), "corpus": (str(shards), "b.txt")}))
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "plan.json").write_text("{}")
     with pytest.raises(DataError, match="are not complete"):

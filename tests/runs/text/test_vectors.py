@@ -20,7 +20,7 @@ from maskery.evaluation.probe.encode import Encoder
 from maskery.models.pooling import Pooling
 from maskery.report.page import write_report
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm_config import TextMLMConfig
 from maskery.training.config import TrainingConfig
@@ -79,7 +79,7 @@ def test_a_plain_encoder_is_not(tmp_path: Path) -> None:
     result = train_text(config_of(start, tmp_path), progress=False)
     assert result.vectors is None
     assert result.verdict.vectors is None
-    run = prepare_text(config_of(start, tmp_path), progress=False)
+    run = TextRun(config_of(start, tmp_path), progress=False)
     assert run.config.objectives.keep_weight == 0.0
 
 
@@ -183,6 +183,6 @@ def test_a_run_says_how_many_labelled_texts_it_has_trained_on(tmp_path: Path) ->
     labels.write_text("\n".join(["text,label", *(f"{t},{n % 2}" for n, t in enumerate(texts))]))
     result = train_text(config_of(start, tmp_path, probe=labels), progress=False)
     assert result.vectors is not None
-    documents = np.unique(prepare_text(config, progress=False).train.windows.documents)  # type: ignore[union-attr]
+    documents = np.unique(TextRun(config, progress=False).train.windows.documents)  # type: ignore[union-attr]
     said = f"{len(documents)} of 80 labelled texts stand in the training corpus"
     assert any(note.startswith(said) for note in result.vectors.notes)

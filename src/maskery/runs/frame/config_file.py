@@ -179,7 +179,6 @@ class OpenRun:
 
     def save_samples(self) -> None:
         """Write `samples.json`: what the model fills or finds, and the environment."""
-        self.finished(type(self.config))
         samples = KINDS[self.kind].load("samples")(self.folder)
         run_folder.write_json(self.folder / SAMPLES, {"environment": environment(), **samples})
 

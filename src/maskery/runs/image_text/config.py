@@ -183,14 +183,6 @@ class PersonSearchRunConfig(ImageTextRunConfig):
     training: PairsTrainingConfig = PairsTrainingConfig()
     """Held-out figures are computed every --eval-every steps. Default: every epoch."""
 
-    def require_start(self) -> None:
-        """Raise a ConfigError if nothing is named to start from, as in presets of large models."""
-        if self.text_model is None and not self.model:
-            raise ConfigError(
-                "no model is named to start from: give --model the folder that maskery convert "
-                "ALBEF.pth writes, or a CLIP; or give --text-model and --vision-model"
-            )
-
 
 def rasa(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """RaSa as released (Bai et al., IJCAI 2023; `configs/PS_cuhk_pedes.yaml`)."""

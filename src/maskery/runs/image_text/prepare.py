@@ -1,16 +1,15 @@
-"""The model that an image-text run starts from, its task, and what it saves."""
+"""The model that an image-text run starts from, its captions as tokens, and its task."""
 
-import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.errors import CheckpointError, ConfigError, counted, reason_of
@@ -18,11 +17,10 @@ from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
 from maskery.data.images.loading import Skipped
-from maskery.data.pairs.batches import CaptionTokens, Pictures, ReadPairs, tokenise_captions
+from maskery.data.pairs.batches import CaptionTokens, tokenise_captions
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.config import PersonSearchDataConfig
-from maskery.data.tokenise import tokenizer_fingerprint
 from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
@@ -34,12 +32,9 @@ from maskery.models.image_text.build import (
     is_aligned,
 )
 from maskery.models.image_text.model import ImageTextModel, check_image_size
-from maskery.objectives.terms import belongs
-from maskery.runs.frame.run_folder import TOKENIZER, write_text
-from maskery.runs.frame.run_frame import identity, model_card
+from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
 from maskery.tasks.image_text import ImageTextTask
-from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 
 log = logging.getLogger(__name__)
 
@@ -137,128 +132,7 @@ def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """The model of a run with its task, and how it reads pairs."""
-
-    config: ImageTextRunConfig
-    reading: ReadingConfig
-    start: StartModel
-    max_length: int  # Most tokens of a caption
-    pairs: Pairs  # To train on
-    captions: CaptionTokens  # Of these pairs
-    task: ImageTextTask
-
-    def read(self, pairs: Pairs, share: float) -> ReadPairs:
-        """Return pairs as the model reads them, with a share of the memory for decoded pictures."""
-        captions = self.captions
-        if pairs is not self.pairs:
-            captions = read_captions(pairs, self.start.tokenizer, self.reading, self.max_length)
-        # A crop takes its part of the whole picture, so it is decoded whole.
-        near = None if self.config.view.crop_scale else self.start.view.size
-        cache_bytes = int(self.config.image_cache_mb * 2**20 * share)
-        pictures = Pictures(pairs, self.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
-        return ReadPairs(pairs, captions, pictures, self.start.view)
-
-    @property
-    def batching(self) -> dict[str, Any]:
-        """The sizes of training batches and the seed of their order."""
-        training = self.config.training
-        sizes = {"batch_pairs": training.batch_pairs, "micro_pairs": training.micro_batch_pairs}
-        return {**sizes, "seed": training.seed}
-
-    def learnt_anew(self) -> frozenset[str]:
-        """Return the parameters that learn at `head_learning_rate`."""
-        # The user's loss terms are new, and some heads although a checkpoint may have them.
-        heads, names = self.config.NEW_HEADS, (n for n, _ in self.start.model.named_parameters())
-        return self.start.new_parameters.union(n for n in names if belongs(n, (ATTRIBUTE, *heads)))
-
-    def identity(self, **data: Any) -> str:
-        """Return all that decides the course of a run, with what tells its data apart."""
-        config, objects = self.config, self.task.described_objects()
-        parts = {"text_model": config.text_model, "vision_model": config.vision_model}
-        if config.text_model is None:  # otherwise nothing is read of it
-            parts["model"] = config.model
-        described = {
-            **{part: name and loading.known_as(name) for part, name in parts.items()},
-            "fusion_layer": config.fusion_layer,
-            **({"fusion_layers": config.fusion_layers} if config.fusion_layers else {}),
-            "tokenizer_fingerprint": tokenizer_fingerprint(self.start.tokenizer),
-            **(config.learns() if config.start.startswith(SCRATCH) else {}),
-            "max_length": self.max_length,
-            "view": asdict(self.start.view),
-            "masking": config.masking.described(),
-            "mrtd_mask_rate": config.mrtd_mask_rate,
-            "objectives": config.objectives.described(),
-            **({"terms": objects} if objects else {}),
-        }
-        return identity(config.training, described | data)
-
-    def save_model(self, folder: Path, document: Mapping[str, Any], **card: Any) -> None:
-        """Write the model, tokenizer, preprocessing, momentum twin, and card; see `model_card`."""
-        model, view = self.start.model, self.start.view
-        model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
-        self.start.tokenizer.save_pretrained(folder)
-        mean, std = view.normalisation
-        processing = {  # as Hugging Face image processors have it
-            "do_resize": True,
-            "size": {"height": view.height, "width": view.width},
-            "resample": 3,  # bicubic
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(mean),
-            "image_std": list(std),
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(processing, indent=1), "utf-8")
-        # Queues hold this dataset's persons and are of no use to another run.
-        twin = {n: t for n, t in self.task.extra_state().items() if n.startswith("twin.")}
-        save_file({n: t.contiguous().cpu() for n, t in twin.items()}, folder / EXTRA_STATE)
-        text = model_card(self.config, self.config.start, document, **card)
-        write_text(folder / "README.md", text)
-
-
-def prepare_model(
-    config: ImageTextRunConfig,
-    pairs: Pairs,
-    reading: ReadingConfig,
-    *,
-    folder: Path | None,
-    progress: bool,
-    terms: Sequence[Any],
-) -> Prepared:
-    """Load or make the initial model, tokenise the captions, and make the task."""
-    start = start_model(config, pairs, folder=folder, progress=progress)
-    _require_fusion(config, start.model)
-    limit = int(start.model.config.text_config.max_position_embeddings)
-    if config.max_length is not None and config.max_length > limit:
-        raise ConfigError(
-            f"--max-length is {config.max_length}, and the model has {limit} positions; "
-            f"lower it to {limit} or less"
-        )
-    max_length = config.max_length or limit
-    captions = read_captions(pairs, start.tokenizer, reading, max_length)
-    warn_of_sides(pairs, config.view.flip_probability)
-    if OUTPUT_BIAS in start.new_parameters:  # before the task is made, whose twin starts as a copy
-        counts = captions.token_counts(start.model.config.text_config.vocab_size)
-        loading.start_at_frequencies(start.model.text_encoder.cls.predictions.bias, counts)
-    task = make_task(config, start, terms, pairs)
-    if config.text_model is None and not config.model.startswith(SCRATCH):
-        twin = twin_beside(config.model)
-        if twin is not None:
-            task.twin.load_state_dict(twin)
-    return Prepared(
-        config=config,
-        reading=reading,
-        start=start,
-        max_length=max_length,
-        pairs=pairs,
-        captions=captions,
-        task=task,
-    )
-
-
-def _require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
+def require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
     """Refuse terms of words that look at a picture, where a dual encoder has none."""
     if not model.config.has_towers or model.text_encoder.fusion_layers:
         return

@@ -41,8 +41,6 @@ PEOPLE = re.compile(
     r"\b(wo)?m[ae]n\b|\b(person|people|boy|girl|child|mrs|mx|santa)\b|\bmer(man|maid|person)\b|"
     r"(?<=\bprince)ss|\bfacing (left|right)\b|:(?<!\bflag:)(?<!\bkeycap:).*"
 )
-
-
 # The name of its picture, its name and keywords, its English name, its picture as PNG.
 Emoji: TypeAlias = tuple[str, tuple[str, ...], str, bytes]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from maskery.core.batch import Ints
 from maskery.core.errors import DataError, counted
@@ -24,7 +23,6 @@ from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
 from maskery.runs.frame.run_frame import RunResult, fingerprint_of, public_name
 from maskery.runs.image_text.config import PairsRunConfig
-from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.pairs.evaluate import PairsEvaluation, summarise_pairs
 from maskery.training.journal import Callback
@@ -41,17 +39,57 @@ class PairsResult(RunResult):
     skipped: tuple[str, ...]  # One line for each kind of thing that was left out
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairsRun(ImageTextRun[PairsResult]):
-    """The parts of a run on pairs, before its first step."""
+    """A run on pairs: they are read, tokenised and split, and the initial model is loaded or made.
+
+    Records in Python or a dataset, as `source`, take the place of the pairs that the config names.
+    What is held out may only be in the training pairs as well where there is no `training`.
+    """
 
     config: PairsRunConfig
     train: PairSource
-    held_out: HeldOutPairs  # Held-out captions with right and wrong pictures
+
+    def __init__(
+        self,
+        config: PairsRunConfig,
+        *,
+        source: Source | None = None,
+        folder: Path | None = None,
+        progress: bool = True,
+        terms: Sequence[Any] = (),
+        training: bool = True,
+    ) -> None:
+        reading = config.reading
+        pairs, own = Pairs.open_splits(config.pairs if source is None else source, reading)
+        if config.eval_pairs is not None:
+            read, held_out = Pairs.open_splits(config.eval_pairs, reading)
+            own = read if held_out is None else held_out
+        super().__init__(config, pairs, reading, folder=folder, progress=progress, terms=terms)
+        judged = pairs if own is None else own
+        groups = group_ids(judged)
+        if own is None:
+            train, held = split_pairs(groups, config.held_out_share)
+        else:
+            train, held = np.arange(len(pairs)), np.arange(len(own))
+            if training:
+                train = not_held_out(pairs, own, reading)
+        share = len(held) / (len(train) + len(held))
+        log.info("%s training and %s", f"{len(train):,}", counted(len(held), "held-out pair"))
+        self.train = PairSource(self.read(pairs, 1 - share), train, **self.batching)
+        # Held-out captions with right and wrong pictures.
+        self.held_out = HeldOutPairs(self.read(judged, share), groups, held)
+        reader = reading.reader
+        self.identity = self.described(
+            pairs_fingerprint=_fingerprint(pairs),
+            eval_pairs_fingerprint=None if own is None else _fingerprint(own),
+            held_out_share=config.held_out_share if own is None else None,
+            max_pixels=reading.max_pixels,
+            **({"reader": plugin_identity(reader)} if reader is not None else {}),
+        )
 
     def score(self) -> dict[Condition, ExampleSums]:
         """Score held-out captions with the right picture, a wrong one, and none."""
-        start = self.prepared.start
+        start = self.start
         with evaluating(start.model):  # masked as by BERT, whatever the run trains with
             return score_pairs(start.model, self.held_out, Masker.of(start.tokenizer))
 
@@ -65,8 +103,8 @@ class PairsRun(ImageTextRun[PairsResult]):
 
     def evaluate(self) -> PairsEvaluation:
         """Compute every held-out figure of the model as it is now."""
-        start, words, task = self.prepared.start, self.config.score_words, self.prepared.task
-        return summarise_pairs(self.score(), start, self.held_out, words, task)
+        words = self.config.score_words
+        return summarise_pairs(self.score(), self.start, self.held_out, words, self.task)
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PairsResult:
         del loop  # the last model is kept
@@ -75,7 +113,7 @@ class PairsRun(ImageTextRun[PairsResult]):
 
     def _save(self, folder: Path, result: PairsResult) -> None:
         pairs, masking = public_name(Path(self.config.pairs).name), self.config.masking
-        self.prepared.save_model(
+        self.save_model(
             folder,
             result.to_json(),
             title="An image-text masked language model trained with Maskery",
@@ -98,72 +136,20 @@ def train_pairs(
     """Run an image-text configuration from its pairs to a saved model.
 
     Args:
-        config: All settings of the run.
-        progress: Draw progress bars.
         source: Pairs in Python, in place of those that the config names: an iterable of records
             (mappings with `image`, a path or bytes, `caption`, and where known `person`, `group`
             and `split`), or a `datasets` dataset with image and caption columns.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
         callbacks: Called while the run trains; see `Callback`.
-
-    Raises:
-        MaskeryError: Something the user can mend.
     """
     if config.reading.reader is not None:
         FORMATS.find(config.reading.reader)  # before anything else, as other plug-ins
     config.training.require_evaluations()  # not where a config is read: old runs may lack them
     config = config.anchored()
-    prepare = partial(prepare_pairs, source=source)
+    make_run = partial(PairsRun, source=source)
     return train_image_text(
-        config, prepare, config.pairs, terms, callbacks, progress=progress, beside=beside
-    )
-
-
-def prepare_pairs(
-    config: PairsRunConfig,
-    *,
-    source: Source | None = None,
-    folder: Path | None = None,
-    progress: bool = True,
-    terms: Sequence[Any] = (),
-    training: bool = True,
-) -> PairsRun:
-    """Read, tokenise and split the pairs, and load or make the initial model.
-
-    Records in Python or a dataset, as `source`, take the place of the pairs that the config names.
-    What is held out may only be in the training pairs as well where there is no `training`.
-    """
-    pairs, own = Pairs.open_splits(config.pairs if source is None else source, config.reading)
-    if config.eval_pairs is not None:
-        read, held_out = Pairs.open_splits(config.eval_pairs, config.reading)
-        own = read if held_out is None else held_out
-    prepared = prepare_model(
-        config, pairs, config.reading, folder=folder, progress=progress, terms=terms
-    )
-    judged = pairs if own is None else own
-    groups = group_ids(judged)
-    if own is None:
-        train, held = split_pairs(groups, config.held_out_share)
-    else:
-        train, held = np.arange(len(pairs)), np.arange(len(own))
-        if training:
-            train = not_held_out(pairs, own, config.reading)
-    share = len(held) / (len(train) + len(held))
-    reader = config.reading.reader
-    log.info("%s training and %s", f"{len(train):,}", counted(len(held), "held-out pair"))
-    return PairsRun(
-        config=config,
-        prepared=prepared,
-        train=PairSource(prepared.read(pairs, 1 - share), train, **prepared.batching),
-        held_out=HeldOutPairs(prepared.read(judged, share), groups, held),
-        identity=prepared.identity(
-            pairs_fingerprint=_fingerprint(pairs),
-            eval_pairs_fingerprint=None if own is None else _fingerprint(own),
-            held_out_share=config.held_out_share if own is None else None,
-            max_pixels=config.reading.max_pixels,
-            **({"reader": plugin_identity(reader)} if reader is not None else {}),
-        ),
+        config, make_run, config.pairs, terms, callbacks, progress=progress, beside=beside
     )
 
 
@@ -206,14 +192,13 @@ def evaluate_pairs_run(
         eval_pairs=eval_pairs or config.eval_pairs,
         reading=replace(config.reading, reader=reader or config.reading.reader),
     )
-    with torch.no_grad():
-        return prepare_pairs(config, progress=False, training=False).evaluate()
+    return PairsRun(config, progress=False, training=False).evaluate()
 
 
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return a few pictures of a finished run with the words that its model fills in."""
-    run = prepare_pairs(trained_config(folder), progress=False, training=False)
-    start = run.prepared.start
+    run = PairsRun(trained_config(folder), progress=False, training=False)
+    start = run.start
     pictures = sample_pictures(start.model.eval(), run.held_out, start.tokenizer, start.view)
     return {"pictures": [asdict(one) for one in pictures]}
 

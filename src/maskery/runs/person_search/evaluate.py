@@ -1,8 +1,12 @@
-"""Retrieval settings and figures of runs and image-text models, and their spread over runs."""
+"""Retrieval settings and figures of runs and image-text models, and their spread over runs.
+
+Direct transfer: models measured on datasets that they did not learn from.
+"""
 
 import json
 import logging
 import statistics
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -13,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 
 from maskery.core.batch import Ints
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, meant
 from maskery.data.images.drawing import png_uri
 from maskery.data.pairs.config import PairsConfig
 from maskery.data.pairs.pairs import Pairs
-from maskery.data.person_search.config import PersonSearchDataConfig
+from maskery.data.person_search.config import DatasetName, PersonSearchDataConfig
 from maskery.data.person_search.dataset import PersonSearchData, open_person_search
 from maskery.evaluation.image_text import opening
 from maskery.evaluation.retrieval.config import (
@@ -128,10 +132,6 @@ class RetrievalEvaluation:
     # missing where not all models have it.
     spread: dict[str, dict[str, Spread]] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
 
 class Conditions(dict[str, tuple[str, str]]):
     """Conditions that all runs share, as the first run had them, by their topic."""
@@ -213,6 +213,37 @@ def evaluate_retrieval_models(
         seeds={name: None if one is None else one.training.seed for name, one in own.items()},
         spread=spread_of(list(figures.values())),
     )
+
+
+def datasets_of(named: Sequence[str]) -> dict[str, PersonSearchDataConfig]:
+    """Read `cuhk-pedes:DIR` and the like; two names of one place are refused."""
+    found, kinds = {}, {str(one): one for one in typing.get_args(DatasetName)}
+    for text in named:
+        kind, _, place = text.partition(":")
+        if kind not in kinds or not place:
+            raise ConfigError(
+                f"--on has '{text}'; name each as KIND:DIR, where KIND is one of "
+                f"{', '.join(kinds)}{meant(kind, kinds)}"
+            )
+        found[text] = PersonSearchDataConfig(dataset=kinds[kind], root=Path(place))
+    require_once([text.partition(":")[2] for text in named], "dataset")
+    return found
+
+
+def evaluate_transfer(names: Sequence[str], on: Sequence[str], **how: Any) -> dict[str, Any]:
+    """Measure each model on each dataset, `KIND:DIR`, as `evaluate_retrieval_models` does.
+
+    Returns plain data: `figures` by model and dataset, and `splits` by dataset, `seeds` by model.
+    """
+    require_once(names, "run")
+    datasets, read = datasets_of(on), cache(open_person_search)
+    found: dict[str, Any] = {"figures": {}, "splits": {}, "seeds": {}}
+    for name in names:
+        for given, own in datasets.items():
+            one = asdict(evaluate_retrieval_models([name], on=own, read=read, **how))
+            found["figures"].setdefault(name, {})[given] = one["figures"][name]
+            found["splits"][given], found["seeds"][name] = one["splits"][name], one["seeds"][name]
+    return found
 
 
 def require_once(names: Sequence[str], what: str) -> None:

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from maskery.core.bars import Bar
 from maskery.data.person_search.config import PersonSearchDataConfig
 from maskery.evaluation.retrieval.evaluate import Retrieval
@@ -14,7 +12,7 @@ from maskery.people.dataset import draw_people
 from maskery.runs.image_text.config import PersonSearchRunConfig, small
 from maskery.runs.person_search.run import (
     PersonSearchResult,
-    prepare_person_search,
+    PersonSearchRun,
     train_person_search,
 )
 
@@ -49,10 +47,9 @@ def run_person_search_quickstart(
     config = quickstart_config(folder / PEOPLE, folder / RUN)
 
     def measured(config: PersonSearchRunConfig) -> tuple[RetrievalSet, Retrieval]:
-        run = prepare_person_search(config, progress=False)
+        run = PersonSearchRun(config, progress=False)
         assert run.test is not None
-        with torch.no_grad():
-            return run.test, run.measure(run.test)
+        return run.test, run.measure(run.test)
 
     _, before = measured(config)
     result = train_person_search(config, progress=progress)

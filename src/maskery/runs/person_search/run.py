@@ -8,12 +8,12 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 
-from maskery.core.errors import counted
+from maskery.core.errors import ConfigError, counted
 from maskery.core.processes import join_processes
 from maskery.core.system import is_main_process
 from maskery.data.pairs.pairs import Pairs
 from maskery.data.person_search.batches import PersonSource
-from maskery.data.person_search.dataset import PersonSearchData, open_person_search
+from maskery.data.person_search.dataset import open_person_search
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
@@ -22,14 +22,12 @@ from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.frame.run_frame import RunResult, fingerprint_of
 from maskery.runs.image_text.config import PersonSearchRunConfig
-from maskery.runs.image_text.prepare import prepare_model
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.person_search.evaluate import RANKS, retrieval_of
 from maskery.tasks.loss_terms import without_terms
 from maskery.training.journal import Callback
 from maskery.training.loop import Summary, TrainingLoop
 from maskery.training.parallel import whole
-from maskery.training.snapshot import restore_task
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +42,69 @@ class PersonSearchResult(RunResult):
     notes: tuple[str, ...]  # One line for each kind of thing that was left out or looks odd
 
 
-@dataclass(frozen=True, kw_only=True)
 class PersonSearchRun(ImageTextRun[PersonSearchResult]):
-    """The parts of a person-search run, before its first step."""
+    """A person-search run: the dataset is read, and the initial model is loaded or made."""
 
     config: PersonSearchRunConfig
     train: PersonSource
-    data: PersonSearchData
-    val: RetrievalSet  # What the best epoch is chosen by
-    test: RetrievalSet | None  # Measured at the end; None where the dataset has no test split
+
+    def __init__(
+        self,
+        config: PersonSearchRunConfig,
+        *,
+        folder: Path | None = None,
+        progress: bool = True,
+        terms: Sequence[Any] = (),
+    ) -> None:
+        self.data = data = open_person_search(config.data)
+        super().__init__(
+            config, data.train, config.data, folder=folder, progress=progress, terms=terms
+        )
+        total = sum(len(pairs) for pairs in (data.train, data.val, data.test) if pairs)
+        self.train = PersonSource(
+            self.read(data.train, len(data.train) / total),
+            weak_pair_probability=config.weak_pair_probability,
+            **self.batching,
+        )
+
+        def held_out(pairs: Pairs) -> RetrievalSet:
+            read = self.read(pairs, len(pairs) / total)
+            return RetrievalSet(read, batch_images=config.retrieval.batch_images)
+
+        log.info(
+            "%s: %s of %s to train on, %s to choose the epoch by",
+            data.title,
+            counted(len(self.captions.owners), "caption"),
+            counted(len(data.train.person_names), "person"),
+            counted(len(data.val), "picture"),
+        )
+        ranking, training = config.retrieval, config.training
+        if ranking.rerank and "itm" not in self.task.trained:
+            log.warning(
+                "rerank is %d, and matching, which ranks anew, is not trained: similarity alone "
+                "ranks; add --itm-weight 0.5, or take --rerank 0",
+                ranking.rerank,
+            )
+        # The best epoch is chosen by `val`; `test` is measured at the end, where there is one.
+        self.val = held_out(data.val)
+        self.test = None if data.test is None else held_out(data.test)
+        # By default every epoch is measured, as in RaSa, which keeps the best one's model.
+        every = training.eval_every or self.train.num_steps(0)
+        self.config = replace(config, training=replace(training, eval_every=every))
+        self.identity = self.described(
+            data=[fingerprint_of(split.ids) for split in (data.train, data.val)],
+            persons=[fingerprint_of(split.persons) for split in (data.train, data.val)],
+            # These decide which epoch is the best.
+            rerank=ranking.rerank,
+            score=ranking.score,
+            odds_weight=ranking.odds_weight,
+            weak_pair_probability=config.weak_pair_probability,
+        )
 
     def measure(self, split: RetrievalSet) -> Retrieval:
         """Measure how well a split's captions find their persons; all processes must ask."""
-        retrieval, model = self.config.retrieval, whole_model(self.prepared.start.model)
-        if "itm" not in self.prepared.task.trained:  # the matching head has learnt nothing
+        retrieval, model = self.config.retrieval, whole_model(self.start.model)
+        if "itm" not in self.task.trained:  # the matching head has learnt nothing
             retrieval = replace(retrieval, rerank=0)
         return split.evaluate(model, retrieval, processes=join_processes())
 
@@ -71,9 +118,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         return values
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:
-        # The model of the best epoch is the one that is kept.
-        best = join_processes().on_main(lambda: str(loop.checkpoints.best_sound() or ""))
-        step = restore_task(Path(best), self.prepared.task) if best else loop.total_steps
+        best = loop.restore_best()  # the model of the best epoch is the one that is kept
         val = found = self.measure(self.val)
         if self.test is not None:
             found = self.measure(self.test)
@@ -82,7 +127,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         measured = [split.pictures for split in (self.val, self.test) if split is not None]
         return PersonSearchResult(
             folder=folder,
-            best_step=step,
+            best_step=loop.total_steps if best is None else best,
             val=val.figures,
             test=None if self.test is None else found.figures,
             summary=summary,
@@ -90,9 +135,9 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
         )
 
     def _save(self, folder: Path, result: PersonSearchResult) -> None:
-        config, task = self.config, self.prepared.task
+        config, task = self.config, self.task
         losses = ", ".join(f"{name} {weight:g}" for name, weight in task.loss_weights.items())
-        self.prepared.save_model(
+        self.save_model(
             folder,
             result.to_json(),
             title="A person-search model trained with Maskery",
@@ -117,78 +162,19 @@ def train_person_search(
     """Run a person-search configuration from its dataset to the model of its best epoch.
 
     Args:
-        config: All settings of the run.
-        progress: Draw progress bars.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         terms: Loss terms of your own, as objects; see `maskery.objectives.terms`.
         callbacks: Called while the run trains; see `Callback`.
-
-    Raises:
-        MaskeryError: Something the user can mend.
     """
-    config.require_start()
-    config = config.anchored()
-    data, prepare = str(config.data.root), prepare_person_search
-    return train_image_text(
-        config, prepare, data, terms, callbacks, progress=progress, beside=beside
-    )
-
-
-def prepare_person_search(
-    config: PersonSearchRunConfig,
-    *,
-    folder: Path | None = None,
-    progress: bool = True,
-    terms: Sequence[Any] = (),
-) -> PersonSearchRun:
-    """Read and tokenise the dataset, and load or make the initial model."""
-    data = open_person_search(config.data)
-    prepared = prepare_model(
-        config, data.train, config.data, folder=folder, progress=progress, terms=terms
-    )
-    total = sum(len(pairs) for pairs in (data.train, data.val, data.test) if pairs)
-    train = PersonSource(
-        prepared.read(data.train, len(data.train) / total),
-        weak_pair_probability=config.weak_pair_probability,
-        **prepared.batching,
-    )
-
-    def held_out(pairs: Pairs) -> RetrievalSet:
-        read = prepared.read(pairs, len(pairs) / total)
-        return RetrievalSet(read, batch_images=config.retrieval.batch_images)
-
-    log.info(
-        "%s: %s of %s to train on, %s to choose the epoch by",
-        data.title,
-        counted(len(prepared.captions.owners), "caption"),
-        counted(len(data.train.person_names), "person"),
-        counted(len(data.val), "picture"),
-    )
-    ranking, training = config.retrieval, config.training
-    if ranking.rerank and "itm" not in prepared.task.trained:
-        log.warning(
-            "rerank is %d, and matching, which ranks anew, is not trained: similarity alone ranks; "
-            "add --itm-weight 0.5, or take --rerank 0",
-            ranking.rerank,
+    if config.text_model is None and not config.model:  # as in presets of large models
+        raise ConfigError(
+            "no model is named to start from: give --model the folder that maskery convert "
+            "ALBEF.pth writes, or a CLIP; or give --text-model and --vision-model"
         )
-    # By default every epoch is measured, as in RaSa, which keeps the best one's model.
-    training = replace(training, eval_every=training.eval_every or train.num_steps(0))
-    return PersonSearchRun(
-        config=replace(config, training=training),
-        data=data,
-        prepared=prepared,
-        train=train,
-        val=held_out(data.val),
-        test=None if data.test is None else held_out(data.test),
-        identity=prepared.identity(
-            data=[fingerprint_of(split.ids) for split in (data.train, data.val)],
-            persons=[fingerprint_of(split.persons) for split in (data.train, data.val)],
-            # These decide which epoch is the best.
-            rerank=ranking.rerank,
-            score=ranking.score,
-            odds_weight=ranking.odds_weight,
-            weak_pair_probability=config.weak_pair_probability,
-        ),
+    config = config.anchored()
+    data = str(config.data.root)
+    return train_image_text(
+        config, PersonSearchRun, data, terms, callbacks, progress=progress, beside=beside
     )
 
 

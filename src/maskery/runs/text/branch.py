@@ -3,10 +3,9 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -19,7 +18,7 @@ from maskery.runs.frame.run_folder import TOKENIZER, held_run_folder
 from maskery.runs.frame.run_frame import CHECKPOINTS
 from maskery.runs.frame.verify import kept_checkpoints
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import head_steps
+from maskery.runs.text.prepare import TextRun, head_steps
 from maskery.runs.text.run import TextResult
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.loop import TrainingLoop, planned_steps
@@ -103,12 +102,11 @@ def branch_of(config: TextRunConfig, identity: str) -> tuple[Path, Position]:
     return path, first if found else replace(there, identity=identity)
 
 
-def left_steps(
-    config: TextRunConfig, source: Any, path: Path, first: Position, new: Collection[str]
-) -> tuple[int, int]:
+def left_steps(run: TextRun, path: Path) -> tuple[int, int]:
     """Return what `head_steps` does, of a branch whose run may have another length."""
-    alone, steps = head_steps(config, source, first)
-    total = planned_steps(source, config.training, first)[1]
+    config, first, new = run.config, run.first, run.loaded.new_parameters
+    alone, steps = head_steps(run)
+    total = planned_steps(run.train, config.training, first)[1]
     if total <= first.step:
         raise ConfigError(
             f"--from {config.from_run}: the run ends at step {total}, so nothing is left to "

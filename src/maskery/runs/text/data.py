@@ -112,9 +112,11 @@ class StoredText:
             own = tokenise(one, self.tokenizer, cache_dir, progress=progress)
             self.owners[np.isin(self.store.ids, own.ids) & (self.owners < 0)] = number
         self.others = other_texts(config, self.tokenizer, cache_dir, progress=progress)
+        outside = [store for store, _ in self.others.values()]
         if config.deciding_data or given.eval_texts is not None:
             other = _corpus(given.eval_texts, config.deciding_data, config.reading)
             self.held_store = tokenise(other, self.tokenizer, cache_dir, progress=progress)
+            outside.append(self.held_store)
             self.train_documents = np.arange(self.store.num_documents)
             self.held_documents = np.arange(self.held_store.num_documents)
         else:
@@ -124,8 +126,6 @@ class StoredText:
             self.train_documents, self.held_documents = (
                 split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
             )
-        outside = [store for store, _ in self.others.values()]
-        outside += [] if self.held_store is self.store else [self.held_store]
         if outside:
             self.train_documents = without_held_out(
                 self.store, self.train_documents, outside, self.tokenizer
@@ -154,16 +154,11 @@ class StoredText:
         """Return what a continuation must share, by name; for `identity`."""
         # A store's name is a hash of content and tokenizer.
         own = self.held_store is not self.store
-        others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": self.store.folder.name,
             "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer),
             "eval_data_fingerprint": self.held_store.folder.name if own else None,
             "held_out_share": None if own else self.config.held_out_share,
-            # Not named where there is none, as by versions that knew of none.
-            **({"group_column": group} if (group := self.config.group_column) else {}),
-            **({"mix": self.shares} if self.shares else {}),
-            **({"other_fingerprints": others} if others else {}),
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
 

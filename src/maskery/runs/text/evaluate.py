@@ -29,7 +29,7 @@ from maskery.runs.frame.config_file import load_config, open_run, run_kind, to_p
 from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.held_out import AS_LOADED, HELD_OUT, WITH_HEAD, kept_scores, text_auc
-from maskery.runs.text.prepare import prepare_text, text_parts
+from maskery.runs.text.prepare import TextRun, text_parts
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import load_extra, make_text_task
 from maskery.training.snapshot import flat
@@ -43,14 +43,13 @@ NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache
 
 def compare_folders(folders: Sequence[Path], against: Path | None = None) -> list[Row]:
     """Compare finished text runs."""
-    named = [*folders, *([] if against is None else [against])]
-    # The later of equal keys would win: the name as it was given first is kept.
-    places = {path.resolve(): path for path in reversed(named)}
-    unique = [places[place] for place in dict.fromkeys(path.resolve() for path in named)]
-    if len(unique) < 2:
+    places: dict[Path, Path] = {}  # a folder that is named twice has its first name
+    for path in (*folders, *([] if against is None else [against])):
+        places.setdefault(path.resolve(), path)
+    if len(places) < 2:
         raise ConfigError("a comparison needs at least two runs; name the folders of two or more")
-    configs = [(path, open_run(path).finished(TextRunConfig)) for path in unique]
-    runs = [_scored(path, config) for path, config in configs]
+    configs = {path: open_run(path).finished(TextRunConfig) for path in places.values()}
+    runs = [_scored(path, config) for path, config in configs.items()]
     return compare_runs(runs, None if against is None else str(places[against.resolve()]))
 
 
@@ -66,7 +65,7 @@ def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
         sums, identity = masked.ExampleSums.read(path)
     else:
         log.warning("'%s' has kept no held-out sums; its model is scored now", folder)
-        run = prepare_text(config, progress=False)
+        run = TextRun(config, progress=False)
         sums, identity = run.score(opening.open_model(folder).model), run.identity
         with contextlib.suppress(CheckpointError):  # a folder that is only read is compared, too
             write_bytes(path, sums.to_bytes(identity))
@@ -175,7 +174,7 @@ class Evaluation:
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
     """Compare a run's model with the model it started from, on what the run held out."""
     config = open_run(folder).finished(TextRunConfig)
-    run = prepare_text(config, progress=False)
+    run = TextRun(config, progress=False)
     to_gpu(run.model)
     if batch_tokens is not None:
         run.held_out.step_size = batch_tokens
@@ -237,7 +236,7 @@ def saved_task_auc(
 
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return sample fills and changed words of a finished run, for its report."""
-    run = prepare_text(open_run(folder).finished(TextRunConfig), progress=False)
+    run = TextRun(open_run(folder).finished(TextRunConfig), progress=False)
     before = Filler(run.model, run.loaded.tokenizer)
     return asdict(sample_text(before, Filler.of(folder), run.held_out.in_order()))
 

@@ -1,7 +1,7 @@
 """The held-out figures of a run over its course, of the text that decides and of named others."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,15 @@ class Measured:
 class HeldOutText:
     """Scores one held-out text of a run at its start, while and after it trains."""
 
-    # Before the run's first step: the initial model is scored now, if it was not before. The text
-    # that decides has no name.
+    # Before the run's first step: the initial model is scored now; a resumed run reads the sums of
+    # the first. The text that decides has no name.
     def __init__(self, run: TextRun, folder: Path, name: str = "") -> None:
         self.run, self.folder, self.name = run, folder, name
-        resume = run.config.resume == "auto"
-        self.loaded = self.last = first_scores(
-            folder, run.identity, lambda: run.score(name=name), resume=resume, name=name
-        )
-        path = folder / named(WITH_HEAD, name)
-        self.with_head = kept_scores(path, run.identity) if resume else None
+        kept = self._kept(BEFORE)
+        self.loaded = self.last = kept or run.score(name=name)
+        if kept is None:
+            self._write(BEFORE)
+        self.with_head = self._kept(WITH_HEAD)
 
     def score(self, step: int) -> dict[str, float]:
         """Score the model after a step; returns figures for the log."""
@@ -75,8 +74,8 @@ class HeldOutText:
             self.last = self.run.score(name=self.name)
         self._write(HELD_OUT)
         if self.run.head_steps > self.run.first.step and self.with_head is None:
-            path = self.folder / named(WITH_HEAD, self.name)
-            log.warning("'%s' is lost: 'before' has the head as it was loaded", path)
+            told = "'%s' is lost: 'before' has the head as it was loaded"
+            log.warning(told, self._path(WITH_HEAD))
         before = self.with_head or self.loaded
         return Measured(
             as_loaded=None if self.with_head is None else summarise(self.loaded),
@@ -95,28 +94,16 @@ class HeldOutText:
         steps = f"trained alone, {counted(self.run.head_steps, 'step')}"
         return {AS_LOADED: "new, untrained", "before": steps, "after": "trained with the encoder"}
 
+    def _kept(self, file: str) -> ExampleSums | None:
+        resumes = self.run.config.resume == "auto"
+        return kept_scores(self._path(file), self.run.identity) if resumes else None
+
     def _write(self, file: str) -> None:
         if is_main_process():
-            write_bytes(self.folder / named(file, self.name), self.last.to_bytes(self.run.identity))
+            write_bytes(self._path(file), self.last.to_bytes(self.run.identity))
 
-
-def named(file: str, name: str) -> str:
-    """Return the file of a text; that of the one that decides has no name in it."""
-    return file.replace(".", f"-{name}.") if name else file
-
-
-def first_scores(
-    folder: Path, identity: str, score: Callable[[], ExampleSums], *, resume: bool, name: str = ""
-) -> ExampleSums:
-    """Return the initial model's held-out sums; a resumed run reads those of the first."""
-    path = folder / named(BEFORE, name)
-    kept = kept_scores(path, identity) if resume else None
-    if kept is not None:
-        return kept
-    scored = score()
-    if is_main_process():
-        write_bytes(path, scored.to_bytes(identity))
-    return scored
+    def _path(self, file: str) -> Path:
+        return self.folder / (file.replace(".", f"-{self.name}.") if self.name else file)
 
 
 def kept_scores(path: Path, identity: str) -> ExampleSums | None:

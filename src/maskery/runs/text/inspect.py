@@ -26,7 +26,7 @@ from maskery.evaluation.text.masked import score_examples
 from maskery.evaluation.text.words_of_text import TextReader
 from maskery.masking.masker import Masker
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import TextRun, prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.tasks.text_mlm import new_parameters
 from maskery.training.loop import planned_steps
 from maskery.training.stepper import Stepper
@@ -112,7 +112,7 @@ def inspect_corpus(
 ) -> Inspection:
     """Look at a run before it is started, with so many steps timed and words listed."""
     config = replace(config, training=config.training.for_device())
-    run = prepare_text(config, progress=progress)
+    run = TextRun(config, progress=progress)
     source = run.train
     if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.batch import Vocabulary, vocabulary_size
+from maskery.core.batch import vocabulary_size
 from maskery.core.errors import ConfigError, ModelError
 from maskery.core.processes import join_processes
-from maskery.core.task import BatchSource, Task
+from maskery.core.task import Task
 from maskery.data.batching import Batching, Template, TextSource
 from maskery.data.tokenise import default_cache_dir
 from maskery.evaluation.text.masked import ExampleSums, score_examples, scoring
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from maskery.data.mixture import MixedShards
     from maskery.data.shards.source import ShardSource
     from maskery.runs.text.shards import ShardedText
+    from maskery.tasks.compiling import BoundedSource
 
 log = logging.getLogger(__name__)
 
@@ -48,28 +49,92 @@ KEEP_WEIGHT = "10"  # chosen by measurement: benchmarks/RESULTS.md, "Keeping the
 # left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
 COMPILE_BACKEND = "inductor"
+# Settings that are part of a run's identity where they are not as by default.
+LATER = ("group_column", "lr_restart", "shape", "lora", "layer_decay", "rope_base")
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextRun:
-    """Everything a text run consists of, before its first step."""
+    """Everything a text run consists of, before its first step.
 
-    config: TextRunConfig  # All settings, with objectives and head_first decided
-    model: MaskedLanguageModel  # The initial model
-    loaded: Loaded  # The initial model as it was loaded, with its tokenizer
-    vocabulary: Vocabulary  # Of the tokenizer
-    train: TextSource | ShardSource | MixedShards  # Training batches
-    held_out: TextSource  # Held-out batches of the text that decides
-    others: dict[str, TextSource]  # Those of other held-out texts, by name
-    head_steps: int  # The steps in which the new head is trained alone
-    frozen_share: float  # Their share of all steps
-    sentence_encoder: Path | None  # The start's folder, where it says how to pool vectors
-    first: Position  # Where it begins
-    branch: Path | None  # The checkpoint of another run that it begins at
-    identity: str  # Everything that a continuation must share, as JSON
-    about: str  # How much there is to train and to be measured on, in words
-    progress: bool  # True to draw bars
-    given: Given  # Objects in the place of what the configuration names
+    The corpus is read, tokenised and split, and the initial model is loaded or made. Objects that
+    are `given` take the place of what the configuration names; with `progress`, bars are drawn.
+    """
+
+    def __init__(
+        self, config: TextRunConfig, *, progress: bool = True, given: Given | None = None
+    ) -> None:
+        self.progress, self.given = progress, given or Given()
+        # The start's folder, where it says how to pool vectors.
+        self.sentence_encoder = _sentence_encoder(config, self.given)
+        objectives = with_keep(config, self.given, self.sentence_encoder)
+        config = replace(config, objectives=objectives)
+        cache_dir = config.cache_dir or default_cache_dir()
+        data = open_text(config, cache_dir, self.given, progress=progress)
+        self.loaded = adapted(config, load(config, data, self.given))
+        # All settings, with objectives and head_first decided.
+        self.config = config = replace(config, head_first=head_first(config, self.loaded))
+        batching = batching_of(config, self.loaded)
+        self.train: TextSource | ShardSource | MixedShards
+        self.train, self.held_out = data.sources(batching)
+        # Held-out batches of other texts than the one that decides, by name.
+        self.others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
+        self.about = data.describe()
+        self.identity = self._described(data, batching)
+        # The checkpoint of another run that it begins at, and where it begins.
+        self.branch: Path | None = None
+        self.first = BEGINNING
+        if config.from_run is None:
+            self.head_steps, steps = head_steps(self)
+        else:
+            branch = importlib.import_module("maskery.runs.text.branch")
+            self.branch, self.first = branch.branch_of(config, self.identity)
+            self.head_steps, steps = branch.left_steps(self, self.branch)
+        self.frozen_share = self.head_steps / steps  # In which the new head is trained alone
+        self.model = MaskedLanguageModel(
+            self.loaded.model,
+            packed=batching.layout == "packed",
+            pad_token_id=int(data.tokenizer.pad_token_id or 0),
+        )
+        if config.training.micro_batch_tokens == "auto":
+            importlib.import_module("maskery.runs.text.memory").limit_micro_batches(self)
+        if self.branch is not None:  # after the task is made, which may keep the model's own start
+            restore_task(self.branch, self.task)
+
+    def _described(self, data: StoredText | ShardedText, batching: Batching) -> str:
+        """Return all that a continuation must share, as JSON, but not how the run is computed."""
+        config, given, usual = self.config, self.given, vars(TextRunConfig)
+        weights, objectives = {}, asdict(config.objectives)
+        if objectives["time_sampling"] == "uniform":  # as by versions that knew of none
+            del objectives["time_sampling"]
+        if (maker := given.objective) is not None:  # an object is known by its own name
+            objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
+        model = self.loaded.model if config.lora else given.model
+        if model is not None:  # whose checkpoints do not hold what is frozen
+            own_model = importlib.import_module("maskery.models.own_model")
+            weights["model_fingerprint"] = own_model.weights_fingerprint(model)
+        scratch = config.model.startswith(SCRATCH)
+        others = {name: store.folder.name for name, (store, _) in data.others.items()}
+        described = {
+            "model": loading.known_as(config.model),
+            **weights,
+            **data.described(),
+            "vocab_size": config.vocab_size if scratch else None,
+            **(config.learns() if scratch else {}),
+            "layout": batching.layout,
+            "max_length": batching.max_length,
+            "attention_dropout": config.attention_dropout,
+            "hidden_dropout": config.hidden_dropout,
+            "masking": config.masking.described(),
+            "objectives": objectives,
+            # Not named where there is none, as by versions that knew of none.
+            **{name: own for name in LATER if (own := getattr(config, name)) != usual[name]},
+            **({"mix": config.shares} if config.mix else {}),
+            **({"other_fingerprints": others} if others else {}),
+            **({"head_first": config.head_share} if config.head_share else {}),
+            **({"from": Path(config.from_run).name} if config.from_run else {}),
+            **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
+        }
+        return identity(config.training, described)
 
     def score(self, model: MaskedLanguageModel | None = None, *, name: str = "") -> ExampleSums:
         """Return held-out sums of this run's model, or of another with the same tokenizer.
@@ -81,14 +146,14 @@ class TextRun:
         model, batches = model or self.model, scoring(source, progress=self.progress)
         return score_examples(model, batches, self.frozen_masker, processes=join_processes())
 
-    @property
+    @cached_property
     def frozen_masker(self) -> Masker:
         """Return the masker of held-out texts; with diffusion, their loss is the NELBO."""
         masker = Masker
         if self.config.objectives.objective == DIFFUSION:
             masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
         # Never at a random rate: as BERT masks, whatever the run trains with.
-        return masker.of(self.vocabulary)
+        return masker.of(self.loaded.tokenizer)
 
     @cached_property
     def task(self) -> Task[Any, Any]:
@@ -99,73 +164,15 @@ class TextRun:
             sentence_encoder=self.sentence_encoder,
         )
         if self.config.training.compile:
-            parts = compiled(parts, self)
+            parts = compiled(parts, self.config, self.train, self.first)
         return make_text_task(parts, self.given.objective)
 
 
-def prepare_text(
-    config: TextRunConfig, *, progress: bool = True, given: Given | None = None
-) -> TextRun:
-    """Read, tokenise and split the corpus, and load or make the initial model."""
-    given, pooling = given or Given(), None
-    if given.model is None and not config.model.startswith(SCRATCH):
-        start = Path(loading.resolve(config.model))
-        pooling = start if (start / loading.MODULES).is_file() else None
-    config = replace(config, objectives=with_keep(config, given, pooling))
-    data = open_text(config, config.cache_dir or default_cache_dir(), given, progress=progress)
-    loaded = load(config, data, given)
-    if config.frozen_layers is not None:
-        importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
-    if config.lora:
-        lora = importlib.import_module("maskery.models.lora")
-        settings, seed = lora.Lora.of(config.lora), config.training.seed
-        loaded = lora.add_lora(loaded, settings, start=loading.known_as(config.model), seed=seed)
-    if config.checkpoint_activations:
-        importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
-    config = replace(config, head_first=head_first(config, loaded))
-    layout, max_length = choose_layout(config, loaded), choose_max_length(config, loaded)
-    pad_token, micro = int(data.tokenizer.pad_token_id or 0), config.training.micro_batch_tokens
-    batching = Batching(
-        template=Template.of(data.tokenizer),
-        max_length=max_length,
-        batch_tokens=config.training.batch_tokens or CPU_TOKENS,
-        micro_tokens=None if micro == "auto" else micro,
-        layout=layout,
-        seed=config.training.seed,
-    )
-    train, held_out = data.sources(batching)
-    others = {name: TextSource(*chosen, batching) for name, chosen in data.others.items()}
-    described = identity_of(config, data, given, loaded, batching)
-    branch, first = None, BEGINNING
-    if config.from_run is None:
-        alone, steps = head_steps(config, train)
-    else:
-        branching = importlib.import_module("maskery.runs.text.branch")
-        branch, first = branching.branch_of(config, described)
-        alone, steps = branching.left_steps(config, train, branch, first, loaded.new_parameters)
-    run = TextRun(
-        config=config,
-        model=MaskedLanguageModel(loaded.model, packed=layout == "packed", pad_token_id=pad_token),
-        loaded=loaded,
-        vocabulary=Vocabulary.of(data.tokenizer),
-        train=train,
-        held_out=held_out,
-        others=others,
-        head_steps=alone,
-        frozen_share=alone / steps,
-        sentence_encoder=pooling,
-        first=first,
-        branch=branch,
-        identity=described,
-        about=data.describe(),
-        progress=progress,
-        given=given,
-    )
-    if micro == "auto":
-        importlib.import_module("maskery.runs.text.memory").limit_micro_batches(run)
-    if branch is not None:  # after the task is made, which may keep the model's own start
-        restore_task(branch, run.task)
-    return run
+def _sentence_encoder(config: TextRunConfig, given: Given) -> Path | None:
+    if given.model is not None or config.model.startswith(SCRATCH):
+        return None
+    start = Path(loading.resolve(config.model))
+    return start if (start / loading.MODULES).is_file() else None
 
 
 def with_keep(config: TextRunConfig, given: Given, pooling: Path | None) -> TextMLMConfig:
@@ -197,15 +204,14 @@ def head_first(config: TextRunConfig, loaded: Loaded) -> str:
     return config.head_first
 
 
-def head_steps(
-    config: TextRunConfig, source: BatchSource[Any], first: Position = BEGINNING
-) -> tuple[int, int]:
+def head_steps(run: TextRun) -> tuple[int, int]:
     """Return the steps in which the new head is trained alone, and of how many."""
-    if not config.head_share:  # every epoch would be planned for nothing
+    share = run.config.head_share
+    if not share:  # every epoch would be planned for nothing
         return 0, 1
-    _, total = planned_steps(source, config.training, first)
+    _, total = planned_steps(run.train, run.config.training, run.first)
     # The encoder has at least the last step.
-    return max(0, min(round(config.head_share * total), total - 1)), max(total, 1)
+    return max(0, min(round(share * total), total - 1)), max(total, 1)
 
 
 def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) -> Loaded:
@@ -245,6 +251,32 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
     return loaded
 
 
+def adapted(config: TextRunConfig, loaded: Loaded) -> Loaded:
+    """Freeze layers, add adapters and compute activations again, as the configuration says."""
+    if config.frozen_layers is not None:
+        importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
+    if config.lora:
+        lora = importlib.import_module("maskery.models.lora")
+        settings, seed = lora.Lora.of(config.lora), config.training.seed
+        loaded = lora.add_lora(loaded, settings, start=loading.known_as(config.model), seed=seed)
+    if config.checkpoint_activations:
+        importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
+    return loaded
+
+
+def batching_of(config: TextRunConfig, loaded: Loaded) -> Batching:
+    """Return how sequences are cut and put into batches."""
+    training, micro = config.training, config.training.micro_batch_tokens
+    return Batching(
+        layout=choose_layout(config, loaded),
+        max_length=choose_max_length(config, loaded),
+        template=Template.of(loaded.tokenizer),
+        batch_tokens=training.batch_tokens or CPU_TOKENS,
+        micro_tokens=None if micro == "auto" else micro,
+        seed=training.seed,
+    )
+
+
 def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
     """Return "packed" or "padded"."""
     if config.layout == "padded":
@@ -277,49 +309,6 @@ def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
     return wanted or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
 
 
-def identity_of(
-    config: TextRunConfig,
-    data: StoredText | ShardedText,
-    given: Given,
-    loaded: Loaded,
-    batching: Batching,
-) -> str:
-    """Return everything that decides the course of a run, but not how it is computed."""
-    own, objectives = {}, asdict(config.objectives)
-    if objectives["time_sampling"] == "uniform":  # as by versions that knew of none
-        del objectives["time_sampling"]
-    if (maker := given.objective) is not None:  # an object is known by its own name
-        objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
-    if given.model is not None or config.lora:  # whose checkpoints do not hold what is frozen
-        own_model = importlib.import_module("maskery.models.own_model")
-        weights = own_model.weights_fingerprint(loaded.model if config.lora else given.model)
-        own["model_fingerprint"] = weights
-    scratch = config.model.startswith(SCRATCH)
-    described = {
-        "model": loading.known_as(config.model),
-        **own,
-        **data.described(),
-        "vocab_size": config.vocab_size if scratch else None,
-        **(config.learns() if scratch else {}),
-        "layout": batching.layout,
-        "max_length": batching.max_length,
-        "attention_dropout": config.attention_dropout,
-        "hidden_dropout": config.hidden_dropout,
-        "masking": config.masking.described(),
-        "objectives": objectives,
-        # Not named where there is none, as by versions that knew of none.
-        **({"head_first": config.head_share} if config.head_share else {}),
-        **({"from": Path(config.from_run).name} if config.from_run else {}),
-        **({"lr_restart": True} if config.lr_restart else {}),
-        **({"shape": config.shape} if config.shape != "bert" else {}),
-        **({"freeze": config.frozen_layers} if config.frozen_layers is not None else {}),
-        **({"lora": config.lora} if config.lora else {}),
-        **({"layer_decay": config.layer_decay} if config.layer_decay < 1 else {}),
-        **({"rope_base": config.rope_base} if config.rope_base else {}),
-    }
-    return identity(config.training, described)
-
-
 def text_parts(
     config: TextRunConfig, model: MaskedLanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> TextParts:
@@ -334,22 +323,24 @@ def text_parts(
     )
 
 
-def compiled(parts: TextParts, run: TextRun) -> TextParts:
+def compiled(
+    parts: TextParts, config: TextRunConfig, source: BoundedSource, first: Position = BEGINNING
+) -> TextParts:
     """Add constant shapes; where that cannot be or does not pay, one line says why."""
     from maskery.tasks.compiling import compile_obstacle, static_shapes
 
-    state, half = PartialState(), resolve_precision(run.config.training, parts.model) == "bf16"
+    state, half = PartialState(), resolve_precision(config.training, parts.model) == "bf16"
     obstacle = compile_obstacle(device=state.device, packed=parts.model.packed, half_precision=half)
     if obstacle is not None:
         log.warning("the step is not compiled: %s", obstacle)
         return parts
-    epochs, _ = planned_steps(run.train, run.config.training, run.first)
+    epochs, _ = planned_steps(source, config.training, first)
     shapes = static_shapes(
-        run.train,
+        source,
         parts.masker,
         epochs=len(epochs),
         num_processes=state.num_processes,
-        masked_capacity=run.config.masked_capacity,
+        masked_capacity=config.masked_capacity,
     )
     sizes = f"{shapes.num_tokens:,} tokens, {shapes.num_masked:,} of them masked"
     log.info("steps are compiled for %s; the first takes a minute or so", sizes)

@@ -9,7 +9,7 @@ from maskery.evaluation.text.fill import Filler, Filling
 from maskery.masking.config import MaskingConfig
 from maskery.runs.frame.run_folder import write_text
 from maskery.runs.text.config import TextRunConfig
-from maskery.runs.text.prepare import prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.runs.text.run import TextResult, train_text
 from maskery.training.config import TrainingConfig
 
@@ -77,7 +77,7 @@ def run_quickstart(
     folder.mkdir(parents=True, exist_ok=True)
     config = quickstart_config(write_corpus(folder), folder / "run")
     result = train_text(config, progress=progress)
-    initial = prepare_text(config, progress=False)
+    initial = TextRun(config, progress=False)
     start = Filler(initial.model, initial.loaded.tokenizer)
     trained = Filler.of(result.folder)
     return result, [(start.fill(text), trained.fill(text)) for text in SENTENCES]

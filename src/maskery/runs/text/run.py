@@ -26,7 +26,7 @@ from maskery.runs.frame.run_frame import RunResult, save_model_folder
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import Given
 from maskery.runs.text.held_out import HeldOutText, Measured, text_auc
-from maskery.runs.text.prepare import TextRun, prepare_text
+from maskery.runs.text.prepare import TextRun
 from maskery.tasks import text_mlm
 from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks, check_trackers
@@ -69,8 +69,6 @@ def train_text(
     """Run a text configuration from its corpus to a saved model.
 
     Args:
-        config: All settings of the run.
-        progress: Draw progress bars.
         beside: Without `output`, the folder to number the new one after, as `runs/a-2`.
         texts: The corpus, in the place of the one that the configuration names: a dataset of the
             `datasets` library, or an iterable of strings that can be read several times.
@@ -80,9 +78,6 @@ def train_text(
         tokenizer: Its Hugging Face tokenizer.
         objective: Makes the task from `TextParts`, in the place of the named one.
         callbacks: Called while the run trains; see `Callback`.
-
-    Raises:
-        MaskeryError: Something the user can mend.
     """
     if config.engine == "trainer":
         raise ConfigError(
@@ -115,7 +110,7 @@ def train_text(
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
-        run = prepare_text(replace(config, output=folder), progress=progress, given=given)
+        run = TextRun(replace(config, output=folder), progress=progress, given=given)
         run.train.num_steps(0)  # a budget that is too small shows here
         # A policy or a task that cannot be made shows here, too, before the folder holds anything.
         _ = run.task
@@ -149,43 +144,40 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
         figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
         return figures if check is None else {**figures, "probe": check.figure(step)}
 
-    task = run.task
     anew = run.given.model is None and run.branch is None
     if anew and not run.config.model.startswith(SCRATCH):
         # A model folder that holds a twin or heads goes on with them.
-        text_mlm.load_extra(task, run.model, Path(resolve(run.config.model)), needed=False)
-    summary = fit(run, task, folder, evaluate)
+        text_mlm.load_extra(run.task, run.model, Path(resolve(run.config.model)), needed=False)
+    summary = fit(run, folder, evaluate)
     if run.config.training.patience is not None:  # the best model is back, and measured last
         evaluate(summary.steps)
     vectors = None if check is None else check.result()
     scored = summary.resumed_from < summary.steps  # a finished run has evaluated nothing
-    decides, *others = (text.finish(scored=scored) for text in texts.values())
-    named = dict(zip(run.others, others, strict=True))
+    others = {name: text.finish(scored=scored) for name, text in texts.items()}
+    decides = others.pop("")
     result = TextResult(
         **vars(decides),
         folder=folder,
         heads=texts[""].heads,
-        others=named,
+        others=others,
         vectors=vectors,
         verdict=judge(
             decides.difference["loss"],
             None if vectors is None else vectors.figures[0].difference,
             keeps=bool(run.config.objectives.keep_weight),
-            others={name: one.difference["loss"] for name, one in named.items()},
+            others={name: one.difference["loss"] for name, one in others.items()},
         ),
-        mrtd_auc=text_auc(task, run.held_out.in_order()),
+        mrtd_auc=text_auc(run.task, run.held_out.in_order()),
         summary=summary,
     )
     if is_main_process():
-        save_model_folder(folder / MODEL, lambda path: save_model(run, task, path, result))
+        save_model_folder(folder / MODEL, lambda path: save_model(run, path, result))
     return result
 
 
-def fit(
-    run: TextRun, task: Task[Any, Any], folder: Path, evaluate: Callable[[int], dict[str, float]]
-) -> Summary:
+def fit(run: TextRun, folder: Path, evaluate: Callable[[int], dict[str, float]]) -> Summary:
     """Train the run's model in place."""
-    config, training = run.config, run.config.training
+    config, training, task = run.config, run.config.training, run.task
     new = text_mlm.new_parameters(task, run.model, run.loaded.new_parameters)
     factors = None
     if config.layer_decay < 1:
@@ -215,7 +207,7 @@ def fit(
     return summary
 
 
-def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextResult) -> None:
+def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
     """Write the Hugging Face model, its tokenizer, its card, and a twin where there is one."""
     hf = run.loaded.model
     for name, value in run.loaded.attention_dropouts.items():
@@ -226,7 +218,7 @@ def save_model(run: TextRun, task: Task[Any, Any], folder: Path, result: TextRes
             lora.save_merged(run.loaded, folder / "adapter")
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
-    text_mlm.save_extra(task, run.model, folder)
+    text_mlm.save_extra(run.task, run.model, folder)
     if run.sentence_encoder is not None:
         from maskery.models.pooling import copy_modules
 

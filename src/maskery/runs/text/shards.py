@@ -47,15 +47,12 @@ class ShardedText:
         fingerprints = "+".join(one.manifest.fingerprint for one in self.sets)
         own = self.config.deciding_data
         held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
-        others = {name: store.folder.name for name, (store, _) in self.others.items()}
         return {
             "corpus_fingerprint": fingerprints,
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
             "eval_data_fingerprint": held_out,
             "held_out_tokens": streaming.held_out_tokens,
             "shuffle_shards": streaming.shuffle_shards,
-            **({"other_fingerprints": others} if others else {}),
-            **({"mix": self.shares} if self.config.mix else {}),
         }
 
     def token_counts(self, vocab_size: int) -> Ints:
