@@ -132,6 +132,8 @@ MISTYPED = [
     ("convert a b --image-size 3", "--image-size 3: it takes INT INT. Height and width"),
     ("probe minilm", "--labels STR is missing. Labelled texts"),
     ("convert a", "OUT is missing. The folder to write"),
+    ("fill", "MODEL and SENTENCE ... are missing. A run folder"),
+    ("train person-search", "and --root DIR are missing. The layout of"),
     ("convert a b c", "'c' is one argument too many"),
     ("quickstart pair", "did you mean quickstart pairs?"),
     ("train txt", "did you mean text?"),
