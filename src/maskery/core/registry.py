@@ -95,8 +95,9 @@ class Registry(Generic[T]):
         except Exception as error:
             # After this function and our call; nothing is left where the call itself does not fit.
             frames = traceback.extract_tb(error.__traceback__)[2:]
-            last = frames[-1] if frames else None
-            place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+            # The user's file and not the library that it calls.
+            own = [frame for frame in frames if frame.filename == frames[0].filename]
+            place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
             found = f"{doing} fails{place}: {type(error).__name__}: {reason_of(error)}"
             raise self.misfit(choice, found) from error
 
