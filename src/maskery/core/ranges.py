@@ -17,7 +17,7 @@ import types
 import typing
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
@@ -47,13 +47,17 @@ class Range:
     words: tuple[str, ...] = ()  # Also allowed, such as `auto`
     unit: str = ""  # Follows the limits in messages, such as `pixels`
     hint: str = ""  # Ends the message with what to do; `{flag}` in it becomes the flag of the field
+    whole: bool = False  # True for whole numbers alone; set for fields of the type int
 
     def __contains__(self, value: object) -> bool:
         number: Any = value
         if value in self.words:
             return True
         # Any comparison with NaN is False, so each condition is one that must hold.
-        if not isinstance(value, Real) or not -math.inf < number < math.inf:
+        kind = Integral if self.whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return False
+        if not -math.inf < number < math.inf:
             return False
         above = self.low is None or (number > self.low if self.above else number >= self.low)
         below = self.high is None or (number < self.high if self.below else number <= self.high)
@@ -124,6 +128,8 @@ def check_ranges(config: DataclassInstance) -> None:
         else:
             flag = f"--{name.replace('_', '-')}"
             rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
+            if allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
+                rule = f"be a whole number, and {rule}"
         subject = "each" if isinstance(value, tuple) else "it"
         raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
 
@@ -159,7 +165,8 @@ def _allowed(hint: Any) -> Range | tuple[Any, ...] | None:
         return inside
     if origin is Annotated:
         ranges = [limits for limits in hint.__metadata__ if isinstance(limits, Range)]
-        return ranges[0] if ranges else _allowed(inside[0])
+        whole = int in (inside[0], *typing.get_args(inside[0]))
+        return replace(ranges[0], whole=whole) if ranges else _allowed(inside[0])
     if origin in (typing.Union, types.UnionType, tuple):
         kinds = set(inside) - {type(None), Ellipsis}
         # Of `Literal[...] | str` any text is allowed, so there is nothing to check.
