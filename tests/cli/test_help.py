@@ -134,7 +134,7 @@ MISTYPED = [
     ("convert a", "OUT is missing. The folder to write"),
     ("fill", "MODEL and SENTENCE ... are missing. A run folder"),
     ("train person-search", "and --root DIR are missing. The layout of"),
-    ("convert a b c", "'c' is one argument too many"),
+    ("convert a b c", "'c' is one argument too many (maskery"),
     ("quickstart pair", "did you mean quickstart pairs?"),
     ("train txt", "did you mean text?"),
     ("evaluat runs/a", "did you mean evaluate?"),

@@ -260,5 +260,6 @@ def advice(
         return f"{names} {verb} missing. {' '.join(flag.about for flag in missing)}"
     stray = "".join(positional[len(places) :][:1])
     if stray and all(flag.most == 1 for flag in places):
-        return f"'{stray}' is one argument too many{meant(f'{command} {stray}', commands)}"
+        close = meant(f"{command} {stray}", {*commands} - {command})
+        return f"'{stray}' is one argument too many{close}"
     return told
