@@ -132,6 +132,8 @@ MISTYPED = [
     ("convert a b --image-size 3", "--image-size 3: it takes INT INT. Height and width"),
     ("probe minilm", "--labels STR is missing. Labelled texts"),
     ("convert a", "OUT is missing. The folder to write"),
+    ("evaluate runs --mask-rate 0.3", "need --data FILE: what a run held out is"),
+    ("evaluate runs --trust a.py", "--trust is 'a.py': it must be FILE.py:NAME"),
     ("fill", "MODEL and SENTENCE ... are missing. A run folder"),
     ("train person-search", "and --root DIR are missing. The layout of"),
     ("convert a b c", "'c' is one argument too many (maskery"),

@@ -31,6 +31,7 @@ from maskery.core.errors import (
     reason_of,
 )
 from maskery.core.ranges import Settings
+from maskery.core.registry import trust
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 # The module of each command with its class, or with a function that makes it of the arguments, as
@@ -259,6 +260,18 @@ class Command(Settings):
             print(harmless(text))
         # A page may be served, or a report drawn, while somebody waits for this in a pipe.
         sys.stdout.flush()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trusting(Command):
+    """A command that reads the `config.yaml` of a run, and may load the plug-ins in it."""
+
+    trust: tuple[str, ...] = ()
+    """Plug-ins that the run's config.yaml names, FILE.py:NAME each, and that may be loaded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        trust(self.trust)
 
 
 def parse(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.main import HELP, Command, parse
+from maskery.cli.main import HELP, Command, Trusting, parse
 from maskery.cli.output import as_text, prepare_outputs
 from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count, Range
@@ -220,7 +220,7 @@ def describe(kind: str, result: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Command):
+class Report(Trusting):
     """Draw the report of a run again: report.html, curves.png, figures.csv and words.csv.
 
     Examples:
@@ -245,7 +245,7 @@ class Report(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Command):
+class Verify(Trusting):
     """Recompute steps of a run from a kept checkpoint, and certify that they come out the same.
 
     Compares the losses of metrics.jsonl, and weights and optimiser of every checkpoint within the

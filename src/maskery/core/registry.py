@@ -1,7 +1,8 @@
 """One registry: a choice is a name of ours, `FILE.py:NAME`, or an object of the user's own.
 
 Code of a user's runs only where the user names it, on the command line or in Python. What a
-`config.yaml` or a model folder says is a `FromFile`, and is never loaded by itself.
+`config.yaml` or a model folder says is a `FromFile`, and is never loaded by itself: only if the
+user has named the same in this process, by its own flag or by `--trust`.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 # A loss term is named with its weight; any other flag refuses that.
 WEIGHTED = re.compile(r"(?P<choice>.+?\.py:[^\W\d]\w*|[^\W\d]\w*)=(?P<weight>[^=:/]*)")
+
+_named: set[tuple[str, str]] = set()  # modules and names of plug-ins that the user has named
 
 
 class FromFile(str):
@@ -127,16 +130,29 @@ def is_plugin(choice: object) -> bool:
     return isinstance(choice, str) and PLUGIN.fullmatch(choice) is not None
 
 
+def trust(choices: Iterable[str]) -> None:
+    """Let files name these plug-ins, `FILE.py:NAME` each, in this process."""
+    for choice in choices:
+        match = PLUGIN.fullmatch(choice)
+        if match is None:
+            raise PluginError(
+                f"--trust is '{choice}': it must be FILE.py:NAME, as config.yaml says"
+            )
+        _named.add((_module_name(Path(match["file"])), match["name"]))
+
+
 def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
     """Load the object that `FILE.py:NAME` names; the file runs once in a process."""
     match = PLUGIN.fullmatch(choice)
     assert match is not None, choice
     path, name = Path(match["file"]), match["name"]
-    if isinstance(choice, FromFile):
+    if isinstance(choice, FromFile) and (_module_name(path), name) not in _named:
         raise PluginError(
             f"the configuration names the plug-in '{choice}', and a file never loads code by "
-            f"itself; if you trust it, add {flag} {choice}"
+            f"itself; if you trust it, add {flag} {choice}, or where there is no such flag --trust "
+            f"{choice}"
         )
+    trust([choice])
     if not path.is_file():
         raise PluginError(
             f"{flag} {choice}: there is no file '{path}'; name a Python file and {contract} in it"
