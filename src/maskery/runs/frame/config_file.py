@@ -12,6 +12,7 @@ import platform
 import reprlib
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -69,13 +70,23 @@ KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers."""
+    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers.
+
+    Of two settings of one name, one would be lost.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
             raise ValueError(f"line {line} has an alias (*name); write its value out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ValueError(f"'{name}' stands there {count} times; leave one of them")
+        return super().construct_mapping(node, deep)
 
     def whole_number(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
