@@ -99,6 +99,8 @@ def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> l
         raise ConfigError("--over names each setting once, as in --over mask_rate=0.15,0.3")
     grid = itertools.product(*(values for _, values in axes))
     runs = [_planned(base, dict(zip(names, one, strict=True)), path, folder) for one in grid]
+    if len(runs) < 2:
+        raise ConfigError("a sweep compares two runs or more: give --over several values")
     if len({run.config.output for run in runs}) < len(runs):
         raise ConfigError("two values of --over give folders of one name; change one of them")
     return runs
