@@ -263,7 +263,9 @@ def test_a_run_that_is_still_going_has_a_report(tmp_path: Path) -> None:
     [
         ({}, "no run folder"),
         ({"config.yaml": "a: 1", "evaluation.json": "{"}, "is no JSON"),
-        ({"config.yaml": "a: 1", "samples.json": "[]"}, "is no JSON object"),
+        ({"config.yaml": "a: 1", "samples.json": "[]"}, "is no JSON object; .* it is made again"),
+        ({"config.yaml": "a: 1", "evaluation.json": "[]"}, "object; .*config.yaml --resume auto"),
+        ({"config.yaml": "a: 1", "evaluation.json": '{"before": 5, "after": 6}'}, "not hold what"),
         ({"config.yaml": "a: [1"}, "is no YAML"),
     ],
 )
