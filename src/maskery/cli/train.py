@@ -1,6 +1,7 @@
 """`maskery train text`, `pairs`, `person-search` and `--config`; `maskery report`."""
 
 import argparse
+import logging
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -12,13 +13,15 @@ import tyro
 
 from maskery.cli.main import HELP, Command, Trusting, parse
 from maskery.cli.output import as_text, prepare_outputs
-from maskery.core.errors import ConfigError, counted, meant
+from maskery.core.errors import ConfigError, MaskeryError, counted, meant
 from maskery.core.ranges import Count, Range
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame import config_file
 from maskery.runs.frame.config_file import KINDS, SAMPLES, open_run
 from maskery.runs.frame.run_folder import has_model, repeated_folder, write_json
 from maskery.runs.shortcuts import finish_report
+
+log = logging.getLogger(__name__)
 
 USAGE = """usage: maskery train text CORPUS ...
        maskery train pairs PAIRS
@@ -239,7 +242,12 @@ class Report(Trusting):
 
         run = open_run(self.run)
         if has_model(run.folder) and (self.resample or not (run.folder / SAMPLES).is_file()):
-            run.save_samples()
+            try:
+                run.save_samples()
+            except MaskeryError as error:  # such as a corpus that is gone
+                if self.resample:
+                    raise
+                log.warning("the report has no samples: %s", error)
         path = write_report(run.folder)
         self.answer({"report": str(path)}, f"the report is {path}")
 
