@@ -173,8 +173,13 @@ class OpenRun:
     kind: str  # `text`, `pairs` or `person-search`
     config: Any  # The run's configuration, of the class that belongs to the kind
 
-    def finished(self, config: type[ConfigT]) -> ConfigT:
-        """Return the configuration of a run that has saved its model, of the class `config`."""
+    def finished(
+        self, config: type[ConfigT], what_now: str = "figures are of what is there now"
+    ) -> ConfigT:
+        """Return the configuration of a run that has saved its model, of the class `config`.
+
+        If another model lies there now, a warning says so, and what comes of it.
+        """
         if not isinstance(self.config, config):
             raise ConfigError(
                 f"'{self.folder}' is a run of kind {self.kind}, and one of kind "
@@ -185,7 +190,7 @@ class OpenRun:
                 f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
                 f"{self.folder / CONFIG} --resume auto"
             )
-        run_folder.warn_of_another_model(self.folder, "figures are of what is there now")
+        run_folder.warn_of_another_model(self.folder, what_now)
         return dataclasses.replace(self.config, output=self.folder)  # type: ignore[type-var]
 
     def save_samples(self) -> None:

@@ -36,6 +36,7 @@ from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
 
+KEPT = "figures are those that the run has kept"
 PLACES = ("output", "resume", "cache_dir")  # where a run lies, not how its model was made
 # All runs must be measured on the same text, and lie where the sweep puts them.
 NOT_SWEPT = ("corpus", "eval_data", "held_out_share", "output", "resume", "cache_dir", "engine")
@@ -49,8 +50,12 @@ def compare_folders(folders: Sequence[Path], against: Path | None = None) -> lis
     unique = [places[place] for place in dict.fromkeys(path.resolve() for path in named)]
     if len(unique) < 2:
         raise ConfigError("a comparison needs at least two runs; name the folders of two or more")
-    configs = [(path, open_run(path).finished(TextRunConfig)) for path in unique]
-    runs = [_scored(path, config) for path, config in configs]
+    # Each is checked before any is scored.
+    configs = [
+        open_run(path).finished(TextRunConfig, *[KEPT] * (path / HELD_OUT).is_file())
+        for path in unique
+    ]
+    runs = [_scored(path, config) for path, config in zip(unique, configs, strict=True)]
     return compare_runs(runs, None if against is None else str(places[against.resolve()]))
 
 
