@@ -60,6 +60,7 @@ class Settings:
         ({"seed": 2**63}, f"seed is {2**63}: it must be from 0 to 2**63 - 1"),
         ({"pad": -1}, "pad is -1: it must be 0 or more pixels"),
         ({"pad": INF}, "pad is inf: it must be a whole number, and be 0 or more pixels"),
+        ({"times": 10**20}, f"times is {10**20}: it must be at most 2**53 - 1"),
         ({"times": 2.5}, "times is 2.5: it must be a whole number, and be at least 1"),
         ({"times": True}, "times is True: it must be at least 1"),
         ({"share": True}, "share is True: it must be from 0 to 1"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # `Path` makes one slash of two. A single letter is a drive.
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+MOST = (1 << 53) - 1  # of a whole number without another limit: sums of such fit into 64 bits
 WRITTEN_AS_POWERS = 1 << 31  # Limits from here on, one below a power of two: 2**63 - 1
 
 
@@ -58,6 +59,8 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, kind):
             return False
         if not -math.inf < number < math.inf:
+            return False
+        if self.whole and self.high is None and number > MOST:
             return False
         above = self.low is None or (number > self.low if self.above else number >= self.low)
         below = self.high is None or (number < self.high if self.below else number <= self.high)
@@ -130,6 +133,8 @@ def check_ranges(config: DataclassInstance) -> None:
             rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
             if allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
                 rule = f"be a whole number, and {rule}"
+            elif allowed.whole and any(v is not None and v > MOST for v in values):
+                rule = f"be at most {_shown(MOST)}" if allowed.high is None else rule
         subject = "each" if isinstance(value, tuple) else "it"
         raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
 
