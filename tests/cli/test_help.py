@@ -134,6 +134,8 @@ MISTYPED = [
     ("convert a", "OUT is missing. The folder to write"),
     ("evaluate runs --mask-rate 0.3", "need --data FILE: what a run held out is"),
     ("evaluate runs --trust a.py", "--trust is 'a.py': it must be FILE.py:NAME"),
+    (f"fill {'x' * 300} [MASK]", "too long for the name of a file; name a file or folder that"),
+    (f"train text {'x' * 300}", "too long for the name of a file; name a file or folder that"),
     ("fill", "MODEL and SENTENCE ... are missing. A run folder"),
     ("train person-search", "and --root DIR are missing. The layout of"),
     ("convert a b c", "'c' is one argument too many (maskery"),

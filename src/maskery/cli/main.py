@@ -176,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _forget_output()  # whoever read it has seen enough
         return 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            told = f"'{str(error.filename)[:60]}...' is too long for the name of a file"
+            return complain(name, f"{told}; name a file or folder that is there")
         if error.errno not in DISK_TROUBLE:
             raise
         _forget_output()
