@@ -73,6 +73,7 @@ def test_a_file_runs_once_and_its_objects_are_pickled(
         (None, "TWO", r"there is no file '.*own\.py'; .* a number in it"),
         ("A = 1\nB = 2", "TWO", r"has no 'TWO' \(it has A, B\); it must be a number"),
         ("x = 1\nx / 0", "TWO", r"fails when it is loaded \(line 2\): ZeroDivisionError"),
+        ("x = 1\0", "TWO", r"own\.py' fails when it is loaded: SyntaxError"),
         ("x = = 1", "TWO", r"fails when it is loaded \(line 1\): SyntaxError"),
         ("import sys\nsys.exit(0)", "TWO", r"fails when it is loaded \(line 2\): SystemExit"),
     ],

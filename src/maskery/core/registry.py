@@ -185,7 +185,7 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(resolved)]
         # A file that is no Python has no frame of its own.
-        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
         place = f" (line {lines[-1]})" if lines else ""
         raise PluginError(
             f"{flag} {choice}: '{path}' fails when it is loaded{place}: "
