@@ -181,6 +181,7 @@ def test_a_given_attention_mask_and_token_types_are_kept() -> None:
     [
         ([], "no rows"),
         ([{"text": "a"}], "no 'input_ids'"),
+        ([{"input_ids": []}] * 2, "no row of a batch has a token"),
         ([{"input_ids": [2, 9, 3], "label": 1}, {"input_ids": [2, 3]}], "no 'label'"),
         ([{"input_ids": [2, 9, 3], "attention_mask": [1]}], "must agree"),
         ([{"input_ids": [2, 9, 3], "word_starts": [True]}], "must agree"),

@@ -123,6 +123,8 @@ class MaskCollator:
         """Lay rows end to end, with their names and words."""
         batch = flatten(rows)
         ids, size = batch.input_ids, self.masker.vocabulary.size
+        if not len(ids):
+            raise DataError("no row of a batch has a token; leave empty texts out of the dataset")
         if (wrong := ids[(ids < 0) | (ids >= size)]).size:
             raise DataError(
                 f"a row has the token id {wrong[0]}, and the tokenizer has the ids 0 to "
