@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_text import lines, save_tiny_model
+from tiny_text import lines, save_tiny_model, spoil
 
 from maskery.cli.main import main
 from maskery.core.errors import DataError
@@ -118,6 +118,16 @@ def test_the_page_draws_every_run_and_asks_for_nothing(
     assert not re.search(r"<script|not finished", text)
     # The figures as CSV are within the page.
     assert re.findall(r'(?:src|href)="(?!#)([^,"]*)', text) == ["data:text/csv;charset=utf-8"]
+
+
+def test_a_model_that_was_changed_changes_no_figure_that_is_kept(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    changed = shutil.copytree(runs["b"], tmp_path / "changed")
+    spoil(changed / "model", lambda weight: weight.zero_())
+    capsys.readouterr()
+    assert main(["compare", str(changed), str(runs["a"])]) == 0
+    assert "figures are those that the run has kept" in capsys.readouterr().err
 
 
 def test_a_run_without_kept_sums_is_scored_and_they_are_kept(

@@ -97,6 +97,9 @@ def test_pairs_tell_which_sentence_is_likelier(
         ("river", ["--json", "--tsv"], "choose one"),
         ("river", ["--image", "x.png"], "reads text alone"),
         ("river", ["--batch-tokens", "2"], "at least 8"),
+        # No flag of another command.
+        ("a\0b", [], "in UTF-16 (pass --encoding utf-16-le or utf-16-be)\n"),
+        ("river", ["--encoding", "nope"], "--encoding is 'nope': it must be a text encoding"),
     ],
 )
 def test_bad_input_is_one_line(

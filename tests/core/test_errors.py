@@ -60,3 +60,4 @@ def test_what_may_be_meant_is_close_or_begins_so() -> None:
     assert meant("jsnl", known) == "; did you mean jsonl?"
     assert meant("cuhk", known) == "; did you mean cuhk-pedes?"
     assert meant("zzz", known) == ""
+    assert meant("", known) == ""

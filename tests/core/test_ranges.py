@@ -57,7 +57,11 @@ class Settings(ranges.Settings):
         ({"warm_up": 1.0}, "warm_up is 1.0: it must be from 0 to below 1"),
         ({"seed": 2**63}, f"seed is {2**63}: it must be from 0 to 2**63 - 1"),
         ({"pad": -1}, "pad is -1: it must be 0 or more pixels"),
-        ({"pad": INF}, "pad is inf: it must be 0 or more pixels"),
+        ({"pad": INF}, "pad is inf: it must be a whole number, and be 0 or more pixels"),
+        ({"times": 10**20}, f"times is {10**20}: it must be at most 2**53 - 1"),
+        ({"times": 2.5}, "times is 2.5: it must be a whole number, and be at least 1"),
+        ({"times": True}, "times is True: it must be at least 1"),
+        ({"share": True}, "share is True: it must be from 0 to 1"),
         ({"deviations": (1.0, 0.0)}, "deviations is (1.0, 0.0): each must be above 0"),
         ({"anything": -INF}, "anything is -inf: it must be finite"),
         ({"cold": 0}, "cold is 0: it must be at most -1.5"),
@@ -120,3 +124,7 @@ def test_text_is_taken_where_a_path_is_declared() -> None:
 def test_a_run_takes_one_corpus_and_its_paths_as_text() -> None:
     config = TextRunConfig(corpus="notes.txt", output="runs/a")  # type: ignore[arg-type]
     assert (config.corpus, config.output) == (("notes.txt",), Path("runs/a"))
+    named: Any = {"corpus": Path("a.txt"), "model": Path("m"), "eval_data": [Path("b.txt"), "c=d"]}
+    config = TextRunConfig(**named)
+    assert (config.corpus, config.model) == (("a.txt",), "m")
+    assert config.eval_data == ("b.txt", "c=d")

@@ -17,6 +17,7 @@ from maskery.core.registry import (
     anchored_choice,
     plugin_identity,
     require,
+    trust,
 )
 
 CONTRACT = "a number"
@@ -73,6 +74,7 @@ def test_a_file_runs_once_and_its_objects_are_pickled(
         (None, "TWO", r"there is no file '.*own\.py'; .* a number in it"),
         ("A = 1\nB = 2", "TWO", r"has no 'TWO' \(it has A, B\); it must be a number"),
         ("x = 1\nx / 0", "TWO", r"fails when it is loaded \(line 2\): ZeroDivisionError"),
+        ("x = 1\0", "TWO", r"own\.py' fails when it is loaded: SyntaxError"),
         ("x = = 1", "TWO", r"fails when it is loaded \(line 1\): SyntaxError"),
         ("import sys\nsys.exit(0)", "TWO", r"fails when it is loaded \(line 2\): SystemExit"),
     ],
@@ -101,6 +103,22 @@ def test_a_file_never_loads_code(registry: Registry[float], plugin: Path) -> Non
         registry.find(FromFile(f"{plugin}:TWO"))
     assert registry.find(FromFile("one")) == 1.0
     assert isinstance(anchored_choice(FromFile("own.py:TWO")), FromFile)
+
+
+@pytest.mark.parametrize("flag", ["its own", "--trust"])
+def test_a_file_names_what_the_user_has_named(
+    registry: Registry[object], plugin: Path, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plugin.parent)
+    if flag == "--trust":
+        trust(["own.py:TWO"])
+    else:
+        registry.find("own.py:TWO")
+    assert registry.find(FromFile(f"{plugin}:TWO")) == 2.0
+    with pytest.raises(PluginError, match=r"--trust .*own\.py:RUNS"):
+        registry.find(FromFile(f"{plugin}:RUNS"))
+    with pytest.raises(PluginError, match=r"--trust is 'own\.py': it must be FILE\.py:NAME"):
+        trust(["own.py"])
 
 
 def test_identity_follows_the_code(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

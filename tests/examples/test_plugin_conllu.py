@@ -82,6 +82,7 @@ def test_a_run_trains_on_a_treebank(tmp_path: Path) -> None:
     for command in (
         ["train", "text", str(path), "--reader", READER, "--output", str(run), *flags],
         ["evaluate", str(run), "--data", str(path), "--reader", READER],
+        ["evaluate", str(run), "--trust", READER],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "maskery.cli.main", *command],

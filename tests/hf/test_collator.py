@@ -181,14 +181,32 @@ def test_a_given_attention_mask_and_token_types_are_kept() -> None:
     [
         ([], "no rows"),
         ([{"text": "a"}], "no 'input_ids'"),
+        ([{"input_ids": []}] * 2, "no row of a batch has a token"),
         ([{"input_ids": [2, 9, 3], "label": 1}, {"input_ids": [2, 3]}], "no 'label'"),
         ([{"input_ids": [2, 9, 3], "attention_mask": [1]}], "must agree"),
         ([{"input_ids": [2, 9, 3], "word_starts": [True]}], "must agree"),
+        # As many in all, and other ones.
+        ([{"input_ids": [2, 3], "word_starts": [1] * n} for n in (1, 3)], "must agree"),
+        ([{"input_ids": [2, 3]}, {"input_ids": [2, 3], "attention_mask": [1, 1]}], "no 'attention"),
+        ([{"input_ids": [2, 3], "word_starts": [1, 1]}, {"input_ids": [2, 3]}], "no 'word_starts'"),
+        ([{"input_ids": [2, 3], "example_id": 1}, {"input_ids": [2, 3]}], "no 'example_id'"),
+        ([{"input_ids": [2, 3], "example_id": "doc"}], "an example_id is no whole number"),
+        ([{"input_ids": [2, 3], "example_id": 1.5}], "an example_id is no whole number"),
+        # As tokenizers return with return_tensors.
+        ([{"input_ids": torch.tensor([[2, 9, 3]])}] * 2, r"no list of ids \(they have 2 dim"),
+        ([{"input_ids": torch.ones(1, n).long()} for n in (3, 4)], "no list of ids"),
+        ([{"input_ids": [[2, 9, 3]]}], "no list of ids"),
+        ([{"input_ids": None}], "no list of ids"),
+        ([{"input_ids": "a river"}], "no list of ids"),
+        ([{"input_ids": torch.tensor([2, 3])}, {"input_ids": [2, 3]}], "no list of ids"),
+        (["a river"], "no 'input_ids'"),
+        ([torch.tensor([2, 3])], "no 'input_ids'"),
+        ({"input_ids": [[2, 9, 3]]}, "no 'input_ids'"),
         ([{"input_ids": [2, 400, 3]}], "token id 400"),
         ([{"input_ids": [2, -1, 3]}], "token id -1"),
     ],
 )
-def test_rows_that_cannot_be_used_are_refused(rows: list[dict[str, Any]], says: str) -> None:
+def test_rows_that_cannot_be_used_are_refused(rows: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         MaskCollator(tokenizer())(rows)
 

@@ -220,6 +220,8 @@ def test_names_decide_the_masks(input_ids: torch.Tensor, vocabulary: Vocabulary)
         ({"probability_matrix": torch.zeros(62, 4)}, r"it must be \(4, 62\)"),
         ({"probability_matrix": 1.5}, "probability_matrix is 1.5"),
         ({"probability_matrix": float("nan")}, "probability_matrix is nan"),
+        ({"probability_matrix": torch.full((4, 62), 15.0)}, "probability_matrix is 15.0"),
+        ({"probability_matrix": torch.full((4, 62), float("nan"))}, "probability_matrix is nan"),
         ({"masked_indices": torch.zeros(62, dtype=torch.bool)}, "masked_indices has shape"),
         ({"example_ids": torch.zeros(1, dtype=torch.long)}, "example_ids has shape"),
         ({"mask_share": 0.9, "random_share": 0.2}, "sum to at most 1"),

@@ -132,6 +132,7 @@ def broken(**changes: Any) -> nn.Module:
     ("model", "message"),
     [
         (nn.Linear(2, 2), r"Linear has no vocab_size, hidden, logits; a plain module needs"),
+        (Mine, "Mine is a class; pass an object of it"),
         (broken(hidden=None), "Mine has no hidden; a plain module needs"),
         (broken(hidden=lambda ids, mask: ids), r"hidden returned \(2, 3\) for ids of \(2, 3\)"),
         (broken(logits=lambda rows: rows), r"logits returned \(3, 24\) where \(3, 120\) was due"),

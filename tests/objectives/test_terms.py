@@ -81,6 +81,8 @@ BAD = {
     "def value(step): ...\nvalue.name = 'loss'": "'loss' is taken",
     "def value(step): ...\nvalue.name = 'two words'": "no single word",
     "def value(step): ...\nvalue.heads = ['nose']": "not among vision_proj",
+    "def value(step): ...\nvalue.heads = None": "its heads are None, not among vision_proj",
+    "def value(step): ...\nvalue.heads = [['temp']]": "not among vision_proj",
 }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from maskery.cli.main import main
@@ -180,6 +182,20 @@ def test_the_report_can_be_drawn_again(text_run: Path, capsys: pytest.CaptureFix
     assert (text_run / "report.html").read_text() == before
 
 
+def test_a_run_whose_corpus_is_gone_has_a_report_without_samples(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(text_run, tmp_path / "run")
+    (run / "samples.json").unlink()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "corpus": ["gone.txt"]}))
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert "the report has no samples: gone.txt does not exist" in capsys.readouterr().err
+    assert "held out" in Page(run / "report.html").text
+    assert main(["report", str(run), "--resample"]) == 2
+
+
 def test_an_image_text_run_shows_its_pictures(pairs_run: Path) -> None:
     page = Page(pairs_run / "report.html")
     samples = json.loads((pairs_run / "samples.json").read_text())
@@ -263,7 +279,9 @@ def test_a_run_that_is_still_going_has_a_report(tmp_path: Path) -> None:
     [
         ({}, "no run folder"),
         ({"config.yaml": "a: 1", "evaluation.json": "{"}, "is no JSON"),
-        ({"config.yaml": "a: 1", "samples.json": "[]"}, "is no JSON object"),
+        ({"config.yaml": "a: 1", "samples.json": "[]"}, "is no JSON object; .* it is made again"),
+        ({"config.yaml": "a: 1", "evaluation.json": "[]"}, "object; .*config.yaml --resume auto"),
+        ({"config.yaml": "a: 1", "evaluation.json": '{"before": 5, "after": 6}'}, "not hold what"),
         ({"config.yaml": "a: [1"}, "is no YAML"),
     ],
 )

@@ -115,6 +115,7 @@ def test_objects_of_ones_own_take_part(tmp_path: Path, model: str) -> None:
     [
         ({"data": "a.txt", "mask_rat": 0.3}, "no setting 'mask_rat' in TextRunConfig"),
         ({"data": 3}, "no text in int"),
+        ({"data": ["a"], "eval_data": {"b": ["a river " * 99]}}, "eval_data by name takes paths"),
         ({"data": ["a"], "model": torch.nn.Linear(1, 1)}, "comes without a tokenizer"),
         ({"data": ["a"], "mask_rate": 2.0}, "mask_rate"),
     ],

@@ -142,6 +142,9 @@ def test_what_makes_no_task_is_said_in_one_line(parts: TextParts) -> None:
         ({"loss_sums": lambda prepared: {"mlm": 1.0}}, "'mlm' has shape ()"),
         ({"loss_sums": lambda prepared: {"mlm": torch.zeros(3)}}, "'mlm' has shape (3,)"),
         ({"loss_sums": lambda prepared: {"x": torch.zeros(())}}, "'x' is not in loss_weights"),
+        ({"loss_sums": lambda prepared: None}, "returned nothing with a gradient (a NoneType)"),
+        ({"loss_sums": lambda prepared: {}}, "returned nothing with a gradient (a dict)"),
+        ({"loss_sums": lambda p: {"mlm": torch.ones(())}}, "returned nothing with a gradient"),
         (
             {"loss_sums": lambda p: {"x": torch.zeros(())}, "loss_weights": {"x": 1.0}},
             "'x' is not in counts",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from maskery.core.errors import ConfigError
+from maskery.core.errors import ConfigError, ModelError
 from maskery.training.config import TrainingConfig
 from maskery.training.optimiser import (
     BUFFER,
@@ -364,6 +364,11 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, name: Any, kept: str) -> Non
     step(other, fresh, 1)
     expected, found = named_tensors(task.model), named_tensors(other.model)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_model_that_is_all_frozen_is_refused() -> None:
+    with pytest.raises(ModelError, match="Linear has no parameter to train"):
+        build_optimiser(nn.Linear(2, 2).requires_grad_(False), TrainingConfig())
 
 
 def test_an_unknown_optimiser_is_refused() -> None:

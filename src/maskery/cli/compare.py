@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from maskery.cli.main import Command
+from maskery.cli.main import Command, Trusting
 from maskery.cli.output import as_text, figures_csv, prepare_outputs
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Weight
@@ -50,7 +50,7 @@ class Comparing(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Comparing):
+class Compare(Comparing, Trusting):
     """Compare text runs that were measured on the same held-out text and masks.
 
     Shows the settings that differ, held-out figures with 95% intervals, and each run's difference
@@ -75,7 +75,7 @@ class Compare(Comparing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Comparing):
+class Sweep(Comparing, Trusting):
     """Train a text run with several values of its settings, one after the other, and compare.
 
     Every combination of the values is a run in a folder of its own, SWEEP/NAME-VALUE. The same

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from maskery.cli.flags import flags_of, sizes_of, split_arguments
-from maskery.cli.main import HELP, Command, parse, set_up_logging
+from maskery.cli.main import HELP, Command, Trusting, parse, set_up_logging
 from maskery.cli.output import as_text, as_texts, check_ending, figures_csv, prepare_outputs
 from maskery.core.errors import ConfigError, meant
 from maskery.core.ranges import Range
@@ -72,7 +72,7 @@ class Way(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateText(Way):
+class EvaluateText(Way, Trusting):
     """Held-out loss, perplexity and accuracy with 95% intervals.
 
     The masks are frozen: the same text gets the same masks at any batch size and for any model with
@@ -95,6 +95,12 @@ class EvaluateText(Way):
         super().__post_init__()
         if self.against is not None and not self.data:
             raise ConfigError("--against needs --data FILE: the text to compare the models on")
+        plain = CorpusConfig(), MaskingConfig(), 0, None
+        if not self.data and (self.reading, self.masking, self.mask_seed, self.cache_dir) != plain:
+            raise ConfigError(
+                "settings of reading, masks and cache need --data FILE: what a run held out is "
+                "read and masked as it was; leave them out (--trust FILE.py:NAME for its plug-ins)"
+            )
 
     def execute(self) -> None:
         """Evaluate a text run, or one or two models on any text."""
@@ -142,7 +148,7 @@ class OwnReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatePairs(Way):
+class EvaluatePairs(Way, Trusting):
     """Held-out figures of a run of train pairs, with the right picture, a wrong one and none."""
 
     about = "runs of train pairs"

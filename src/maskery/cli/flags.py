@@ -253,12 +253,13 @@ def advice(
         if f"Error parsing {name}:" in told or len(values) < min(flag.most, 1):
             return f"{' '.join([name, *values])}: it takes {flag.values}. {flag.about}"
     places = [flag for flag in flags if flag.positional]
-    missing = [flag for flag in places if flag.required][len(positional) :]
-    missing += [flag for flag in flags if flag.required and given.keys().isdisjoint(flag.names)]
-    for flag in missing:
-        if flag not in places[: len(positional)]:
-            return f"{flag.shown} is missing. {flag.about}"
+    needed = [flag for flag in flags if flag.required and flag not in places[: len(positional)]]
+    missing = [flag for flag in needed if given.keys().isdisjoint(flag.names)]
+    if missing:
+        names, verb = " and ".join(flag.shown for flag in missing), "are" if missing[1:] else "is"
+        return f"{names} {verb} missing. {' '.join(flag.about for flag in missing)}"
     stray = "".join(positional[len(places) :][:1])
     if stray and all(flag.most == 1 for flag in places):
-        return f"'{stray}' is one argument too many{meant(f'{command} {stray}', commands)}"
+        close = meant(f"{command} {stray}", {*commands} - {command})
+        return f"'{stray}' is one argument too many{close}"
     return told

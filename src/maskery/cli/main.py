@@ -31,6 +31,7 @@ from maskery.core.errors import (
     reason_of,
 )
 from maskery.core.ranges import Settings
+from maskery.core.registry import trust
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
 # The module of each command with its class, or with a function that makes it of the arguments, as
@@ -175,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _forget_output()  # whoever read it has seen enough
         return 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            told = f"'{str(error.filename)[:60]}...' is too long for the name of a file"
+            return complain(name, f"{told}; name a file or folder that is there")
         if error.errno not in DISK_TROUBLE:
             raise
         _forget_output()
@@ -259,6 +263,18 @@ class Command(Settings):
             print(harmless(text))
         # A page may be served, or a report drawn, while somebody waits for this in a pipe.
         sys.stdout.flush()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trusting(Command):
+    """A command that reads the `config.yaml` of a run, and may load the plug-ins in it."""
+
+    trust: tuple[str, ...] = ()
+    """Plug-ins that the run's config.yaml names, FILE.py:NAME each, and that may be loaded."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        trust(self.trust)
 
 
 def parse(

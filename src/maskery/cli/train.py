@@ -1,6 +1,7 @@
 """`maskery train text`, `pairs`, `person-search` and `--config`; `maskery report`."""
 
 import argparse
+import logging
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -10,15 +11,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from maskery.cli.main import HELP, Command, parse
+from maskery.cli.main import HELP, Command, Trusting, parse
 from maskery.cli.output import as_text, prepare_outputs
-from maskery.core.errors import ConfigError, counted, meant
+from maskery.core.errors import ConfigError, MaskeryError, counted, meant
 from maskery.core.ranges import Count, Range
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame import config_file
 from maskery.runs.frame.config_file import KINDS, SAMPLES, open_run
 from maskery.runs.frame.run_folder import has_model, repeated_folder, write_json
 from maskery.runs.shortcuts import finish_report
+
+log = logging.getLogger(__name__)
 
 USAGE = """usage: maskery train text CORPUS ...
        maskery train pairs PAIRS
@@ -220,7 +223,7 @@ def describe(kind: str, result: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Command):
+class Report(Trusting):
     """Draw the report of a run again: report.html, curves.png, figures.csv and words.csv.
 
     Examples:
@@ -239,13 +242,18 @@ class Report(Command):
 
         run = open_run(self.run)
         if has_model(run.folder) and (self.resample or not (run.folder / SAMPLES).is_file()):
-            run.save_samples()
+            try:
+                run.save_samples()
+            except MaskeryError as error:  # such as a corpus that is gone
+                if self.resample:
+                    raise
+                log.warning("the report has no samples: %s", error)
         path = write_report(run.folder)
         self.answer({"report": str(path)}, f"the report is {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(Command):
+class Verify(Trusting):
     """Recompute steps of a run from a kept checkpoint, and certify that they come out the same.
 
     Compares the losses of metrics.jsonl, and weights and optimiser of every checkpoint within the

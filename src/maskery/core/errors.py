@@ -46,7 +46,7 @@ def listed(names: "Sequence[str]", most: int) -> str:
 
 def meant(word: str, known: "Iterable[str]") -> str:
     """Return the end of a message about a word that is not known: which one may be meant."""
-    known = list(known)
+    known = list(known) if word else []
     found = get_close_matches(word, known, n=1) or [one for one in known if one.startswith(word)]
     return f"; did you mean {found[0]}?" if found else ""
 

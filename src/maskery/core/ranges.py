@@ -15,7 +15,7 @@ import types
 import typing
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # `Path` makes one slash of two. A single letter is a drive.
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+MOST = (1 << 53) - 1  # of a whole number without another limit: sums of such fit into 64 bits
 WRITTEN_AS_POWERS = 1 << 31  # Limits from here on, one below a power of two: 2**63 - 1
 
 
@@ -45,13 +46,19 @@ class Range:
     words: tuple[str, ...] = ()  # Also allowed, such as `auto`
     unit: str = ""  # Follows the limits in messages, such as `pixels`
     hint: str = ""  # Ends the message with what to do; `{flag}` in it becomes the flag of the field
+    whole: bool = False  # True for whole numbers alone; set for fields of the type int
 
     def __contains__(self, value: object) -> bool:
         number: Any = value
         if value in self.words:
             return True
         # Any comparison with NaN is False, so each condition is one that must hold.
-        if not isinstance(value, Real) or not -math.inf < number < math.inf:
+        kind = Integral if self.whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return False
+        if not -math.inf < number < math.inf:
+            return False
+        if self.whole and self.high is None and number > MOST:
             return False
         above = self.low is None or (number > self.low if self.above else number >= self.low)
         below = self.high is None or (number < self.high if self.below else number <= self.high)
@@ -126,6 +133,10 @@ def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
     else:
         flag = f"--{name.replace('_', '-')}"
         rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
+        if allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
+            rule = f"be a whole number, and {rule}"
+        elif allowed.whole and any(v is not None and v > MOST for v in values):
+            rule = f"be at most {_shown(MOST)}" if allowed.high is None else rule
     subject = "each" if isinstance(value, tuple) else "it"
     raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
 
@@ -161,7 +172,8 @@ def _allowed(hint: Any) -> Allowed | None:
         return inside or Path
     if origin is Annotated:
         ranges = [limits for limits in hint.__metadata__ if isinstance(limits, Range)]
-        return ranges[0] if ranges else _allowed(inside[0])
+        whole = int in (inside[0], *typing.get_args(inside[0]))
+        return replace(ranges[0], whole=whole) if ranges else _allowed(inside[0])
     if origin in (typing.Union, types.UnionType, tuple):
         kinds = set(inside) - {type(None), Ellipsis}
         # Of `Literal[...] | str` any text is allowed, so there is nothing to check.

@@ -1,7 +1,8 @@
 """One registry: a choice is a name of ours, `FILE.py:NAME`, or an object of the user's own.
 
 Code of a user's runs only where the user names it, on the command line or in Python. What a
-`config.yaml` or a model folder says is a `FromFile`, and is never loaded by itself.
+`config.yaml` or a model folder says is a `FromFile`, and is never loaded by itself: only if the
+user has named the same in this process, by its own flag or by `--trust`.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ T = TypeVar("T")
 PLUGIN = re.compile(r"(?P<file>.+\.py):(?P<name>[^\W\d]\w*)")
 # A loss term is named with its weight; any other flag refuses that.
 WEIGHTED = re.compile(r"(?P<choice>.+?\.py:[^\W\d]\w*|[^\W\d]\w*)=(?P<weight>[^=:/]*)")
+
+_named: set[tuple[str, str]] = set()  # modules and names of plug-ins that the user has named
 
 
 class FromFile(str):
@@ -90,8 +93,9 @@ class Registry(Generic[T]):
         except Exception as error:
             # After this function and our call; nothing is left where the call itself does not fit.
             frames = traceback.extract_tb(error.__traceback__)[2:]
-            last = frames[-1] if frames else None
-            place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+            # The user's file and not the library that it calls.
+            own = [frame for frame in frames if frame.filename == frames[0].filename]
+            place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
             found = f"{doing} fails{place}: {type(error).__name__}: {reason_of(error)}"
             raise self.misfit(choice, found) from error
 
@@ -121,16 +125,29 @@ def is_plugin(choice: object) -> bool:
     return isinstance(choice, str) and PLUGIN.fullmatch(choice) is not None
 
 
+def trust(choices: Iterable[str]) -> None:
+    """Let files name these plug-ins, `FILE.py:NAME` each, in this process."""
+    for choice in choices:
+        match = PLUGIN.fullmatch(choice)
+        if match is None:
+            raise PluginError(
+                f"--trust is '{choice}': it must be FILE.py:NAME, as config.yaml says"
+            )
+        _named.add((_module_name(Path(match["file"])), match["name"]))
+
+
 def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
     """Load the object that `FILE.py:NAME` names; the file runs once in a process."""
     match = PLUGIN.fullmatch(choice)
     assert match is not None, choice
     path, name = Path(match["file"]), match["name"]
-    if isinstance(choice, FromFile):
+    if isinstance(choice, FromFile) and (_module_name(path), name) not in _named:
         raise PluginError(
             f"the configuration names the plug-in '{choice}', and a file never loads code by "
-            f"itself; if you trust it, add {flag} {choice}"
+            f"itself; if you trust it, add {flag} {choice}, or where there is no such flag --trust "
+            f"{choice}"
         )
+    trust([choice])
     if not path.is_file():
         raise PluginError(
             f"{flag} {choice}: there is no file '{path}'; name a Python file and {contract} in it"
@@ -163,7 +180,7 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(resolved)]
         # A file that is no Python has no frame of its own.
-        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
         place = f" (line {lines[-1]})" if lines else ""
         raise PluginError(
             f"{flag} {choice}: '{path}' fails when it is loaded{place}: "

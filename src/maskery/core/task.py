@@ -130,7 +130,8 @@ def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch
     """Return the loss terms of a micro-batch; those of a stand-in are 0, with gradients of 0."""
     inner = prepared.prepared if isinstance(prepared, Uncounted) else prepared
     sums = task.loss_sums(inner)
-    for name, value in sums.items():
+    named: dict[str, torch.Tensor] = dict(sums) if isinstance(sums, Mapping) else {}
+    for name, value in named.items():
         places = {"loss_weights": task.loss_weights, "counts": inner.counts}
         missing = [place for place, names in places.items() if name not in names]
         if missing or not isinstance(value, torch.Tensor) or value.numel() != 1:
@@ -140,9 +141,12 @@ def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch
                 f"{name_of(task)}: the loss term '{name}' {found}; loss_sums must return scalar "
                 f"tensors, each named in the task's loss_weights and in the batch's counts"
             )
-    if inner is prepared:
-        return sums
-    return {name: 0.0 * value for name, value in sums.items()}
+    if torch.is_grad_enabled() and not any(value.requires_grad for value in named.values()):
+        raise PluginError(
+            f"{name_of(task)}: loss_sums returned nothing with a gradient (a "
+            f"{type(sums).__name__}); it must return scalar tensors by name, computed by the model"
+        )
+    return named if inner is prepared else {name: 0.0 * value for name, value in named.items()}
 
 
 def name_of(task: Task[Any, Any]) -> str:

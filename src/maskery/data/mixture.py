@@ -37,9 +37,10 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
         named = [one for one in corpora if name in (one, Path(one).name, Path(one).stem)]
         if len(named) != 1:
             known = [Path(one).name for one in corpora]
+            close = ", each corpus once and as it is given" if named else meant(name, known)
             raise ConfigError(
                 f"--mix {entry}: '{name}' names {'several' if named else 'none'} of the corpora "
-                f"({', '.join(known)}); write NAME=SHARE{meant(name, known)}"
+                f"({', '.join(known)}); write NAME=SHARE{close}"
             )
         try:
             share = float(text)

@@ -6,6 +6,7 @@ A row is a mapping with `input_ids` (special tokens included) and, where known, 
 Shapes: B rows, T tokens of all rows together.
 """
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -17,13 +18,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from maskery.core.batch import Bools, Ids, Ints, TokenBatch
-from maskery.core.errors import DataError
+from maskery.core.errors import DataError, explained
 from maskery.data import tokenise
 from maskery.data.batching import Batching, Layout, Template, TextSource, assemble
 from maskery.data.corpus.examples import GOLDEN_GAMMA, mix
 from maskery.data.store import Documents
 
 Row = Mapping[str, Any]
+# The errors of lists, NumPy and PyTorch for values of another kind or shape.
+UNREADABLE = (TypeError, ValueError, RuntimeError)
 # The class of a character that goes with any other.
 ANY = -1
 # How tokenizers in Python mark their pieces, and how far on in the text the next one is looked for:
@@ -70,23 +73,31 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
     """
     if not rows:
         raise DataError("a batch has no rows; give the collator at least one")
-    if any("input_ids" not in row for row in rows):
+    if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
         raise DataError("a row has no 'input_ids': tokenise the texts first")
-    columns = [row["input_ids"] for row in rows]
-    boundaries = np.cumsum([0, *map(len, columns)], dtype=np.int64)
-    ids = flat_column(columns, np.int64)
-    if "word_starts" in rows[0]:
-        word_starts = flat_column([row["word_starts"] for row in rows], np.bool_)
-        if len(word_starts) != len(ids):
+    for row in rows:
+        if odd := row.keys() ^ rows[0].keys():
             raise DataError(
-                f"the rows have {len(ids)} input_ids and {len(word_starts)} word_starts; "
-                f"they must agree"
+                f"a row has no '{min(odd)}', and another has: give it to all or to none"
             )
-    else:
-        word_starts = np.ones(len(ids), np.bool_)
+    columns = [row["input_ids"] for row in rows]
+    fix = "give one number for each token, as a tokenizer does without return_tensors"
+    with explained("the input_ids of a row are no list of ids", fix, *UNREADABLE):
+        boundaries = np.cumsum([0, *map(len, columns)], dtype=np.int64)
+        ids = flat_column(columns, np.int64)
+        if ids.shape != (boundaries[-1],):
+            raise ValueError(f"they have {columns[0].ndim} dimensions")
+    word_starts = np.ones(len(ids), np.bool_)
+    if "word_starts" in rows[0]:
+        starts = [row["word_starts"] for row in rows]
+        if [*map(len, starts)] != [*map(len, columns)]:
+            raise DataError("input_ids and word_starts of a row must agree in length")
+        word_starts = flat_column(starts, np.bool_)
     if "example_id" in rows[0]:
         # Negative ids, as of datasets of int64, are those of the same bits.
-        example_ids = np.array([int(row["example_id"]) & (1 << 64) - 1 for row in rows], np.uint64)
+        with explained("an example_id is no whole number", "number the rows", *UNREADABLE):
+            whole = [operator.index(row["example_id"]) for row in rows]
+        example_ids = np.array([number & (1 << 64) - 1 for number in whole], np.uint64)
     else:
         example_ids = hash_rows(ids, boundaries)
     return TokenBatch(

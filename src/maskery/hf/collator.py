@@ -121,6 +121,8 @@ class MaskCollator:
         """Lay rows end to end, with their names and words."""
         batch = flatten(rows)
         ids, size = batch.input_ids, self.masker.vocabulary.size
+        if not len(ids):
+            raise DataError("no row of a batch has a token; leave empty texts out of the dataset")
         if (wrong := ids[(ids < 0) | (ids >= size)]).size:
             raise DataError(
                 f"a row has the token id {wrong[0]}, and the tokenizer has the ids 0 to "
@@ -228,8 +230,6 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]  # Transformers is 
 
 def _tokenwise(rows: Sequence[Row], name: str, batch: TokenBatch) -> npt.NDArray[Any] | None:
     """Return a column that has one number for each token, end to end; None for another."""
-    if any(name not in row for row in rows):
-        raise DataError(f"a row has no '{name}', and the first row has: give it to all or to none")
     values = [row[name] for row in rows]
     if any(isinstance(value, str) or not hasattr(value, "__len__") for value in values):
         return None

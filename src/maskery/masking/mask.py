@@ -116,8 +116,10 @@ def check_shapes(
     }
     if isinstance(probability, torch.Tensor) and probability.dim():
         named["probability_matrix"] = (probability, tuple(input_ids.shape))
-    elif not 0.0 <= float(probability) <= 1.0:
-        raise ConfigError(f"probability_matrix is {float(probability)}: it must be from 0 to 1")
+    chances = torch.as_tensor(probability)
+    wrong = chances[~((chances >= 0.0) & (chances <= 1.0))]
+    if len(wrong):
+        raise ConfigError(f"probability_matrix is {float(wrong[0])}: it must be from 0 to 1")
     for name, (tensor, shape) in named.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ConfigError(

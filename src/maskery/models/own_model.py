@@ -141,6 +141,8 @@ def load_own_weights(module: nn.Module, folder: str | Path) -> None:
 
 
 def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
+    if isinstance(module, type):
+        raise ModelError(f"{module.__name__} is a class; pass an object of it")
     missing = [name for name in ("hidden", "logits") if not callable(getattr(module, name, None))]
     if not isinstance(getattr(module, "vocab_size", None), int):
         missing = ["vocab_size", *missing]
@@ -164,7 +166,7 @@ def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
 def _check_shapes(module: Any, *, pad: int) -> int:
     """Try a module on two short sequences; returns D. Other shapes are a ModelError."""
     name = type(module).__name__
-    device = next(module.parameters()).device
+    device = next(module.parameters(), torch.empty(0)).device
     real = torch.tensor([[1, 1, 0], [1, 1, 1]], device=device)
     ids = torch.where(real == 1, min(5, module.vocab_size - 1), pad)
     try:

@@ -90,7 +90,8 @@ class LossTerm(Term):
             raise CHOICES.misfit(choice, f"its name is {name!r}, which is no single word")
         if name in TERMS or name in RESERVED:
             raise PluginError(f"--term {choice}: '{name}' is taken; give it another `name`")
-        if isinstance(heads, str) or not set(heads) <= set(HEADS):
+        several = isinstance(heads, Collection) and not isinstance(heads, str)
+        if not several or not all(head in HEADS for head in heads):
             raise CHOICES.misfit(choice, f"its heads are {heads!r}, not among {', '.join(HEADS)}")
         label, heads = str(getattr(thing, "label", name)), tuple(heads)
         return cls(name=name, label=label, heads=heads, weight=weight, compute=thing, choice=choice)

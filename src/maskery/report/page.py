@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from maskery.core.errors import CheckpointError, explained
+from maskery.core.errors import MALFORMED, CheckpointError, explained
 from maskery.core.registry import require
 from maskery.core.system import METRICS, read_metrics, write_whole
 from maskery.evaluation import tables
@@ -41,11 +41,15 @@ def write_report(folder: Path) -> Path:
     # Those that are not there yet are empty.
     evaluation, samples = _object(folder / EVALUATION), _object(folder / SAMPLES)
     charts = charts_of(metrics_of(folder / METRICS))
+    path = folder / EVALUATION
+    problem = f"'{path}' does not hold what a run measures"
+    with explained(problem, _mend(path), *MALFORMED, kind=CheckpointError):
+        shown, others = tables.run_tables(evaluation), tables.other_figures(evaluation)
     values = {
         "name": folder.resolve().name,
         "evaluation": evaluation,
-        "tables": tables.run_tables(evaluation),
-        "others": tables.other_figures(evaluation),
+        "tables": shown,
+        "others": others,
         "charts": charts,
         "samples": samples,
         "settings": _object(folder / CONFIG, yaml.safe_load),
@@ -89,13 +93,23 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
 
 def _object(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
     kind = path.suffix[1:].upper()
-    problem, fix = f"'{path}' is no {kind} that can be read", "or remove it and evaluate again"
+    problem, fix = f"'{path}' is no {kind} that can be read", _mend(path)
     errors = (OSError, ValueError, yaml.YAMLError)
-    with explained(problem, f"restore it, {fix}", *errors, kind=CheckpointError):
+    with explained(problem, fix, *errors, kind=CheckpointError):
         value = parse(path.read_text("utf-8")) if path.is_file() else {}
     if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' is no {kind} object; remove it and evaluate again")
+        raise CheckpointError(f"'{path}' is no {kind} object; {fix}")
     return value
+
+
+def _mend(path: Path) -> str:
+    """Return what to do about a damaged file of a run."""
+    again = {
+        EVALUATION: f", or remove it: maskery train --config {path.with_name(CONFIG)} --resume "
+        "auto writes it again",
+        SAMPLES: ", or remove it: it is made again",
+    }
+    return f"restore it{again.get(path.name, '')}"
 
 
 def reference(rows: Sequence[Row]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskery.core.errors import ModelError
 from maskery.training.config import BaseTrainingConfig, Precision
 from maskery.training.parallel import laid_out_like, whole
 
@@ -117,6 +118,11 @@ def build_optimiser(
             factor = (factors or {}).get(parameter, 1.0)
             key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2, factor)
             groups.setdefault(key, []).append(parameter)
+    if not groups:
+        raise ModelError(
+            f"{type(model).__name__} has no parameter to train: there is none, or all are frozen; "
+            f"call requires_grad_(True) on those that are to learn"
+        )
     kinds = {"adamw": torch.optim.AdamW, "muon": MuonAdamW, "stable-adamw": StableAdamW}
     return kinds[config.optimiser](
         [

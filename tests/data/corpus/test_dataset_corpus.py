@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import pandas
 import pytest
 
 from maskery.core.errors import DataError
@@ -168,6 +169,13 @@ def test_anything_that_gives_texts_is_a_corpus(data: Any) -> None:
     [
         ("a text", "^the data cannot be a str; pass an iterable of strings"),
         (3, "^the data cannot be a int"),
+        # They give the names of their columns.
+        ({"text": ["one", "two"]}, "^the data cannot be a dict; pass .*one column or split"),
+        (pandas.DataFrame({"text": ["one"]}), "^the data cannot be a DataFrame"),
+        (
+            datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}),
+            "DatasetDict",
+        ),
         (["one", 2], "^the data, text 2 has a value of type int in 'text', not a string; mend"),
         ([{"body": "one"}], "^the data, text 1 has no column 'text'; there is 'body'"),
         ([" "], "^the data contains no text"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import io
+import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,6 +138,15 @@ def failing(file: CorpusFile) -> Iterator[str]:
     raise KeyError("no such thing")
 
 
+def failing_within(file: CorpusFile) -> Iterator[str]:
+    json.loads(file.read())
+    yield "one"
+
+
+def taking_nothing() -> list[str]:
+    return []
+
+
 def yielding_numbers(file: CorpusFile) -> Iterator[object]:
     yield "one"
     yield 2
@@ -153,7 +163,10 @@ def returning_a_string(file: CorpusFile) -> str:
 @pytest.mark.parametrize(
     ("reader", "found"),
     [
-        (failing, r"it fails on .*a\.odd \(line \d+: KeyError: 'no such thing'\)"),
+        (failing, r"reading .*a\.odd fails \(test_formats\.py, line \d+\): KeyError: 'no such .*'"),
+        # A line of the user's, and none where the call itself does not fit.
+        (failing_within, r"a\.odd fails \(test_formats\.py, line \d+\): JSONDecodeError: .*"),
+        (taking_nothing, r"a\.odd fails: TypeError: taking_nothing\(\) takes 0 .* was given"),
         (yielding_numbers, r"it yielded a int at .*a\.odd, example 2"),
         (returning_nothing, "returning_nothing returned a NoneType"),
         (returning_a_string, "returning_a_string returned a str"),

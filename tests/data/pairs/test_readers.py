@@ -104,7 +104,7 @@ def test_formats_can_be_registered(root: Path, monkeypatch: pytest.MonkeyPatch) 
     def read(path: Path) -> Iterator[dict[str, Any]]:
         yield {"image": "0.png", "caption": path.read_text()}
 
-    register_format("words", read, [".words"])
+    register_format("words", read, ".words")  # one ending, and not its letters
     (root / "imgs" / "x.words").write_text("red")
     pairs = Pairs.open(root / "imgs" / "x.words")
     assert (pairs[0].captions, pairs[0].image.load().size) == (("red",), (4, 3))

@@ -57,6 +57,13 @@ def test_another_format_is_refused() -> None:
         Manifest.from_json(data, "'here'")
 
 
+def test_shards_without_a_token_are_none() -> None:
+    listed = json.loads(manifest().to_json())
+    for shards in ([], [{**listed["shards"][0], "documents": 0, "tokens": 0}]):
+        with pytest.raises(DataError, match="a number of tokens in it is not valid"):
+            Manifest.from_json(json.dumps({**listed, "shards": shards}).encode(), "here")
+
+
 @given(data=st.data())
 def test_a_damaged_manifest_gives_one_kind_of_error(data: st.DataObject) -> None:
     whole = manifest().to_json()

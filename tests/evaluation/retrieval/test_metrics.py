@@ -107,3 +107,10 @@ def test_figures_of_plain_lists_and_of_shapes_that_do_not_fit() -> None:
     assert figures.r1.value == figures.map.value == figures.minp.value == 1.0
     with pytest.raises(DataError, match=r"shape \(2, 2\), with 3 texts and 2 images"):
         retrieval_figures(np.eye(2), np.arange(3), np.arange(2))
+    with pytest.raises(DataError, match=r"shape \(0, 2\), with 0 texts and 2 images"):
+        retrieval_figures(np.zeros((0, 2)), np.arange(0), np.arange(2))
+
+
+def test_scores_that_are_no_numbers_have_no_figures() -> None:
+    with pytest.raises(DataError, match="is not a number"):
+        retrieval_figures([[np.nan, 0.9], [0.8, 0.2]], [1, 0], [0, 1])

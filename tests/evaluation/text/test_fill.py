@@ -79,6 +79,7 @@ def test_the_probability_of_a_word_of_several_pieces_is_a_chain(filler: Filler) 
             logits = filler.model.hf(torch.tensor([row])).logits[0, place + known]
         expected += float(logits.log_softmax(-1)[pieces[known]])
     assert found.probability == pytest.approx(float(torch.tensor(expected).exp()), rel=1e-4)
+    assert filler.fill(SENTENCE, words=word).words == (found,)  # and not of its letters
 
 
 def test_probabilities_of_all_words_of_one_piece_sum_to_one(filler: Filler) -> None:

@@ -70,6 +70,10 @@ def test_a_file_of_before_the_kind_is_told_by_its_settings(kind: str, tmp_path: 
         ("kind: [text]\n", "it must be one of"),
         ("- a\n", "expected named settings"),
         ("kind: text\ncorpus: [a.txt]\nratte: 1\n", "unknown setting 'ratte'"),
+        (
+            "kind: text\ncorpus: [a]\nmask_rate: 1\nmask_rate: 2\n",
+            "'mask_rate' stands there 2 times",
+        ),
         ("kind: pairs\npairs: a\nview: {erase_scale: []}\n", "it must be a list of 2"),
         ("kind: pairs\npairs: a\nview: {mean: [1, 2]}\n", "it must be a list of 3"),
     ],

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_text import lines, save_tiny_model
 
 from maskery.cli.main import main
+from maskery.core.errors import ConfigError
 from maskery.core.system import sha256_of
 from maskery.runs.frame.verify import compared, verify
 
@@ -142,6 +143,13 @@ def test_another_machine_has_a_tolerance(folder: Path) -> None:
     found = verify(folder, progress=False)
     assert (found["same_machine"], found["verified"], found["tolerance"]) == (False, True, 1e-3)
     assert not verify(folder, tolerance=1e-12, progress=False)["verified"]
+
+
+@pytest.mark.parametrize("steps", [None, "1..4"])
+def test_one_checkpoint_has_no_steps_to_recompute(folder: Path, steps: str | None) -> None:
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    with pytest.raises(ConfigError, match=r"keeps checkpoints of 8, .* smaller --checkpoint-every"):
+        verify(folder, steps)
 
 
 @pytest.mark.parametrize(

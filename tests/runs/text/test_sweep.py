@@ -62,6 +62,7 @@ def test_every_combination_is_a_run_of_its_own_settings(config: Path) -> None:
         (["model=a/b,a-b"], "folders of one name"),
         (["mask_rate=[0.1"], "mask_rate is '\\[0.1'"),
         (["seed=0", "seed=1"], "each setting once"),
+        (["seed=0", "mask_rate=0.3"], "two runs or more: give --over several values"),
         ([], "each setting once"),
     ],
 )
@@ -75,7 +76,7 @@ def test_wrong_settings_are_refused_before_anything_is_trained(
 def test_a_plug_in_in_the_file_stays_one_that_may_not_load_code(config: Path) -> None:
     text = config.read_text("utf-8").replace("policy: token", "policy: mine.py:policy")
     config.write_text(text, "utf-8")
-    (run,) = plan_sweep(config, ["seed=1"])
+    run, _ = plan_sweep(config, ["seed=1,2"])
     assert isinstance(run.config.masking.policy, FromFile)
 
 

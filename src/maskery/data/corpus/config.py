@@ -62,7 +62,7 @@ class CorpusConfig(Settings):
             if not value:
                 raise ConfigError(f"{flag} is empty: it must be a name; leave it out or name one")
         if self.encoding != AUTO:
-            _check_encoding(self.encoding)
+            check_encoding(self.encoding)
 
     def has_quotes(self, kind: str) -> bool:
         """Return True if quotes enclose fields in tables of a format, csv or tsv."""
@@ -135,7 +135,7 @@ class StreamingConfig(Settings):
     run."""
 
 
-def _check_encoding(encoding: str) -> None:
+def check_encoding(encoding: str) -> None:
     """Refuse names that Python does not know and codecs that are not of text (rot13, base64)."""
     try:
         b"    ".decode(encoding, "replace")  # of no bytes at all, Python decodes anything

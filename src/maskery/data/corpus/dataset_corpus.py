@@ -3,7 +3,7 @@
 Code that a dataset of the hub carries is never run.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ class GivenTexts:
     """Texts that are passed in Python: strings, records, or a dataset of the `datasets` library."""
 
     def __init__(self, data: Any, label: str, name: str | None = None) -> None:
-        if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        # Those of a mapping and of a data frame are the names of columns.
+        named = isinstance(data, str | bytes | Mapping) or hasattr(data, "columns")
+        if named or not isinstance(data, Iterable):
             raise DataError(
-                f"{label} cannot be a {type(data).__name__}; pass an iterable of strings, or a "
-                "dataset of the datasets library"
+                f"{label} cannot be a {type(data).__name__}; pass an iterable of strings (one "
+                "column or split), or a dataset of the datasets library"
             )
         # The source of its examples, and what messages call all of it.
         self.label, self.name = label, name or label

@@ -11,7 +11,6 @@ Opening, decompression, decoding, ids, counting and messages are done here for a
 
 import io
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -118,24 +117,17 @@ def read_texts(reading: Reading) -> Iterator[str]:
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
     """Yield the texts that a reader of the user's own finds in a file."""
     reading.unit = "example"
-    with CorpusFile(reading) as file:
-        try:
-            found: Any = reader(file)
-            if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
-                name = getattr(reader, "__name__", type(reader).__name__)
-                raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
-            for item in found:
-                reading.number += 1
-                if not isinstance(item, str | Mapping):
-                    kind = type(item).__name__
-                    raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
-                yield from reading.value(item) if isinstance(item, str) else reading.text_of(item)
-        except MaskeryError:
-            raise
-        except Exception as error:  # a user's code raises anything
-            line = traceback.extract_tb(error.__traceback__)[-1].lineno
-            where = f"it fails on {reading.path} (line {line}: {type(error).__name__}: "
-            raise READERS.misfit(choice, f"{where}{reason_of(error)})") from error
+    with CorpusFile(reading) as file, READERS.running(choice, f"reading {reading.path}"):
+        found: Any = reader(file)
+        if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+            name = getattr(reader, "__name__", type(reader).__name__)
+            raise READERS.misfit(choice, f"{name} returned a {type(found).__name__}")
+        for item in found:
+            reading.number += 1
+            if not isinstance(item, str | Mapping):
+                kind = type(item).__name__
+                raise READERS.misfit(choice, f"it yielded a {kind} at {reading.place}")
+            yield from reading.value(item) if isinstance(item, str) else reading.text_of(item)
 
 
 class CorpusFile(io.TextIOBase):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from maskery.core.errors import DataError
+from maskery.data.corpus.config import check_encoding
 from maskery.data.corpus.files import asked, one_file
 from maskery.data.corpus.streams import decoded_blocks, open_stream
 
@@ -27,7 +28,9 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
 
     Raises:
         DataError: It cannot be read, is not in that encoding, or has no text.
+        ConfigError: Python knows no such encoding.
     """
+    check_encoding(encoding)
     if str(path) == STANDARD_INPUT:
         if sys.stdin is None:  # as `<&-` leaves it
             raise DataError("the standard input is closed; pipe sentences in, or name a file")
@@ -35,7 +38,7 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
     else:
         opened = open_stream(one_file(path, "one sentence on each line"), lambda _: None)
     with asked(path), opened as stream:
-        blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text="fail")
+        blocks = decoded_blocks(stream, source=name_of(path), encoding=encoding, on_bad_text=None)
         numbered = enumerate("".join(blocks).split("\n"), 1)
     lines = [Line(number, text.strip()) for number, text in numbered if text.strip()]
     if not lines:

@@ -162,7 +162,7 @@ def decoded_blocks(
     *,
     source: str,
     encoding: str,
-    on_bad_text: OnBadText,
+    on_bad_text: OnBadText | None,  # None: fail, and nothing else is to be had
     block_bytes: int = BLOCK_BYTES,
     decided: Callable[[str], object] = str,
 ) -> Iterator[str]:
@@ -172,7 +172,7 @@ def decoded_blocks(
     if encoding == AUTO:
         decided(encoding := detect_encoding(head))
     name, offset = resolve_encoding(encoding, head, source)
-    strict = on_bad_text == "fail"
+    strict = on_bad_text in ("fail", None)
     decoder = codecs.getincrementaldecoder(name)("strict" if strict else MARKING)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     data = head[offset:] or stream.read(block_bytes)
@@ -183,7 +183,7 @@ def decoded_blocks(
             if strict and "\0" in text:
                 raise UnicodeError("a NUL character")
         except UnicodeError as error:
-            raise _bad_text(name, state, data, offset, source, head) from error
+            raise _bad_text(name, state, data, offset, source, head, bool(on_bad_text)) from error
         # Files with a mark that were put end to end have marks inside.
         yield newlines.decode(text.replace("\ufeff", ""), not data)
         if not data:
@@ -260,18 +260,24 @@ def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]
 
 
 def _bad_text(
-    name: str, state: tuple[bytes, int], data: bytes, offset: int, source: str, head: bytes
+    name: str,
+    state: tuple[bytes, int],
+    data: bytes,
+    offset: int,
+    source: str,
+    head: bytes,
+    skippable: bool,  # with --on-bad-text
 ) -> DataError:
     """Return the error for the first bad text of a block that is known to have some."""
     place, bad = _first_bad(name, state, data)
     if looks := next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), ""):
         fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
     elif bad is None:
-        fix = "the file is binary, or in UTF-16 (pass --encoding utf-16-le or utf-16-be); "
-        fix += "to read on, pass --on-bad-text skip or replace"
+        fix = "the file is binary, or in UTF-16 (pass --encoding utf-16-le or utf-16-be)"
+        fix += "; to read on, pass --on-bad-text skip or replace" * skippable
     else:
-        fix = "pass the --encoding the file is in (such as cp1252, latin-1 or utf-16), "
-        fix += "or --on-bad-text skip or replace"
+        fix = "pass the --encoding the file is in (such as cp1252, latin-1 or utf-16)"
+        fix += ", or --on-bad-text skip or replace" * skippable
     what = "is a NUL character" if bad is None else f"is not valid {name} (0x{bad.hex()})"
     return DataError(f"{source}: byte {offset + place} {what}; {fix}")
 

@@ -37,6 +37,7 @@ def register_format(name: str, reader: Callable[[Path], Any], endings: Sequence[
         PluginError: The name is taken.
     """
     FORMATS.register(name, reader)
+    endings = (endings,) if isinstance(endings, str) else endings
     ENDINGS.update((ending.lower(), name) for ending in endings)
 
 

@@ -87,6 +87,7 @@ class Manifest:
         check_sound(is_count(self.vocab_size) and 0 < self.vocab_size < 1 << 31, "vocabulary size")
         share = self.held_out_share
         check_sound(isinstance(share, float) and 0.0 < share < 1.0, "held-out share")
+        check_sound(self.tokens > 0, "number of tokens")
 
     @property
     def documents(self) -> int:

@@ -124,14 +124,16 @@ def retrieval_figures(
         stable: As in `rank`.
 
     Raises:
-        DataError: A text has no right image, or the shapes do not fit.
+        DataError: A text has no right image, the shapes do not fit, or a score is NaN.
     """
     matrix, texts, images = (torch.as_tensor(v) for v in (scores, text_persons, image_persons))
-    if matrix.shape != (len(texts), len(images)):
+    if matrix.shape != (len(texts), len(images)) or not len(texts):
         raise DataError(
             f"the scores have shape {tuple(matrix.shape)}, with {len(texts)} texts and "
             f"{len(images)} images; give one row a text and one column an image"
         )
+    if matrix.isnan().any():
+        raise DataError("a score is not a number (NaN), which has no rank; mend the scores")
     if not stable:
         matrix = -rank(matrix, stable=False).argsort(dim=1)
     ranks = right_ranks(matrix, right_columns(texts, images))

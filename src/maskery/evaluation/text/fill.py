@@ -128,6 +128,7 @@ class Filler:
             ModelError: The model predicts values that are not numbers.
         """
         ids, read = self.encode(text), self._read(text)
+        words = (words,) if isinstance(words, str) else words
         logs = self.log_probabilities([ids])[0]
         offered = [self.reader.offered(read, span, pieces) for span in self.reader.spans(read)]
         rows = zip(logs, offered, strict=True)

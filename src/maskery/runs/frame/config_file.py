@@ -12,6 +12,7 @@ import platform
 import reprlib
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -31,6 +32,9 @@ MARKS = {"corpus": "text", "pairs": "pairs", "data": "person-search"}
 # As long as Linux lets a command line be by default, which may have named every file of a corpus.
 MOST_BYTES = 2 * 2**20
 MOST_DIGITS = 25  # no setting has more; Python takes minutes over a number of a megabyte
+# Of a run whose model was exchanged, for the warning.
+FIGURES_NOW = "figures are of what is there now"
+FIGURES_KEPT = "figures are those that the run has kept"
 ConfigT = TypeVar("ConfigT")
 
 
@@ -69,13 +73,23 @@ KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers."""
+    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers.
+
+    Of two settings of one name, one would be lost.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
             raise ValueError(f"line {line} has an alias (*name); write its value out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ValueError(f"'{name}' stands there {count} times; leave one of them")
+        return super().construct_mapping(node, deep)
 
     def whole_number(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
@@ -162,8 +176,11 @@ class OpenRun:
     kind: str  # `text`, `pairs` or `person-search`
     config: Any  # The run's configuration, of the class that belongs to the kind
 
-    def finished(self, config: type[ConfigT]) -> ConfigT:
-        """Return the configuration of a run that has saved its model, of the class `config`."""
+    def finished(self, config: type[ConfigT], what_now: str = FIGURES_NOW) -> ConfigT:
+        """Return the configuration of a run that has saved its model, of the class `config`.
+
+        If another model lies there now, a warning says so, and what comes of it.
+        """
         if not isinstance(self.config, config):
             raise ConfigError(
                 f"'{self.folder}' is a run of kind {self.kind}, and one of kind "
@@ -174,7 +191,7 @@ class OpenRun:
                 f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
                 f"{self.folder / CONFIG} --resume auto"
             )
-        run_folder.warn_of_another_model(self.folder, "figures are of what is there now")
+        run_folder.warn_of_another_model(self.folder, what_now)
         return dataclasses.replace(self.config, output=self.folder)  # type: ignore[type-var]
 
     def save_samples(self) -> None:

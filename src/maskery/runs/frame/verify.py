@@ -92,7 +92,12 @@ def verify(
 def chosen(steps: str | None, folder: Path, kept: list[int]) -> tuple[int, int, int]:
     """Return the step of the checkpoint to start from, and the first and the last step."""
     told = f"'{folder}' keeps checkpoints of {', '.join(map(str, kept)) or 'no step'}"
-    if steps is None and len(kept) > 1:
+    if len(kept) < 2:
+        raise ConfigError(
+            f"{told}, and steps are recomputed from one to the next; train with a smaller "
+            f"--checkpoint-every"
+        )
+    if steps is None:
         return kept[-2], kept[-2] + 1, kept[-1]
     # So many digits fit into 64 bits; Python takes long over very many.
     found = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", steps or "")

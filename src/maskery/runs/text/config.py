@@ -107,9 +107,12 @@ class TextRunConfig(VocabularyConfig):
         super().__post_init__()
         for name in ("corpus", "eval_data", "lora", "mix"):
             value = getattr(self, name)
-            if isinstance(value, str):  # else it would count as a list of letters
-                object.__setattr__(self, name, (value,))
-        for name in ("probe", "add_words"):
+            if isinstance(value, str | Path):  # else it would count as a list of letters
+                value = (value,)
+            if any(isinstance(one, Path) for one in value or ()):
+                value = tuple(map(str, value))
+            object.__setattr__(self, name, value)
+        for name in ("model", "probe", "add_words"):
             value = getattr(self, name)
             if isinstance(value, Path):
                 object.__setattr__(self, name, str(value))

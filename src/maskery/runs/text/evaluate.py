@@ -25,7 +25,15 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import anchored, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.runs.frame.config_file import load_config, open_run, run_kind, to_plain, with_settings
+from maskery.runs.frame.config_file import (
+    FIGURES_KEPT,
+    FIGURES_NOW,
+    load_config,
+    open_run,
+    run_kind,
+    to_plain,
+    with_settings,
+)
 from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.held_out import AS_LOADED, HELD_OUT, WITH_HEAD, kept_scores, text_auc
@@ -48,7 +56,10 @@ def compare_folders(folders: Sequence[Path], against: Path | None = None) -> lis
         places.setdefault(path.resolve(), path)
     if len(places) < 2:
         raise ConfigError("a comparison needs at least two runs; name the folders of two or more")
-    configs = {path: open_run(path).finished(TextRunConfig) for path in places.values()}
+    configs = {}
+    for path in places.values():  # each is checked before any is scored
+        figures = FIGURES_KEPT if (path / HELD_OUT).is_file() else FIGURES_NOW
+        configs[path] = open_run(path).finished(TextRunConfig, figures)
     runs = [_scored(path, config) for path, config in configs.items()]
     return compare_runs(runs, None if against is None else str(places[against.resolve()]))
 
@@ -98,6 +109,8 @@ def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> l
         raise ConfigError("--over names each setting once, as in --over mask_rate=0.15,0.3")
     grid = itertools.product(*(values for _, values in axes))
     runs = [_planned(base, dict(zip(names, one, strict=True)), path, folder) for one in grid]
+    if len(runs) < 2:
+        raise ConfigError("a sweep compares two runs or more: give --over several values")
     if len({run.config.output for run in runs}) < len(runs):
         raise ConfigError("two values of --over give folders of one name; change one of them")
     return runs
