@@ -113,6 +113,18 @@ def test_names_that_are_not_utf8(
     assert sheet.is_file()
 
 
+def test_a_name_with_a_line_end_is_one_row(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "gallery", tmp_path / "gallery")
+    (picture := tmp_path / "gallery" / "000.png").rename(picture.with_name("a\nb.png"))
+    command = ["search", str(folder / "model"), "--gallery", str(tmp_path / "gallery")]
+    assert main([*command, "red paper", "--cache-dir", str(tmp_path / "cache")]) == 0
+    out = capsys.readouterr().out
+    assert "  a b.png\n" in out
+    assert len(out.splitlines()) == 4 + 8  # a summary, a gap, the query and the columns before
+
+
 def test_mistakes_are_one_line_each(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

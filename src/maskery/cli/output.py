@@ -27,7 +27,9 @@ def print_json(data: Any) -> None:
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
     """Return rows with aligned columns: some to the left, as texts are, the others to the right."""
     columns = []
-    for index, column in enumerate(zip(*rows, strict=True)):
+    # Names of files may hold line ends, and a row is a line.
+    lines = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
+    for index, column in enumerate(zip(*lines, strict=True)):
         align = str.ljust if index in left else str.rjust
         columns.append([align(cell, max(map(len, column))) for cell in column])
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
