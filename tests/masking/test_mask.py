@@ -161,6 +161,17 @@ def test_the_probability_matrix_decides_each_token(
         assert abs(chosen.mean().item() - chance) <= 5 * error
 
 
+def test_chances_of_a_model_and_narrow_ids(input_ids: torch.Tensor, vocabulary: Vocabulary) -> None:
+    """A matrix may require gradients, and ids of 32 bits are masked as int64."""
+    chances = torch.full(input_ids.shape, 0.5)
+    expected = mask(input_ids, vocabulary.size, probability_matrix=chances, vocabulary=vocabulary)
+    matrix = chances.requires_grad_()
+    found = mask(input_ids.int(), vocabulary.size, probability_matrix=matrix, vocabulary=vocabulary)
+    assert found.input_ids.dtype == torch.int64
+    assert torch.equal(found.input_ids, expected.input_ids)
+    assert torch.equal(found.labels, expected.labels)
+
+
 def test_at_least_one(input_ids: torch.Tensor, vocabulary: Vocabulary) -> None:
     def counts(chance: float | torch.Tensor, at_least_one: bool) -> list[int]:
         _, labels = mask(

@@ -78,7 +78,7 @@ def mask(
     rows, length = input_ids.shape
     names = np.arange(rows) if example_ids is None else example_ids.cpu().numpy()
     batch = TokenBatch(
-        input_ids=input_ids.flatten().cpu().numpy(),
+        input_ids=input_ids.flatten().cpu().numpy().astype(np.int64),
         boundaries=np.arange(rows + 1) * length,
         example_ids=names.astype(np.int64).view(np.uint64),
         starts=np.zeros(rows, np.int64),
@@ -86,7 +86,7 @@ def mask(
     )
     draws = Draws(seed=seed, epoch=epoch)
     if masked_indices is None:
-        matrix = torch.as_tensor(probability_matrix).double().cpu()
+        matrix = torch.as_tensor(probability_matrix).detach().double().cpu()
         chances = matrix.expand(rows, length).flatten().numpy()
         maskable = ~vocabulary.protected[batch.input_ids.clip(max=vocabulary.size - 1)]
         values = draws.uniforms(Stream.SELECT, batch)

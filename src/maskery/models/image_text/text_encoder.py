@@ -46,6 +46,7 @@ class PackedRows:
 
     def gather(self, padded: Tensor) -> Tensor:
         """(R, L, D) to (T, D)."""
+        # Each row at most once: its gradient is added to zeros alone, in whatever order.
         return padded.flatten(0, 1).index_select(0, self.places)
 
     def spread(self, hidden: Tensor) -> Tensor:
