@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -157,6 +159,14 @@ def test_uniforms_are_the_top_24_bits() -> None:
 def test_integers_are_the_scaled_words(words: list[int], bound: int) -> None:
     drawn = to_integers(np.array(words, np.uint32), bound)
     assert drawn.tolist() == [word * bound // 2**32 for word in words]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint64])
+def test_numpys_own_integers_are_integers(kind: type[np.integer[Any]]) -> None:
+    place = np.zeros(3, np.uint64), np.arange(3)
+    expected = random_words(7, Stream.SELECT, 1, *place)
+    assert random_words(kind(7), Stream.SELECT, kind(1), *place).tolist() == expected.tolist()
+    assert to_integers(expected, kind(9)).tolist() == to_integers(expected, 9).tolist()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -14,6 +14,7 @@ torch give identical bits.
 Shapes: N draws, C counters (four words each).
 """
 
+import operator
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
@@ -79,6 +80,7 @@ def _blocks(
     seed: int, stream: Stream, epoch: int, example_ids: Ids, counters: Ints
 ) -> Iterator[tuple[slice, Words]]:
     """Yield a slice of the counters (C,) and their four words, block by block."""
+    seed = operator.index(seed)  # a scalar of NumPy's would turn the words into floats
     if not 0 <= seed < 1 << 64:
         raise ConfigError(f"the seed is {seed}: it must be from 0 to 2**64 - 1; choose another")
     if not 0 <= epoch <= MAX_EPOCH:
@@ -136,7 +138,7 @@ def to_uniforms(words: UInt32Array) -> Float32Array:
 
 def to_integers(words: UInt32Array, bound: int) -> Ints:
     """Turn 32-bit words into integers in [0, bound), each as likely to within 2**-32."""
-    return (words.astype(np.uint64) * bound >> 32).astype(np.int64)
+    return (words.astype(np.uint64) * np.uint64(bound) >> SHIFT).astype(np.int64)
 
 
 def uniforms(
