@@ -187,8 +187,10 @@ def test_a_missing_name_and_a_name_from_a_file(write: Write) -> None:
         texts(path, f"{code}:write")
     with pytest.raises(PluginError, match=r"--reader is 'conllu': it must be text, jsonl, .* or F"):
         texts(path, "conllu")
+    unnamed = write("unnamed.py", "raise SystemExit")
     with pytest.raises(PluginError, match="add --reader"):
-        texts(path, FromFile(f"{code}:read"))
+        texts(path, FromFile(f"{unnamed}:read"))
+    assert texts(path, FromFile(f"{code}:read")) == ["text"]  # it was named above
 
 
 def test_fingerprints_follow_the_code_of_a_reader(write: Write) -> None:
