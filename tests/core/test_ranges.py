@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import tyro
 
@@ -60,8 +62,8 @@ class Settings(ranges.Settings):
         ({"pad": INF}, "pad is inf: it must be a whole number, and be 0 or more pixels"),
         ({"times": 10**20}, f"times is {10**20}: it must be at most 2**53 - 1"),
         ({"times": 2.5}, "times is 2.5: it must be a whole number, and be at least 1"),
-        ({"times": True}, "times is True: it must be at least 1"),
-        ({"share": True}, "share is True: it must be from 0 to 1"),
+        ({"times": True}, "times is True: it must be a number, and be at least 1"),
+        ({"share": True}, "share is True: it must be a number, and be from 0 to 1"),
         ({"deviations": (1.0, 0.0)}, "deviations is (1.0, 0.0): each must be above 0"),
         ({"anything": -INF}, "anything is -inf: it must be finite"),
         ({"cold": 0}, "cold is 0: it must be at most -1.5"),
@@ -83,6 +85,13 @@ def test_a_setting_outside_its_range_is_refused(setting: dict[str, Any], message
 )
 def test_the_edges_of_a_range_are_in_it(setting: dict[str, Any]) -> None:
     Settings(**setting)
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    settings = Settings(share=np.float32(0.5), times=np.int64(3))
+    assert json.dumps([settings.share, settings.times]) == "[0.5, 3]"
+    with pytest.raises(ConfigError, match="times is 0"):
+        Settings(times=np.int64(0))
 
 
 def test_a_subclass_is_checked_for_its_own_fields_and_the_inherited() -> None:
@@ -128,3 +137,13 @@ def test_a_run_takes_one_corpus_and_its_paths_as_text() -> None:
     config = TextRunConfig(**named)
     assert (config.corpus, config.model) == (("a.txt",), "m")
     assert config.eval_data == ("b.txt", "c=d")
+
+
+def test_names_may_come_from_any_iterable(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    everything: Any = tmp_path.glob("*.txt")
+    assert len(TextRunConfig(corpus=everything).corpus) == 2
+    listed: Any = {"corpus": np.array(["a", "b"]), "lora": [], "eval_data": None}
+    config = TextRunConfig(**listed)
+    assert (config.corpus, config.lora, config.eval_data) == (("a", "b"), (), ())

@@ -134,6 +134,9 @@ def test_a_given_example_id_decides_and_a_missing_one_is_a_hash_of_the_tokens() 
     row, other = make_rows([60, 60])
     collator = MaskCollator(tokenizer())
     named = [row | {"example_id": 7}, other | {"example_id": 7}, row | {"example_id": -7}]
+    forms = (7.0, np.float64(7), "7", torch.tensor(7))  # as tables and files may have them
+    for form in forms:
+        assert flatten([row | {"example_id": form}]).example_ids == [7]
     first, second, third = selected(collator, named)
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -192,6 +195,7 @@ def test_a_given_attention_mask_and_token_types_are_kept() -> None:
         ([{"input_ids": [2, 3], "example_id": 1}, {"input_ids": [2, 3]}], "no 'example_id'"),
         ([{"input_ids": [2, 3], "example_id": "doc"}], "an example_id is no whole number"),
         ([{"input_ids": [2, 3], "example_id": 1.5}], "an example_id is no whole number"),
+        ([{"input_ids": [2, 3], "word_starts": None}], "the word_starts of a row are no list"),
         # As tokenizers return with return_tensors.
         ([{"input_ids": torch.tensor([[2, 9, 3]])}] * 2, r"no list of ids \(they have 2 dim"),
         ([{"input_ids": torch.ones(1, n).long()} for n in (3, 4)], "no list of ids"),

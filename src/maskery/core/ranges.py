@@ -99,6 +99,9 @@ class Settings:
         kind: type[DataclassInstance] = type(self)
         for name, allowed in _declared(kind):
             value = getattr(self, name)
+            if isinstance(value, Real) and hasattr(value, "item"):
+                value = value.item()  # a number of NumPy's, which JSON and YAML do not take
+                object.__setattr__(self, name, value)
             if not isinstance(allowed, type):
                 _check(name, value, allowed)
             elif isinstance(value, str | Path):  # in Python either is given
@@ -133,7 +136,9 @@ def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
     else:
         flag = f"--{name.replace('_', '-')}"
         rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
-        if allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
+        if any(isinstance(v, bool) for v in values):
+            rule = f"be a number, and {rule}"
+        elif allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
             rule = f"be a whole number, and {rule}"
         elif allowed.whole and any(v is not None and v > MOST for v in values):
             rule = f"be at most {_shown(MOST)}" if allowed.high is None else rule

@@ -6,7 +6,6 @@ A row is a mapping with `input_ids` (special tokens included) and, where known, 
 Shapes: B rows, T tokens of all rows together.
 """
 
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -75,11 +74,11 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
         raise DataError("a batch has no rows; give the collator at least one")
     if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
         raise DataError("a row has no 'input_ids': tokenise the texts first")
+    names = rows[0].keys()
     for row in rows:
-        if odd := row.keys() ^ rows[0].keys():
-            raise DataError(
-                f"a row has no '{min(odd)}', and another has: give it to all or to none"
-            )
+        if row.keys() != names:
+            odd = min(row.keys() ^ names)
+            raise DataError(f"a row has no '{odd}', and another has: give it to all or to none")
     columns = [row["input_ids"] for row in rows]
     fix = "give one number for each token, as a tokenizer does without return_tensors"
     with explained("the input_ids of a row are no list of ids", fix, *UNREADABLE):
@@ -90,13 +89,18 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
     word_starts = np.ones(len(ids), np.bool_)
     if "word_starts" in rows[0]:
         starts = [row["word_starts"] for row in rows]
-        if [*map(len, starts)] != [*map(len, columns)]:
+        with explained("the word_starts of a row are no list", "give one for each id", *UNREADABLE):
+            agree = [*map(len, starts)] == [*map(len, columns)]
+        if not agree:
             raise DataError("input_ids and word_starts of a row must agree in length")
         word_starts = flat_column(starts, np.bool_)
     if "example_id" in rows[0]:
         # Negative ids, as of datasets of int64, are those of the same bits.
+        given = [row["example_id"] for row in rows]
         with explained("an example_id is no whole number", "number the rows", *UNREADABLE):
-            whole = [operator.index(row["example_id"]) for row in rows]
+            whole = [*map(int, given)]  # of tables with gaps as 5.0, of text files as "5"
+            if any(a != b for a, b in zip(whole, given, strict=True) if not isinstance(b, str)):
+                raise ValueError("it has a fraction")
         example_ids = np.array([number & (1 << 64) - 1 for number in whole], np.uint64)
     else:
         example_ids = hash_rows(ids, boundaries)

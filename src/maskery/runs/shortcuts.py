@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -84,9 +85,9 @@ def train(
         named["corpus"], objects["texts"] = sources_or_texts(data)
         config = KINDS["text"].load("config")(corpus=named["corpus"])
     if isinstance(eval_data, Mapping):
-        if not all(isinstance(path, str | Path) for path in eval_data.values()):
+        if not all(isinstance(path, str | os.PathLike) for path in eval_data.values()):
             raise ConfigError("eval_data by name takes paths; pass one text itself, or name files")
-        named["eval_data"] = tuple(f"{name}={path}" for name, path in eval_data.items())
+        named["eval_data"] = tuple(f"{name}={os.fspath(path)}" for name, path in eval_data.items())
     elif eval_data is not None:
         named["eval_data"], objects["eval_texts"] = sources_or_texts(eval_data)
     given = {name: value for name, value in named.items() if value is not None}

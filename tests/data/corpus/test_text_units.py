@@ -125,6 +125,12 @@ def test_lines_keep_their_numbers_and_blank_ones_are_left_out(tmp_path: Path) ->
     assert [tuple(line) for line in read_sentences(path)] == [(1, "one"), (3, "two"), (4, "three")]
 
 
+def test_an_encoding_is_found_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Müller grüßt Köln\n".encode("utf-16"))
+    assert [line.text for line in read_sentences(path, encoding="auto")] == ["Müller grüßt Köln"]
+
+
 def test_compressed_files_and_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

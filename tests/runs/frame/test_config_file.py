@@ -72,8 +72,9 @@ def test_a_file_of_before_the_kind_is_told_by_its_settings(kind: str, tmp_path: 
         ("kind: text\ncorpus: [a.txt]\nratte: 1\n", "unknown setting 'ratte'"),
         (
             "kind: text\ncorpus: [a]\nmask_rate: 1\nmask_rate: 2\n",
-            "'mask_rate' stands there 2 times",
+            "line 4 has 'mask_rate' again",
         ),
+        ("kind: text\ncorpus: [a]\ntraining: !!map [1]\n", "expected a mapping node"),
         ("kind: pairs\npairs: a\nview: {erase_scale: []}\n", "it must be a list of 2"),
         ("kind: pairs\npairs: a\nview: {mean: [1, 2]}\n", "it must be a list of 3"),
     ],

@@ -61,8 +61,7 @@ class CorpusConfig(Settings):
         for flag, value in (("--text-column", self.text_column), ("--split", self.split)):
             if not value:
                 raise ConfigError(f"{flag} is empty: it must be a name; leave it out or name one")
-        if self.encoding != AUTO:
-            check_encoding(self.encoding)
+        check_encoding(self.encoding)
 
     def has_quotes(self, kind: str) -> bool:
         """Return True if quotes enclose fields in tables of a format, csv or tsv."""
@@ -137,6 +136,8 @@ class StreamingConfig(Settings):
 
 def check_encoding(encoding: str) -> None:
     """Refuse names that Python does not know and codecs that are not of text (rot13, base64)."""
+    if encoding == AUTO:
+        return
     try:
         b"    ".decode(encoding, "replace")  # of no bytes at all, Python decodes anything
         codecs.getincrementaldecoder(encoding)

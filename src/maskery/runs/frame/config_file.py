@@ -12,7 +12,6 @@ import platform
 import reprlib
 import types
 import typing
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -85,10 +84,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name, count in Counter(names).items():
-            if count > 1:
-                raise ValueError(f"'{name}' stands there {count} times; leave one of them")
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []  # else it is refused below
+        seen: set[str] = set()
+        for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line} has '{key.value}' again; leave one of them")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def whole_number(self, node: yaml.ScalarNode) -> int:

@@ -1,6 +1,7 @@
 """The whole configuration of a text run, light to import."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -109,8 +110,9 @@ class TextRunConfig(VocabularyConfig):
             value = getattr(self, name)
             if isinstance(value, str | Path):  # else it would count as a list of letters
                 value = (value,)
-            if any(isinstance(one, Path) for one in value or ()):
-                value = tuple(map(str, value))
+            value = () if value is None else value
+            if isinstance(value, Iterable):  # read once: an iterator has nothing left after that
+                value = tuple(str(one) if isinstance(one, str | Path) else one for one in value)
             object.__setattr__(self, name, value)
         for name in ("model", "probe", "add_words"):
             value = getattr(self, name)
