@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from maskery.core.errors import CheckpointError, explained
 from maskery.core.system import sha256_of, write_whole
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from maskery.core.processes import Processes
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,11 @@ LOCK = ".lock"
 PREPARED = (TOKENIZER, f"{TOKENIZER}.partial", "config.yaml")  # all that preparing may leave
 # The errors of a file system that has no locks.
 NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
+
+
+def fingerprint_of(numbers: "NDArray[Any]") -> str:
+    """Return a hash of numbers that tell data apart, ids above all."""
+    return blake2b(numbers.tobytes(), digest_size=16).hexdigest()
 
 
 def default_folder(corpus: str, model: str) -> Path:

@@ -5,12 +5,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 
 from maskery.core.errors import CheckpointError, harmless, reason_of
@@ -140,11 +137,6 @@ def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:
     """
     named = run_folder.each_text(described, plugin_identity)
     return json.dumps({**named, "training": training.course()}, sort_keys=True)
-
-
-def fingerprint_of(numbers: npt.NDArray[Any]) -> str:
-    """Return a hash of numbers that tell data apart, ids above all; for `identity`."""
-    return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=16).hexdigest()
 
 
 def model_card(

@@ -21,7 +21,8 @@ from maskery.evaluation.image_text.image_fill import Condition, sample_pictures,
 from maskery.evaluation.text.masked import ExampleSums
 from maskery.masking.masker import Masker
 from maskery.runs.frame.config_file import open_run
-from maskery.runs.frame.run_frame import RunResult, fingerprint_of, public_name
+from maskery.runs.frame.run_folder import fingerprint_of
+from maskery.runs.frame.run_frame import RunResult, public_name
 from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.pairs.evaluate import PairsEvaluation, summarise_pairs

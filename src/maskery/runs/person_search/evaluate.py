@@ -35,7 +35,7 @@ from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_quer
 from maskery.models.image_text.build import is_aligned
 from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
-from maskery.runs.frame.run_folder import MODEL
+from maskery.runs.frame.run_folder import MODEL, fingerprint_of
 from maskery.runs.image_text.config import Overrides, PersonSearchRunConfig
 from maskery.training.snapshot import flat
 
@@ -272,7 +272,7 @@ def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str,
     """Return the dataset, split, pictures and captions, as conditions."""
     name, pairs = split_of(data, split)
     # Eight digits in hexadecimal are enough to tell two datasets apart in a message.
-    pictures = blake2b(pairs.ids.tobytes(), digest_size=16).hexdigest()[:8]
+    pictures = fingerprint_of(pairs.ids)[:8]
     persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
     return {
         "the dataset": data.title,

@@ -19,8 +19,8 @@ from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
 from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, ranks_jsonl
 from maskery.models.image_text.model import ImageTextModel
-from maskery.runs.frame.run_folder import write_text
-from maskery.runs.frame.run_frame import RunResult, fingerprint_of
+from maskery.runs.frame.run_folder import fingerprint_of, write_text
+from maskery.runs.frame.run_frame import RunResult
 from maskery.runs.image_text.config import PersonSearchRunConfig
 from maskery.runs.image_text.run import ImageTextRun, train_image_text
 from maskery.runs.person_search.evaluate import RANKS, retrieval_of

@@ -18,7 +18,7 @@ from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import Documents
 from maskery.data.tokenise import tokenise, tokenizer_fingerprint
 from maskery.models.loading import load_tokenizer
-from maskery.runs.frame.run_frame import fingerprint_of
+from maskery.runs.frame.run_folder import fingerprint_of
 from maskery.runs.text.config import SCRATCH, TextRunConfig
 from maskery.runs.text.data import other_texts
 
