@@ -1,7 +1,6 @@
 """`maskery train text`, `pairs`, `person-search` and `--config`; `maskery report`."""
 
 import argparse
-import logging
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -13,15 +12,13 @@ import tyro
 
 from maskery.cli.main import HELP, Command, Trusting, parse
 from maskery.cli.output import as_text, prepare_outputs
-from maskery.core.errors import ConfigError, MaskeryError, counted, meant
+from maskery.core.errors import ConfigError, counted, meant
 from maskery.core.ranges import Count, Range
 from maskery.core.system import is_main_process, quick_imports
 from maskery.runs.frame import config_file
 from maskery.runs.frame.config_file import KINDS, SAMPLES, open_run
 from maskery.runs.frame.run_folder import has_model, repeated_folder, write_json
-from maskery.runs.shortcuts import finish_report
-
-log = logging.getLogger(__name__)
+from maskery.runs.shortcuts import finish_report, save_samples
 
 USAGE = """usage: maskery train text CORPUS ...
        maskery train pairs PAIRS
@@ -241,13 +238,10 @@ class Report(Trusting):
         from maskery.report.page import write_report
 
         run = open_run(self.run)
-        if has_model(run.folder) and (self.resample or not (run.folder / SAMPLES).is_file()):
-            try:
-                run.save_samples()
-            except MaskeryError as error:  # such as a corpus that is gone
-                if self.resample:
-                    raise
-                log.warning("the report has no samples: %s", error)
+        if has_model(run.folder) and self.resample:
+            run.save_samples()
+        elif has_model(run.folder) and not (run.folder / SAMPLES).is_file():
+            save_samples(run)
         path = write_report(run.folder)
         self.answer({"report": str(path)}, f"the report is {path}")
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import is_main_process
-from maskery.runs.frame.config_file import KINDS, given_name, open_run, read_config, with_settings
+from maskery.runs.frame.config_file import (
+    KINDS,
+    OpenRun,
+    given_name,
+    open_run,
+    read_config,
+    with_settings,
+)
 from maskery.runs.frame.run_folder import repeated_folder
 
 if TYPE_CHECKING:
@@ -104,14 +111,19 @@ def finish_report(folder: Path) -> None:
     from maskery.report.page import write_report
 
     log.info("drawing the report")
-    try:
-        open_run(folder).save_samples()
-    except MaskeryError as error:
-        log.warning("the report has no samples: %s", error)
+    save_samples(open_run(folder))
     try:
         log.info("the report is %s", write_report(folder))
     except MaskeryError as error:
         log.warning("no report is drawn: %s; then: maskery report %s", error, folder)
+
+
+def save_samples(run: OpenRun) -> None:
+    """Save the samples of a run's report; where they cannot be made, one warning says why."""
+    try:
+        run.save_samples()
+    except MaskeryError as error:  # such as a corpus that is gone
+        log.warning("the report has no samples: %s", error)
 
 
 def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:

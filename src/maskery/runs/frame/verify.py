@@ -100,7 +100,7 @@ def chosen(steps: str | None, folder: Path, kept: list[int]) -> tuple[int, int, 
     if steps is None:
         return kept[-2], kept[-2] + 1, kept[-1]
     # So many digits fit into 64 bits; Python takes long over very many.
-    found = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", steps or "")
+    found = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", steps)
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last:
         raise ConfigError(f"{told}, and --steps is {steps}: give FIRST..LAST, such as 101..120")
