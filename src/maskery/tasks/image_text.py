@@ -83,9 +83,9 @@ class ImageTextTask:
         self.captions = CaptionSteps(
             config=config, pad_token_id=pad_token_id, masker=masker, mrtd_masker=mrtd_masker
         )
-        # The released soft-label loss over the sequence reads what comes of padding.
-        if not model.config.has_towers:
-            model.text_encoder.computes_padding = config.distill_over == "sequence"
+        # Towers always read padding, and so does the released soft-label loss over the sequence.
+        pads = model.config.has_towers or config.distill_over == "sequence"
+        model.text_encoder.computes_padding = pads
         loss_terms.attach_terms(model, ())  # those of an earlier task leave; the twin reads none
         self.twin = MomentumTwin(model, config.momentum, train_mode=config.twin_train_mode)
         loss_terms.attach_terms(model, self.own_terms)

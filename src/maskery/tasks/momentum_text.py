@@ -217,4 +217,4 @@ class MomentumTextMLM(TextMLM):
         self.twin.load_state_dict(part_of(state, "twin."))
 
 
-momentum_text_mlm = MomentumTextMLM.of
+momentum_text_mlm = MomentumTextMLM.of  # by this name, the table of objectives finds it
