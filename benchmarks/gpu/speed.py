@@ -263,7 +263,8 @@ def host_waits(report: Report) -> None:
     if not CUDA:
         report.say("host waits", "no GPU")
         return
-    stepper, steps = stepper_of(config_of("bert", **report.narrow), words(MIXED, 4096, 4))
+    config = config_of("bert", **report.narrow)
+    stepper, steps = stepper_of(config, words(MIXED, config.vocab_size, 4))
     task, prepared, _ = _pairs(4, small=True)
 
     def pairs() -> None:

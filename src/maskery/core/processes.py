@@ -187,10 +187,11 @@ def _ended(error: BaseException) -> MaskeryError:
     )
 
 
-def allow_half() -> None:
-    """Let this process use TF32, and bfloat16 in `inference`, on a GPU that has them."""
+def allow_half(allowed: bool = True) -> None:
+    """Let this process use TF32, and bfloat16 in `inference`, on a GPU that has them, or not."""
+    # Not is said, too: an earlier run of the process, or a model that it opened, may have allowed.
     if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 @contextlib.contextmanager

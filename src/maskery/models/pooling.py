@@ -81,9 +81,9 @@ class Pooling:
             elif mode == "lasttoken":
                 parts.append(hidden[ends - 1])
             elif mode == "max":
-                parts.append(torch.segment_reduce(hidden, "max", lengths=lengths))
+                parts.append(torch.segment_reduce(hidden, "max", lengths=lengths, unsafe=True))
             else:
-                rows = torch.repeat_interleave(lengths)
+                rows = torch.repeat_interleave(lengths, output_size=len(hidden))
                 sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
                 counts = lengths[:, None].to(hidden.dtype)
                 parts.append(sums / (counts if mode == "mean" else counts.sqrt()))

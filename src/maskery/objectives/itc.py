@@ -99,7 +99,7 @@ class Belief(NamedTuple):
     def fitted(cls, shares: torch.Tensor) -> Self:
         """Fit (N,) shares by expectation and maximisation, in float64."""
         logarithms = shares.double().clamp(min=1 / (2 * len(shares))).log()
-        belief = cls(logarithms.new_tensor(2.0), logarithms.new_tensor(0.9))
+        belief = cls(logarithms.new_full((), 2.0), logarithms.new_full((), 0.9))
         for _ in range(20):
             right = belief.of(logarithms.exp())
             power = right.sum() / -(right * logarithms).sum().clamp(max=-1e-9)

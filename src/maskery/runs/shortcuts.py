@@ -231,8 +231,8 @@ def open_filler(
     if image is not None:
         name = getattr(model, "name", model)
         raise ConfigError(
-            f"the picture {image!r:.100} cannot be used: '{name}' reads text alone; leave it out, "
-            f"or name a model of maskery train pairs"
+            f"the picture '{image!s:.100}' cannot be used: '{name}' reads text alone; leave it "
+            f"out, or name a model of maskery train pairs"
         )
     return Filler.of(model)
 

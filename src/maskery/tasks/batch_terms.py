@@ -82,10 +82,11 @@ class INFONCE:
 
     def __call__(self, step: TermInputs) -> tuple[torch.Tensor, int]:
         """Return half the sum of both ways, and B."""
-        own = F.one_hot(step.crowd.mine, sum(step.crowd.sizes)).bool()
-        total, count = compared(
-            step, lambda scores, _: -F.log_softmax(scores / step.temperature, dim=1)[own]
-        )
+
+        def rows(scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(scores / step.temperature, step.crowd.mine, reduction="none")
+
+        total, count = compared(step, rows)
         return total / 2, count
 
 

@@ -72,8 +72,7 @@ class Stepper:
         self.processes = join_processes()
         self.device: torch.device = PartialState().device
         self.half = resolve_precision(self.config, task.model) == "bf16"
-        if self.half:
-            allow_half()
+        allow_half(self.half)
         spread(task, self.optimiser, self.config.sharding, self.device)
 
     @property

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert import modeling_bert
 
-from maskery.models.attention import in_float32
+from maskery.models.attention import in_float32, stays_on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +260,9 @@ class TextFusionEncoder(nn.Module):
         """Return the mask (R, 1, 1, L) bool, as attention wants it, and where real tokens lie."""
         if attention_mask is None:
             return None, None
-        rows = None if self.computes_padding else PackedRows.of(attention_mask)
+        # To find real tokens, a GPU would be waited for: there padding costs less.
+        padded = self.computes_padding or stays_on_device(attention_mask)
+        rows = None if padded else PackedRows.of(attention_mask)
         return attention_mask.bool()[:, None, None, :], rows
 
     def project_images(self, image_tokens: Tensor) -> list[ImageKeys]:

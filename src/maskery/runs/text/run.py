@@ -132,8 +132,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     # The start is measured as the trained model will be: there, and in that precision.
     if run.config.training.sharding == "ddp":  # else it may not fit
         run.model.to(PartialState().device)
-    if resolve_precision(run.config.training, run.model) == "bf16":
-        allow_half()
+    allow_half(resolve_precision(run.config.training, run.model) == "bf16")
     texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
     check: Any = None
     if run.config.probe is not None or run.sentence_encoder is not None:
