@@ -68,7 +68,6 @@ def found(
     def run(name: str) -> str:
         return str(folder / name)
 
-    model = training["text"][-1]
     work = {"half": [*training["text"], "--precision", "auto", "--output", run("half")]}
     work |= {name: [*command, "--output", run(name)] for name, command in training.items()}
     root = training["people"][training["people"].index("--root") + 1]

@@ -26,6 +26,7 @@ def export_onnx(hf: PreTrainedModel, path: Path) -> float:
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         runtime: Any = require(module, extra="onnx", purpose="write ONNX")
+    hf.cpu()  # where onnxruntime computes, too
     quiet, words = io.StringIO(), hf.get_input_embeddings()
     limit, pad = max_positions(hf.config) or 512, hf.config.get_text_config().pad_token_id or 0
     hf.config.use_cache = False  # of those that also decode
