@@ -271,19 +271,21 @@ class Moves(TorchFunctionMode):
 
 
 def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
-    """Move a module's weights and buffers, which PyTorch would swap in place."""
-    moved: dict[int, Any] = {}
+    """Move a module's weights and buffers; they stay the same objects, as PyTorch's do."""
     for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None and id(weight) not in moved:
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
                 with torch.no_grad():
-                    new = function(weight)
-                new = weight if new is weight else torch.nn.Parameter(new, weight.requires_grad)
-                moved[id(weight)] = weight, new
-            part._parameters[name] = None if weight is None else moved[id(weight)][1]
-        for name, buffer in part._buffers.items():
-            with torch.no_grad():
-                part._buffers[name] = None if buffer is None else function(buffer)
+                    new = function(tensor)
+                if new is tensor:
+                    continue
+                if isinstance(tensor, torch.nn.Parameter):
+                    new = torch.nn.Parameter(new, tensor.requires_grad)
+                    torch.utils.swap_tensors(tensor, new)
+                else:
+                    tensors[name] = new
     return module
 
 
