@@ -34,6 +34,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A process that has imported everything and forks for commands and scripts."""
+    from fork_server import ForkServer
+
+    with ForkServer() as found:
+        yield found
+
+
 # One for each module: while Playwright is open, asyncio.run fails in the tests of other modules.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:

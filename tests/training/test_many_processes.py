@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,6 @@ PAIRS = (
     *("--log-every", "1", "--checkpoint-every", "2", "--keep-checkpoints", "9", "--json"),
     *("--height", "16", "--width", "16", "--held-out-share", "0.2"),
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
