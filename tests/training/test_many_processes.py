@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -294,20 +290,15 @@ def test_an_error_is_told_once(server: ForkServer, text: Path, one_text: Path) -
     assert run.text.count("batch_tokens is 0") == 1
 
 
-def test_the_launcher_itself_and_what_it_says_of_a_failure(text: Path, one_text: Path) -> None:
-    command = [sys.executable, "-m", "maskery"]
-    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-
-    def train(*more: str) -> subprocess.CompletedProcess[str]:
-        words = [*command, *train_text(text, "torchrun", *more), "--processes", "2"]
-        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-
-    done = train()
+def test_the_launcher_itself_and_what_it_says_of_a_failure(
+    server: ForkServer, text: Path, one_text: Path
+) -> None:
+    """Its processes are fresh ones, of `python -m maskery`."""
+    command = ["-m", "maskery", *train_text(text, "torchrun"), "--processes", "2"]
+    done = server.python(*command)
     assert done.returncode == 0, done.stderr
     assert_same_run(one_text, text / "torchrun")
-    environment["MASKERY_TIMEOUT"] = "soon"
-    done = train()
+    done = server.python(*command, environment={"MASKERY_TIMEOUT": "soon"})
     assert done.returncode == 2
     assert done.stderr.count("MASKERY_TIMEOUT is 'soon'") == 1
     assert "Traceback" not in done.stderr
