@@ -26,6 +26,23 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Test helpers stand beside the tests that use them.
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "models"), str(HERE / "support"), str(HERE.parent / "benchmarks")]
+# Files that take long and would be among the last: begun first, lest a worker wait for the other.
+FIRST = ("test_many_processes.py", "test_loop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files first that take long; all else stays in its order."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Set up what a file's tests share in one worker only, unless --dist says otherwise."""
+    if config.getoption("dist") != "load":
+        return None
+    from by_file import ByFile
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
