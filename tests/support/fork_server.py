@@ -101,8 +101,9 @@ class ForkServer:
         *,
         ranks: int = 1,
         environment: Mapping[str, str] | None = None,
+        report: bool = True,
     ) -> Run:
-        """Start `maskery ARGUMENTS` in a folder."""
+        """Start `maskery ARGUMENTS` in a folder; training may end without drawing its report."""
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log.txt"
         pids = self.ask(
@@ -112,6 +113,7 @@ class ForkServer:
                 "outputs": [str(log), str(log)],
                 "ranks": ranks,
                 "environment": _environment(environment or {}),
+                "report": report,
             }
         )
         return Run(self, pids, log)
@@ -214,8 +216,11 @@ def _fork(request: dict[str, Any], rank: int, port: int) -> int:
         if "python" in request:
             code = _run_python(request["python"])
         else:
+            import maskery.cli.train
             from maskery.cli.main import main
 
+            if not request["report"]:
+                maskery.cli.train.finish_report = lambda folder: None
             code = main(request["arguments"])
     except BaseException:
         import traceback
