@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -26,12 +27,42 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Test helpers stand beside the tests that use them.
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "models"), str(HERE / "support"), str(HERE.parent / "benchmarks")]
+# Files that take long and would be among the last: begun first, lest a worker wait for the other.
+FIRST = ("test_many_processes.py", "test_loop.py")
+# Imports make millions of objects that stay; the collector would go over them again and again.
+gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files first that take long; all else stays in its order."""
+    gc.freeze()
+    gc.enable()
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Set up what a file's tests share in one worker only, unless --dist says otherwise."""
+    if config.getoption("dist") != "load":
+        return None
+    from by_file import ByFile
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A process that has imported everything and forks for commands and scripts."""
+    from fork_server import ForkServer
+
+    with ForkServer() as found:
+        yield found
 
 
 # One for each module: while Playwright is open, asyncio.run fails in the tests of other modules.

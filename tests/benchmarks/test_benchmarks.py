@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fork_server import ForkServer
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def test_the_image_text_step_agrees_with_the_released_arithmetic(tmp_path: Path) -> None:
+def test_the_image_text_step_agrees_with_the_released_arithmetic(
+    server: ForkServer, tmp_path: Path
+) -> None:
     figures = tmp_path / "step.json"
-    command = [sys.executable, str(BENCHMARKS / "image_text_step.py"), "--small", "--steps", "1"]
-    done = subprocess.run([*command, "--json", str(figures)], capture_output=True, text=True)
+    script = BENCHMARKS / "image_text_step.py"
+    done = server.python(script, "--small", "--steps", "1", "--json", figures)
     assert done.returncode == 0, done.stderr
     assert json.loads(figures.read_text("utf-8"))["loss_difference"] < 1e-5
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 from maskery.core.registry import load_plugin
 from maskery.data.corpus.config import CorpusConfig
@@ -56,42 +54,28 @@ def test_sentences_from_the_command_lines_name(treebanks: Path) -> None:
     assert [path.name for path in corpus.files] == ["a.conllu", "b.conllu.gz"]
 
 
-def test_the_same_in_python(treebanks: Path) -> None:
+def test_the_same_in_python(server: ForkServer, treebanks: Path) -> None:
     read = load_plugin(READER, flag="--reader", contract="a reader")
     named = Corpus.open([str(treebanks)], CorpusConfig(reader=READER))
     assert list(Corpus.open([str(treebanks)], CorpusConfig(reader=read))) == list(named)
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(treebanks / "a.conllu")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = server.python(SCRIPT, treebanks / "a.conllu")
     assert (done.stdout.splitlines(), done.returncode) == (SENTENCES, 0), done.stderr
 
 
-def test_a_run_trains_on_a_treebank(tmp_path: Path) -> None:
+def test_a_run_trains_on_a_treebank(server: ForkServer, tmp_path: Path) -> None:
     """Training, then evaluation of its model, from the command line."""
     path = tmp_path / "train.conllu"
     one = TREEBANK.partition("\n\n")[0]
     path.write_text("\n\n".join(one.replace("books", f"{n} books") for n in range(60)), "utf-8")
     run = tmp_path / "run"
     flags = ["--model", "scratch:tiny", "--vocab-size", "120", "--max-steps", "2"]
-    environment = os.environ | {"MASKERY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     for command in (
         ["train", "text", str(path), "--reader", READER, "--output", str(run), *flags],
         ["evaluate", str(run), "--data", str(path), "--reader", READER],
         ["evaluate", str(run), "--trust", READER],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "maskery.cli.main", *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env=environment,
-        )
+        done = server.python("-m", "maskery.cli.main", *command, environment=no_gpu)
         assert done.returncode == 0, done.stderr
     assert (run / "model" / "model.safetensors").is_file()
     assert "conllu_reader.py:read_conllu" in (run / "config.yaml").read_text("utf-8")

@@ -12,14 +12,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[object]:
-    from fork_server import ForkServer
-
-    with ForkServer() as server:
-        yield server
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fork_server import ForkServer, Run
@@ -52,17 +53,37 @@ def harm(run: Run, how: str, rank: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*make_text(tmp_path_factory.mktemp("home")), "--resume", "auto"]
+
+
+@pytest.fixture(scope="module")
+def expected(
+    tmp_path_factory: pytest.TempPathFactory, server: ForkServer, arguments: list[str]
+) -> dict[str, Any]:
+    """What a run leaves that nothing befell."""
+    folder = tmp_path_factory.mktemp("whole")
+    server.run([*arguments, "--output", str(folder / "run")], folder, ranks=2)
+    return outcome(folder / "run")
+
+
 @pytest.mark.parametrize("rank", [0, 1], ids=["main", "other"])
 @pytest.mark.parametrize(
     ("how", "place"), CASES, ids=[f"{how}-{place.__name__}" for how, place in CASES]
 )
 def test_what_befalls_one_process_loses_nothing(
-    tmp_path: Path, server: ForkServer, how: str, place: Callable[[Path], bool], rank: int
+    tmp_path: Path,
+    server: ForkServer,
+    arguments: list[str],
+    request: pytest.FixtureRequest,
+    how: str,
+    place: Callable[[Path], bool],
+    rank: int,
 ) -> None:
     if "MASKERY_KILLS" not in os.environ and not ((how, place) in QUICK and rank == 1):
         pytest.skip("`make kills` tries all of them")
-    arguments = [*make_text(tmp_path), "--resume", "auto"]
-    server.run([*arguments, "--output", str(tmp_path / "whole")], tmp_path / "log-whole", ranks=2)
+    expected = request.getfixturevalue("expected")  # trained where a case is not skipped
     cut, patience = tmp_path / "cut", {"MASKERY_TIMEOUT": str(TIMEOUT)} if how != "slow" else {}
     again = [*arguments, "--output", str(cut)]
     run = server.start(again, tmp_path / "log", ranks=2, environment=patience)
@@ -72,8 +93,7 @@ def test_what_befalls_one_process_loses_nothing(
     if how == "slow":
         assert run.wait() == [0, 0], run.text
     else:
-        while not server.ask({"ended": run.pids[1 - rank]}):
-            pass
+        run.wait_for(1 - rank)
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.pids[rank], signal.SIGKILL)  # as a launcher does now
         codes = run.wait()
@@ -82,4 +102,4 @@ def test_what_befalls_one_process_loses_nothing(
         assert len(told) == 1, run.text
         assert "Traceback" not in run.text
         server.run(again, tmp_path / "log-again", ranks=2, environment=patience)
-    assert_same_outcome(cut, outcome(tmp_path / "whole"))
+    assert_same_outcome(cut, expected)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fork_server import ForkServer, Run
@@ -16,7 +19,29 @@ from runs import assert_same_outcome, make_text, outcome
 def wait_for_steps(run: Run, metrics: Path) -> None:
     """Wait until the first steps are logged."""
     while not metrics.exists() or '"train"' not in metrics.read_text():
-        assert not run.ended(), run.text
+        assert not run.ended(within=0.01), run.text
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Only signals and the end write checkpoints."""
+    more = ["--resume", "auto", "--checkpoint-every", "500", "--max-steps", "60"]
+    return [*make_text(tmp_path_factory.mktemp("home")), *more, "--eval-every", "500"]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, server: ForkServer, arguments: list[str]
+) -> Callable[[int], dict[str, Any]]:
+    """What a run on so many processes leaves that nothing has ended."""
+
+    @cache
+    def trained(ranks: int) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("whole")
+        server.run([*arguments, "--output", str(folder / "run")], folder, ranks=ranks)
+        return outcome(folder / "run")
+
+    return trained
 
 
 @pytest.mark.parametrize(
@@ -29,13 +54,15 @@ def wait_for_steps(run: Run, metrics: Path) -> None:
     ],
 )
 def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, server: ForkServer, number: signal.Signals, code: int, ranks: int
+    tmp_path: Path,
+    server: ForkServer,
+    arguments: list[str],
+    whole: Callable[[int], dict[str, Any]],
+    number: signal.Signals,
+    code: int,
+    ranks: int,
 ) -> None:
-    # Only signals and the end write checkpoints.
-    arguments = [*make_text(tmp_path), "--resume", "auto", "--checkpoint-every", "500"]
-    arguments += ["--max-steps", "60", "--eval-every", "500"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    server.run([*arguments, "--output", str(whole)], tmp_path / "log-whole", ranks=ranks)
+    cut = tmp_path / "cut"
     run = server.start([*arguments, "--output", str(cut)], tmp_path / "log", ranks=ranks)
     wait_for_steps(run, cut / "metrics.jsonl")
     run.kill(number)
@@ -46,7 +73,7 @@ def test_a_signal_ends_a_run_that_goes_on_as_if_nothing_had_happened(
     (checkpoint,) = (cut / "checkpoints").glob("step-*")
     assert 0 < int(checkpoint.name.removeprefix("step-")) < 60
     server.run([*arguments, "--output", str(cut)], tmp_path / "log-again", ranks=ranks)
-    assert_same_outcome(cut, outcome(whole))
+    assert_same_outcome(cut, whole(ranks))
 
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,10 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_corpus_in_shards_on_two_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    server: ForkServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = save_tiny_model(tmp_path / "model")
@@ -41,15 +44,14 @@ def test_a_corpus_in_shards_on_two_processes(
 
     train = ["train", "text", tmp_path / "shards", "--model", model, *TRAINING, "--output"]
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    with ForkServer() as server:
-        run = server.start([*train, cut], tmp_path / "log", ranks=2)
-        while not any((cut / "checkpoints").glob("step-*")):
-            assert not run.ended(), run.text
-        run.kill()
-        run.wait()
-        assert not (cut / "model").exists()
-        server.run([*train, cut], tmp_path / "log-again", ranks=2)
-        server.run([*train, whole], tmp_path / "log-whole")
+    run = server.start([*train, cut], tmp_path / "log", ranks=2)
+    while not any((cut / "checkpoints").glob("step-*")):
+        assert not run.ended(within=0.01), run.text
+    run.kill()
+    run.wait()
+    assert not (cut / "model").exists()
+    server.run([*train, cut], tmp_path / "log-again", ranks=2)
+    server.run([*train, whole], tmp_path / "log-whole")
 
     # Nothing was lost by the kill, two processes did the work of one, and the model has learnt.
     np.testing.assert_allclose(losses(cut), losses(whole), rtol=1e-5)

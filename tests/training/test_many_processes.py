@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,12 +34,6 @@ PAIRS = (
     *("--log-every", "1", "--checkpoint-every", "2", "--keep-checkpoints", "9", "--json"),
     *("--height", "16", "--width", "16", "--held-out-share", "0.2"),
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +99,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one_text(server: ForkServer, text: Path) -> Path:
-    server.run(train_text(text, "one"), text / "log-one")
+    server.run(train_text(text, "one"), text / "log-one", report=False)
     return text / "one"
 
 
@@ -121,7 +111,7 @@ def pairs_run(server: ForkServer, pairs: Path) -> Callable[[int, str], Path]:
     def trained(ranks: int, sharding: str) -> Path:
         name = f"{sharding}-{ranks}"
         command = train_pairs(pairs, name, "--sharding", sharding)
-        server.run(command, pairs / f"log-{name}", ranks=ranks)
+        server.run(command, pairs / f"log-{name}", ranks=ranks, report=False)
         return pairs / name
 
     return trained
@@ -140,7 +130,9 @@ def test_text_on_several_processes(
     server: ForkServer, text: Path, one_text: Path, ranks: int, more: tuple[str, ...]
 ) -> None:
     name = f"run-{ranks}{'-'.join(more)}"
-    printed = server.run(train_text(text, name, *more), text / f"log-{name}", ranks=ranks)
+    printed = server.run(
+        train_text(text, name, *more), text / f"log-{name}", ranks=ranks, report=False
+    )
     assert len(numbers(one_text)) > 20 * 5
     assert_same_run(one_text, text / name)
     # The processes share the held-out text out, and what each example scored is the same.
@@ -231,7 +223,9 @@ def test_a_run_goes_on_with_other_processes(
     name = f"from-{first[1]}{first[0]}-to-{second[1]}{second[0]}"
     copied_back_to(pairs_run(*first), name, 4)
     more = ("--sharding", second[1], "--resume", "auto")
-    printed = server.run(train_pairs(pairs, name, *more), pairs / f"log-{name}", ranks=second[0])
+    printed = server.run(
+        train_pairs(pairs, name, *more), pairs / f"log-{name}", ranks=second[0], report=False
+    )
     assert json.loads(printed[printed.index("{") :])["training"]["resumed_from"] == 4
     assert_same_run(pairs_run(1, "ddp"), pairs / name)
 
@@ -241,12 +235,12 @@ def test_processes_agree_on_the_best_after_a_resume(server: ForkServer, text: Pa
     arguments = ("--eval-every", "2", "--learning-rate", "1e-12", "--max-steps", "12")
     arguments += ("--best-metric", "top1")
     whole = text / "whole"
-    server.run(train_text(text, whole.name, *arguments), text / "log-whole", ranks=2)
+    server.run(train_text(text, whole.name, *arguments), text / "log-whole", ranks=2, report=False)
     held_out = [line for line in read_metrics(whole / METRICS) if line["kind"] == "held_out"]
     assert len({line["top1"] for line in held_out}) == 1
     copied_back_to(whole, "resumed", 5)
     again = train_text(text, "resumed", *arguments, "--resume", "auto")
-    server.run(again, text / "log-resumed", ranks=2)
+    server.run(again, text / "log-resumed", ranks=2, report=False)
     assert_same_run(whole, text / "resumed")
 
 
@@ -255,7 +249,7 @@ def head_first(server: ForkServer, text: Path) -> Path:
     """A run on one process whose new head is trained first."""
     encoder = save_tiny_model(text / "encoder", head=False)
     (encoder / "config.json").write_text((text / "model" / "config.json").read_text())
-    server.run(train_head_first(text, "head-first"), text / "log-head-first")
+    server.run(train_head_first(text, "head-first"), text / "log-head-first", report=False)
     return text / "head-first"
 
 
@@ -271,10 +265,15 @@ def test_a_head_that_is_trained_first(
     """On two processes, which were then stopped while it was."""
     whole, again = (text / f"head-first-{sharding}{end}" for end in ("", "-again"))
     sharded = ("--sharding", sharding)
-    server.run(train_head_first(text, whole.name, *sharded), text / f"log-{whole.name}", ranks=2)
+    server.run(
+        train_head_first(text, whole.name, *sharded),
+        text / f"log-{whole.name}",
+        ranks=2,
+        report=False,
+    )
     copied_back_to(whole, again.name, 5)
     command = train_head_first(text, again.name, *sharded, "--resume", "auto")
-    server.run(command, text / f"log-{again.name}", ranks=2)
+    server.run(command, text / f"log-{again.name}", ranks=2, report=False)
     for run in (whole, again):
         assert_same_run(head_first, run)
         scores = [load_file(one / "with_head.safetensors") for one in (head_first, run)]
@@ -286,7 +285,7 @@ def test_a_small_step_leaves_a_process_a_stand_in(server: ForkServer, text: Path
     for ranks in (1, 4):
         name = f"small-{ranks}"
         arguments = train_text(text, name, "--batch-tokens", "36", "--max-steps", "6")
-        server.run(arguments, text / f"log-{name}", ranks=ranks)
+        server.run(arguments, text / f"log-{name}", ranks=ranks, report=False)
     assert_same_run(text / "small-1", text / "small-4")
 
 
@@ -300,20 +299,15 @@ def test_an_error_is_told_once(server: ForkServer, text: Path, one_text: Path) -
     assert run.text.count("batch_tokens is 0") == 1
 
 
-def test_the_launcher_itself_and_what_it_says_of_a_failure(text: Path, one_text: Path) -> None:
-    command = [sys.executable, "-m", "maskery"]
-    environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-
-    def train(*more: str) -> subprocess.CompletedProcess[str]:
-        words = [*command, *train_text(text, "torchrun", *more), "--processes", "2"]
-        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-
-    done = train()
+def test_the_launcher_itself_and_what_it_says_of_a_failure(
+    server: ForkServer, text: Path, one_text: Path
+) -> None:
+    """Its processes are fresh ones, of `python -m maskery`."""
+    command = ["-m", "maskery", *train_text(text, "torchrun"), "--processes", "2"]
+    done = server.python(*command)
     assert done.returncode == 0, done.stderr
     assert_same_run(one_text, text / "torchrun")
-    environment["MASKERY_TIMEOUT"] = "soon"
-    done = train()
+    done = server.python(*command, environment={"MASKERY_TIMEOUT": "soon"})
     assert done.returncode == 2
     assert done.stderr.count("MASKERY_TIMEOUT is 'soon'") == 1
     assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from fork_server import ForkServer
 from shard_folders import contents, shard, word_tokenizer
 from tiny_text import lines, save_tiny_model
 
@@ -125,12 +126,10 @@ shard(Path(sys.argv[1]), Path(sys.argv[2]))
 
 @pytest.mark.parametrize("moment", [0, 31, 121])
 def test_a_killed_run_goes_on_and_leaves_the_same_bytes(
-    corpus: Path, undisturbed: Path, tmp_path: Path, moment: int
+    server: ForkServer, corpus: Path, undisturbed: Path, tmp_path: Path, moment: int
 ) -> None:
     folder = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(corpus), str(folder), str(moment), str(SUPPORT)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = server.python("-c", KILLED, corpus, folder, str(moment), SUPPORT)
     assert done.returncode == -signal.SIGKILL, done.stderr
     kept = contents(folder)
     assert "shards.json" not in kept
@@ -320,7 +319,7 @@ def test_a_full_disk_is_one_clear_line(
     assert contents(tmp_path / "shards") == kept
 
 
-def test_a_process_that_dies_is_reported(corpus: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported(server: ForkServer, corpus: Path, tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -336,9 +335,7 @@ def test_a_process_that_dies_is_reported(corpus: Path, tmp_path: Path) -> None:
     )
     script = tmp_path / "dying.py"
     script.write_text(program)
-    command = [sys.executable, str(script), str(corpus), str(tmp_path / "shards"), str(SUPPORT)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = server.python(script, corpus, tmp_path / "shards", SUPPORT)
     assert "a tokenising process died" in done.stdout, done.stderr
     assert len(done.stdout.splitlines()) == 1
 
