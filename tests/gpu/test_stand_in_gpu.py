@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 EXACT = ["--precision", "fp32", "--max-steps", "3"]
 # The figures that two devices must agree on.
+MEASURED = ("text", "pairs", "people")
 FIGURES = ("loss", "mlm", "mrtd", "itc", "itm", "prd", "sdm", "infonce", "keep", "grad_norm")
 
 
@@ -74,7 +75,7 @@ def found(
     seen = ["--output", str(folder / "seen.png")]
     picture = str(sorted(Path(root).rglob("*.png"))[0])
     work |= {
-        "evaluate": ["evaluate", run("half")],
+        **{f"measure {name}": ["evaluate", run(name), "--json"] for name in MEASURED},
         "fill": ["fill", run("half"), "the [MASK] and the [MASK]"],
         "look": ["fill", run("pairs"), "a [MASK] square", "--image", picture],
         "search": ["search", run("people"), "a man", "--gallery", root],
@@ -104,6 +105,14 @@ def test_a_run_takes_the_course_that_it_takes_on_the_cpu(
     assert [line.keys() for line in here] == [line.keys() for line in there]
     for one, other in zip(here, there, strict=True):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_run_in_float32_is_measured_in_it(name: str, found: dict[str, Any]) -> None:
+    measured = json.loads(found["done"][f"measure {name}"]["printed"])
+    own = json.loads((found["folder"] / name / "evaluation.json").read_text("utf-8"))
+    assert own
+    assert measured == own
 
 
 def test_bfloat16_is_near(found: dict[str, Any]) -> None:

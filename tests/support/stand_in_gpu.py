@@ -6,8 +6,8 @@ the place is noted. What it cannot show is speed, memory and the rounding of oth
     python stand_in_gpu.py OUT.json WORK.json   # {name: the arguments of a maskery command}
     python stand_in_gpu.py OUT.json SCRIPT ARGUMENT ...
 
-OUT.json tells of each what it ended with and how often the host waited, by the functions of Maskery
-that it waited in. It is a program of its own: PyTorch asks once, when it is imported, if there is a
+OUT.json tells of each what it ended with, what it printed and how often the host waited, by the
+functions of Maskery that it waited in. It is a program of its own: PyTorch asks once, when it is imported, if there is a
 GPU.
 """
 
@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import importlib.util
+import io
 import json
 import runpy
 import subprocess
@@ -342,9 +343,9 @@ def main(out: Path, work: str, *arguments: str) -> None:
         from maskery.cli.main import main as maskery
 
         for name, command in json.loads(Path(work).read_text("utf-8")).items():
-            with gpu():
+            with gpu(), contextlib.redirect_stdout(io.StringIO()) as printed:
                 code = maskery(command)
-            found[name] = {"code": code, "waits": dict(waits)}
+            found[name] = {"code": code, "waits": dict(waits), "printed": printed.getvalue()}
     out.write_text(json.dumps(found), "utf-8")
 
 

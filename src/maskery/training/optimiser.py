@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from maskery.core.errors import ModelError
+from maskery.core.processes import allow_half
 from maskery.training.config import BaseTrainingConfig, Precision
 from maskery.training.parallel import laid_out_like, whole
 
@@ -42,6 +43,13 @@ def resolve_precision(config: BaseTrainingConfig, model: nn.Module) -> Precision
     on_gpu = torch.cuda.is_available()
     fast = multiplies_bf16(torch.device("cuda" if on_gpu else "cpu"))
     return "bf16" if fast and (on_gpu or mean_width(model) >= NARROW) else "fp32"
+
+
+def take_precision(config: BaseTrainingConfig, model: nn.Module) -> Precision:
+    """Let this process compute and measure in the precision of a run; returns it."""
+    precision = resolve_precision(config, model)
+    allow_half(precision == "bf16")
+    return precision
 
 
 def multiplies_bf16(device: torch.device) -> bool:

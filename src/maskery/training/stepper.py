@@ -22,7 +22,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from maskery.core.processes import allow_half, join_processes
+from maskery.core.processes import join_processes
 from maskery.core.task import Prepared, Task, loss_sums_of, prepare_all
 from maskery.training.config import BaseTrainingConfig, TrainingConfig
 from maskery.training.optimiser import (
@@ -30,8 +30,8 @@ from maskery.training.optimiser import (
     build_optimiser,
     exact_sums,
     learning_rate_factor,
-    resolve_precision,
     set_learning_rate,
+    take_precision,
 )
 from maskery.training.parallel import clip_gradients, explain_unused, last_backward, spread
 
@@ -71,8 +71,7 @@ class Stepper:
             group.setdefault(STARTS_AT, 0)
         self.processes = join_processes()
         self.device: torch.device = PartialState().device
-        self.half = resolve_precision(self.config, task.model) == "bf16"
-        allow_half(self.half)
+        self.half = take_precision(self.config, task.model) == "bf16"
         spread(task, self.optimiser, self.config.sharding, self.device)
 
     @property

@@ -26,7 +26,7 @@ from maskery.runs.image_text.config import SCRATCH, ImageTextRunConfig
 from maskery.tasks.loss_terms import ATTRIBUTE, without_terms
 from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
-from maskery.training.optimiser import build_optimiser
+from maskery.training.optimiser import build_optimiser, take_precision
 
 ResultT = TypeVar("ResultT", bound=run_frame.RunResult)
 
@@ -54,6 +54,7 @@ class ImageTextRun(ABC, Generic[ResultT]):
         self.config, self.pairs, self.reading = config, pairs, reading
         start = prepare.start_model(config, pairs, folder=folder, progress=progress)
         self.start, model = start, start.model
+        take_precision(config.training, model)  # which opening a model does not know
         prepare.require_fusion(config, model)
         limit = int(model.config.text_config.max_position_embeddings)
         if config.max_length is not None and config.max_length > limit:

@@ -37,6 +37,7 @@ from maskery.objectives.terms import TERMS, belongs
 from maskery.runs.frame.config_file import CONFIG, load_config, open_run, run_kind, to_plain
 from maskery.runs.frame.run_folder import MODEL, fingerprint_of
 from maskery.runs.image_text.config import Overrides, PersonSearchRunConfig
+from maskery.training.optimiser import take_precision
 from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
@@ -325,6 +326,8 @@ def open_for_measuring(
     opened = open_for_retrieval(name)
     if run is None:
         opened.require_contrast()
+    else:
+        take_precision(run.training, opened.model)
     opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
     ranking = opened.retrieval.ranking
     if overrides.odds_weight is not None and ranking.score != "sum":

@@ -40,6 +40,7 @@ from maskery.runs.text.held_out import AS_LOADED, HELD_OUT, WITH_HEAD, kept_scor
 from maskery.runs.text.prepare import TextRun, text_parts
 from maskery.runs.text.run import train_text
 from maskery.tasks.text_mlm import load_extra, make_text_task
+from maskery.training.optimiser import take_precision
 from maskery.training.snapshot import flat
 
 log = logging.getLogger(__name__)
@@ -189,13 +190,14 @@ def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Eval
     config = open_run(folder).finished(TextRunConfig)
     run = TextRun(config, progress=False)
     to_gpu(run.model)
+    trained = opening.open_model(str(folder))
+    take_precision(config.training, run.model)  # which opening a model does not know
     if batch_tokens is not None:
         run.held_out.step_size = batch_tokens
     scored = {"before": run.score()}
     with_head = kept_scores(Path(folder) / WITH_HEAD, run.identity)
     if with_head is not None:
         scored = {AS_LOADED: scored["before"], "before": with_head}
-    trained = opening.open_model(str(folder))
     scored["after"] = run.score(trained.model)
     return _both(scored, {"after": saved_task_auc(trained, config, run.held_out.in_order())})
 

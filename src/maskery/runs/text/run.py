@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 
 from maskery.core.errors import ConfigError
-from maskery.core.processes import allow_half
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.data.corpus.formats import READERS
@@ -31,7 +30,7 @@ from maskery.tasks import text_mlm
 from maskery.tasks.text_mlm_config import DIFFUSION, OBJECTIVES
 from maskery.training.journal import Callback, check_callbacks, check_trackers
 from maskery.training.loop import Summary, TrainingLoop
-from maskery.training.optimiser import STARTS_AT, build_optimiser, resolve_precision
+from maskery.training.optimiser import STARTS_AT, build_optimiser, take_precision
 
 if TYPE_CHECKING:
     from maskery.evaluation.probe.probe import ProbeResult
@@ -132,7 +131,7 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     # The start is measured as the trained model will be: there, and in that precision.
     if run.config.training.sharding == "ddp":  # else it may not fit
         run.model.to(PartialState().device)
-    allow_half(resolve_precision(run.config.training, run.model) == "bf16")
+    take_precision(run.config.training, run.model)
     texts = {name: HeldOutText(run, folder, name) for name in ("", *run.others)}
     check: Any = None
     if run.config.probe is not None or run.sentence_encoder is not None:
