@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -54,6 +55,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("MASKERY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_messages() -> None:
+    """A command that an earlier test ran took Maskery's messages for the terminal."""
+    logger = logging.getLogger("maskery")
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers[:] = True, []
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ the place is noted. What it cannot show is speed, memory and the rounding of oth
     python stand_in_gpu.py OUT.json SCRIPT ARGUMENT ...
 
 OUT.json tells of each what it ended with, what it printed and how often the host waited, by the
-functions of Maskery that it waited in. It is a program of its own: PyTorch asks once, when it is imported, if there is a
-GPU.
+functions of Maskery that it waited in. It is a program of its own: PyTorch asks once, when it is
+imported, if there is a GPU.
 """
 
 from __future__ import annotations
