@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -53,11 +53,8 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.StringIO], None]:
 
 
 @pytest.fixture
-def messages() -> Iterator[logging.Logger]:
-    logger = logging.getLogger("maskery")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield logger
-    logger.handlers[:], logger.level, logger.propagate = before
+def messages() -> logging.Logger:
+    return logging.getLogger("maskery")
 
 
 def test_a_log_file_gets_a_line_each_tenth_if_a_minute_has_passed(

@@ -234,19 +234,17 @@ def _fork(request: dict[str, Any], rank: int, port: int) -> int:
 
 def _run_python(words: list[str]) -> int:
     """Do as `python WORDS` does, to the end of its threads and of what it has left for its exit."""
-    where = os.environ["PYTHONPATH"].split(os.pathsep)
+    first = "" if words[0] in ("-m", "-c") else str(Path(words[0]).resolve().parent)
+    sys.path[:0] = [first, *os.environ["PYTHONPATH"].split(os.pathsep)]
     code = 0
     try:
         if words[0] == "-m":
-            sys.path[:0] = ["", *where]
             sys.argv = words[1:]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         elif words[0] == "-c":
-            sys.path[:0] = ["", *where]
             sys.argv = ["-c", *words[2:]]
             exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
-            sys.path[:0] = [str(Path(words[0]).resolve().parent), *where]
             sys.argv = words
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:

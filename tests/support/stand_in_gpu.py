@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ WAITS += ("_unique2", "unique_dim")
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 
 waits: Counter[str] = Counter()  # how often the host waited, by what for and in which functions
+debug_mode = {"sync": "default"}  # of `torch.cuda.set_sync_debug_mode`
 
 
 def note_wait(kind: str) -> None:
@@ -76,6 +78,9 @@ def note_wait(kind: str) -> None:
     frames = [f for f in traceback.extract_stack() if "/maskery/" in f.filename]
     places = (f"{f.filename.rpartition('/maskery/')[2]}:{f.name}" for f in reversed(frames))
     waits[" < ".join([kind, *places])] += 1
+    if frames and debug_mode["sync"] == "warn":
+        where = frames[-1].filename, frames[-1].lineno or 0
+        warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, *where)
 
 
 class OnGPU(torch.Tensor):
@@ -303,10 +308,11 @@ ANSWERS: dict[str, Any] = {
     **{"mem_get_info": (8 * GIBIBYTE, 8 * GIBIBYTE), "amp.common.amp_definitely_not_available": 0},
 }
 SILENT = ("synchronize", "set_device", "manual_seed_all", "set_rng_state", "empty_cache")
-SILENT += ("reset_peak_memory_stats", "set_sync_debug_mode")
+SILENT += ("reset_peak_memory_stats",)
 REPLACED: dict[str, Any] = {
     "torch.nn.Module._apply": _apply,
     "torch.get_autocast_dtype": lambda _: torch.bfloat16,
+    "torch.cuda.set_sync_debug_mode": lambda mode: debug_mode.update(sync=mode),
     "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
     "torch.Tensor.pin_memory": lambda tensor, *_: tensor,
     # In threads, which modes do not reach.

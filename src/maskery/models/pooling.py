@@ -73,6 +73,7 @@ class Pooling:
 
     def pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Pool (T, D), with (B,) lengths above 0, to (B, D * number of modes) float32."""
+        # The number of tokens is known, and lengths are sound: a GPU is not asked, and waited for.
         hidden = hidden.float()
         ends, parts = lengths.cumsum(0), []
         for mode in self.modes:

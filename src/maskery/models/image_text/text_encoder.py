@@ -227,7 +227,8 @@ class TextFusionEncoder(nn.Module):
         super().__init__()
         self.fusion_layer = fusion_layer  # the first layer that looks at an image
         # True if padding goes through the layers too, as in ALBEF's and RaSa's code, whose
-        # soft-label loss over the sequence reads what comes of it; else zeros stand there.
+        # soft-label loss over the sequence reads what comes of it; else zeros stand there, or on a
+        # GPU what nothing may read.
         self.computes_padding = False
         # Modules under BERT's names, so that its checkpoints load as they are.
         embeddings = Embeddings(config)
