@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import image_text_pairs as tiny
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +99,20 @@ def test_the_twin_teaches_from_the_second_view() -> None:
     assert soft is not None
     assert not torch.allclose(soft, other)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(len(soft)))
+
+
+def test_pictures_that_come_as_bytes_are_normalised_where_the_batch_goes() -> None:
+    of, noise = task(), np.random.default_rng(0).integers(0, 256, (2, 3, 16, 8, 3), dtype=np.uint8)
+    scale = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    levels = (noise / 255 - np.array(scale[0])) / np.array(scale[1])
+    one, two = torch.from_numpy(levels.astype(np.float32)).movedim(-1, -3)
+    prepared = dataclasses.replace(prepared_for(of, [1, 2, 3]), image1=one, image2=two)
+    image1, image2 = torch.from_numpy(noise)
+    sent = dataclasses.replace(prepared, image1=image1, image2=image2, normalisation=scale)
+    arrived = sent.to(torch.device("cpu"))
+    assert arrived.normalisation is None  # so that it can be moved again
+    torch.testing.assert_close(arrived.image1, one)
+    torch.testing.assert_close(arrived.image2, two)
 
 
 def test_special_tokens_are_never_replacements() -> None:

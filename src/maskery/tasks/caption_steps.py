@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from maskery.core.batch import TokenBatch
 from maskery.core.random import token_uniforms
 from maskery.core.task import moved
+from maskery.data.images.config import Channels
+from maskery.data.images.views import normalise_bytes
 from maskery.masking.masker import Masker
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.text_encoder import ImageKeys
@@ -69,6 +71,8 @@ class PreparedPairs:
     # With persons: (2, B) float32, the randomness of the image and text negatives.
     negative_uniforms: torch.Tensor | None = None
     num_negatives: int = 0  # Can be drawn: twice the pairs with anyone else in the whole batch
+    # Where pictures are (B, H, W, 3) uint8, which `to` normalises: mean and deviation.
+    normalisation: tuple[Channels, Channels] | None = None
     negatives: torch.Tensor | None = None  # Where a step is replayed: `Candidates.draw`
 
     @property
@@ -88,8 +92,14 @@ class PreparedPairs:
         return {name: counts.get(name, self.num_pairs) for name in sorted(self.terms)}
 
     def to(self, device: torch.device) -> Self:
-        """Return a copy with its tensors on `device`."""
-        return moved(self, device)
+        """Return a copy with its tensors on `device`, pictures normalised."""
+        there = moved(self, device)
+        if self.normalisation is None:
+            return there
+        image1, image2 = (
+            normalise_bytes(one, self.normalisation) for one in (there.image1, there.image2)
+        )
+        return replace(there, image1=image1, image2=image2, normalisation=None)
 
 
 def pad_text(batch: TokenBatch, length: int, pad_token_id: int) -> PaddedText:

@@ -132,6 +132,8 @@ class ImageTextTask:
         prepared = PreparedPairs(
             image1=batch.image1,
             image2=batch.image2,
+            # Batches of one's own need not have it, where their pictures are normalised.
+            normalisation=getattr(batch, "normalisation", None),
             text1=padded,
             text2=padded,
             ids=torch.from_numpy(text1.example_ids.view("int64")),

@@ -14,7 +14,16 @@ from maskery.data.images.config import (
     IMAGENET_STD,
     ViewConfig,
 )
-from maskery.data.images.views import NUM_DRAWS, Draw, normalise, view, view_draws, view_pixels
+from maskery.data.images.views import (
+    NUM_DRAWS,
+    Draw,
+    normalise,
+    normalise_bytes,
+    view,
+    view_draws,
+    view_pixels,
+    view_stack,
+)
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 20, 3), dtype=np.uint8)
@@ -55,6 +64,20 @@ def test_normalisation_of_batches() -> None:
     assert got.shape == (2, 3, 40, 20)
     assert got.is_contiguous()
     np.testing.assert_array_equal(got[0].numpy(), view(IMAGE, PLAIN).numpy())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(CLIP_MEAN, CLIP_STD), (IMAGENET_MEAN, IMAGENET_STD)])
+def test_pictures_normalised_on_their_device_have_the_same_bits(
+    mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> None:
+    config = with_settings(mean=mean, std=std, flip_probability=0.5, pad=2)
+    draws = view_draws(0, 0, np.arange(4, dtype=np.uint64))
+    stacked = view_stack([IMAGE] * 4, config, draws, as_bytes=True)
+    assert stacked.shape == (4, 40, 20, 3)
+    assert stacked.element_size() == 1
+    found, expected = normalise_bytes(stacked, (mean, std)), view_stack([IMAGE] * 4, config, draws)
+    assert found.is_contiguous()
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
 
 def test_evaluation_resizes_bicubically_and_nothing_else() -> None:

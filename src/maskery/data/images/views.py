@@ -25,7 +25,7 @@ import torch
 
 from maskery.core.batch import Ids
 from maskery.core.random import Float32Array, Stream, random_rows, to_uniforms
-from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, ViewConfig
+from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, Channels, ViewConfig
 from maskery.data.images.loading import ImageRef, Skipped, decode_many, decoders, pillow
 
 if TYPE_CHECKING:
@@ -95,15 +95,25 @@ def view_stack(
     draws: Float32Array | None = None,
     *,
     pool: Executor | None = None,
+    as_bytes: bool = False,
 ) -> torch.Tensor:
-    """Return the views of some pictures, each with its draws: (B, 3, H, W) float32."""
+    """Return the views of some pictures, each with its draws: (B, 3, H, W) float32.
+
+    With `as_bytes` as they are for `normalise_bytes`: (B, H, W, 3) uint8.
+    """
     width, height = config.size
+    shape, dtype = ((height, width, 3), torch.uint8) if as_bytes else ((3, height, width), None)
     # Page-locked where there is a GPU, which copies from there while it computes.
-    stack = torch.empty(len(images), 3, height, width, pin_memory=torch.cuda.is_available())
+    pinned = torch.cuda.is_available()
+    stack = torch.empty(len(images), *shape, dtype=dtype, pin_memory=pinned)
     rows: Iterable[Float32Array | None] = [None] * len(images) if draws is None else draws
 
     def fill(image: Image, row: Float32Array | None, out: torch.Tensor) -> None:
-        normalise(view_pixels(image, config, row), config, out)
+        pixels = view_pixels(image, config, row)
+        if as_bytes:
+            out.numpy()[...] = pixels
+        else:
+            normalise(pixels, config, out)
 
     deque((map if pool is None else pool.map)(fill, images, rows, stack), maxlen=0)
     return stack
@@ -113,7 +123,7 @@ def normalise(
     pixels: npt.NDArray[np.uint8], config: ViewConfig, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(..., H, W, 3) uint8 to (..., 3, H, W) float32: (pixels / 255 - mean) / std."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in config.normalisation)
+    factors, shifts = (v[:, None, None] for v in _scale(config.normalisation))
     planes = np.moveaxis(pixels, -1, -3)
     if out is None:
         out = torch.empty(planes.shape)
@@ -122,9 +132,23 @@ def normalise(
     # whose threads on a CPU another team of torch's would hold up.
     levels = out.numpy()
     levels[...] = planes
-    levels *= 1 / (255 * std)
-    levels -= mean / std
+    levels *= factors
+    levels -= shifts
     return out
+
+
+def normalise_bytes(pixels: torch.Tensor, normalisation: tuple[Channels, Channels]) -> torch.Tensor:
+    """`normalise` on the device where (B, H, W, 3) uint8 are; on a CPU the bits are the same."""
+    factors, shifts = (values.tolist() for values in _scale(normalisation))
+    # With numbers, not tensors, which would have to be copied to the device at every step.
+    planes = [pixels[..., c] * factors[c] - shifts[c] for c in range(len(factors))]
+    return torch.stack(planes, dim=1)
+
+
+def _scale(normalisation: tuple[Channels, Channels]) -> tuple[Float32Array, Float32Array]:
+    """Return the factor and the shift of each colour: (pixels / 255 - mean) / std."""
+    mean, std = (np.array(values, np.float32) for values in normalisation)
+    return np.reciprocal(255 * std), mean / std
 
 
 def _between(limits: tuple[float, float], uniform: float) -> float:

@@ -81,7 +81,6 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         crowd_ids = torch.from_numpy(self.persons[chosen if crowd is None else crowd])
         members, images = self.readable(chosen, epoch)
         ids = self.ids[members]
-        image1, image2 = self.views(images, ids, epoch)
         # Each caption itself or, by chance, any of its person.
         zeros = np.zeros(len(members), np.int64)
         whether, which = (
@@ -93,8 +92,7 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         others = np.where(whether < self.weak_pair_probability, self._by_person[place], members)
         replaced = self._content[others] != self._content[members]
         return ViewedPersons(
-            image1=image1,
-            image2=image2,
+            **self.views(images, ids, epoch),
             text1=self.captions.batch(members, ids),
             text2=self.captions.batch(others, ids),
             person_ids=torch.from_numpy(persons),
