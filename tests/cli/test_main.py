@@ -150,6 +150,7 @@ def test_an_interrupt_is_said_and_has_its_own_code(
         (["{tmp}/text.txt", "--warmup-share", "nan"], "nan"),
         (["{tmp}/text.txt", "--model", "scratch:huge"], "scratch:huge"),
         (["{tmp}/empty.txt"], "empty"),
+        (["{tmp}/text.txt", "--span-max", "3"], "--span-max has no effect without --policy span"),
     ],
 )
 def test_bad_input_to_training_is_one_line_with_code_2(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +12,10 @@ import tyro
 
 from maskery.core import ranges
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Share
+from maskery.core.ranges import Count, Range, Share, refuse_idle
+from maskery.masking.config import MaskingConfig
 from maskery.runs.text.config import TextRunConfig
+from maskery.training.config import TrainingConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -147,3 +150,47 @@ def test_names_may_come_from_any_iterable(tmp_path: Path) -> None:
     listed: Any = {"corpus": np.array(["a", "b"]), "lora": [], "eval_data": None}
     config = TextRunConfig(**listed)
     assert (config.corpus, config.lora, config.eval_data) == (("a", "b"), (), ())
+
+
+MUON = TrainingConfig(optimiser="muon", muon_learning_rate=0.05)
+IDLE: list[tuple[dict[str, Any], str]] = [
+    ({"vocab_size": 500}, "--vocab-size has no effect without --model scratch:..."),
+    ({"model": "a/scratch:b", "lowercase": True}, "--lowercase has no effect without --model scr"),
+    ({"probe_label": "kind"}, "--probe-label has no effect without --probe"),
+    (
+        {"training": TrainingConfig(muon_learning_rate=0.05)},
+        "--muon-learning-rate has no effect without --optimiser muon",
+    ),
+    (
+        {"training": TrainingConfig(lr_schedule="cosine", decay_shape="linear")},
+        "--decay-shape has no effect without --lr-schedule wsd",
+    ),
+    (
+        {"masking": MaskingConfig(policy="word", span_max=3)},
+        "--span-max has no effect without --policy span",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), IDLE)
+def test_what_was_given_and_has_no_effect_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    config = TextRunConfig(corpus=("a.txt",), **settings)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        refuse_idle(config)
+    refuse_idle(config, config)  # a run that is repeated had it: nobody has given it now
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "scratch:tiny", "vocab_size": 500, "tokenizer": "bpe", "strip_accents": True},
+        {"probe": "labels.csv", "probe_label": "kind"},
+        {"training": MUON},
+        {"training": TrainingConfig(lr_schedule="wsd", decay_share=0.5)},
+        {"masking": MaskingConfig(policy="span", span_max=3, span_p=0.3)},
+    ],
+)
+def test_what_has_an_effect_is_let_through(settings: dict[str, Any]) -> None:
+    refuse_idle(TextRunConfig(corpus=("a.txt",), **settings))

@@ -49,6 +49,15 @@ def test_ours_lazy_plugins_and_objects(registry: Registry[float], plugin: Path) 
         registry.register("one", 3.0)
 
 
+def test_a_file_that_prints_leaves_standard_output_to_results(
+    registry: Registry[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "loud.py"
+    path.write_text("print('hello')\nTWO = 2.0\n", "utf-8")
+    assert registry.find(f"{path}:TWO") == 2.0
+    assert capsys.readouterr() == ("", "hello\n")
+
+
 def test_what_does_not_fit_is_refused(plugin: Path) -> None:
     registry: Registry[object] = Registry("--call", "a callable", {})
     assert registry.find(len) is len

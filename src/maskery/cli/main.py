@@ -30,7 +30,7 @@ from maskery.core.errors import (
     meant,
     reason_of,
 )
-from maskery.core.ranges import Settings
+from maskery.core.ranges import Settings, refuse_idle
 from maskery.core.registry import trust
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
@@ -308,6 +308,7 @@ def parse(
         told = " ".join(boxes.sub(" ", report.getvalue()).split())
         told = advice(command, list(flags_of(kind, default)), words, told, COMMANDS)
         raise ConfigError(f"{told} ({program} {command} --help)") from end
+    refuse_idle(parsed, default)
     return parsed
 
 

@@ -82,6 +82,20 @@ class Range:
         return " or ".join((f"{words} {self.unit}".strip(), *self.words))
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Marks a setting that has no effect unless another one of its group has a certain value."""
+
+    name: str  # The other setting
+    value: str = ""  # It must be this, or begin with it where it ends with a colon; "": not 0, set
+
+    def met_by(self, group: Any) -> bool:
+        """Return True where the other setting is as needed."""
+        found = getattr(group, self.name)
+        begins = self.value.endswith(":") and str(found).startswith(self.value)
+        return begins or (str(found) == self.value if self.value else bool(found))
+
+
 Allowed: TypeAlias = Range | tuple[Any, ...] | type[Path]  # Choices are a tuple
 Count: TypeAlias = Annotated[int, Range(1)]
 Share: TypeAlias = Annotated[float, Range(0, 1)]
@@ -144,6 +158,22 @@ def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
             rule = f"be at most {_shown(MOST)}" if allowed.high is None else rule
     subject = "each" if isinstance(value, tuple) else "it"
     raise ConfigError(f"{name} is {shown}: {subject} must {rule}{hint and f'; {hint}'}")
+
+
+def refuse_idle(group: Any, usual: Any = None) -> None:
+    """Refuse settings that were given, as they differ from the `usual` ones, and have no effect."""
+    hints = typing.get_type_hints(type(group), include_extras=True)
+    for field in fields(group):
+        value, default = getattr(group, field.name), getattr(usual, field.name, field.default)
+        if isinstance(value, Settings):
+            refuse_idle(value, default)
+        for need in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(need, Needs) and value != default and not need.met_by(group):
+                flag, other = (f"--{name.replace('_', '-')}" for name in (field.name, need.name))
+                wanted = f"{other} {need.value}{'...' * need.value.endswith(':')}".rstrip()
+                raise ConfigError(
+                    f"{flag} has no effect without {wanted}; add that, or leave out {flag}"
+                )
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:

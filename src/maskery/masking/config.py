@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Settings, Share
+from maskery.core.ranges import Count, Needs, Range, Settings, Share
 from maskery.core.registry import Registry, plugin_identity
 
 if TYPE_CHECKING:
@@ -56,9 +56,11 @@ class MaskingConfig(Settings):
     """Share of masked tokens shown as a random token; the rest keep their own."""
     static: bool = False
     """Draw the masks once and keep them, instead of afresh in each epoch."""
-    span_p: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.2")] = 0.2
+    span_p: Annotated[
+        float, Range(0, 1, above=True, below=True, hint="try 0.2"), Needs("policy", "span")
+    ] = 0.2
     """Span lengths are geometric with this parameter, as in SpanBERT."""
-    span_max: Count = 10
+    span_max: Annotated[Count, Needs("policy", "span")] = 10
     """Longest span, in words."""
 
     def __post_init__(self) -> None:

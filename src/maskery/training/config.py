@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
-from maskery.core.ranges import Count, Range, Settings, Share, Weight
+from maskery.core.ranges import Count, Needs, Range, Settings, Share, Weight
 
 Precision = Literal["auto", "fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp"]
@@ -45,7 +45,7 @@ class BaseTrainingConfig(Settings):
     """muon moves the matrices of hidden layers by Muon and the rest by AdamW: for small models from
     scratch, which learn in half the steps. stable-adamw limits the update of each tensor where its
     gradient outgrows its mean square, so that --clip-norm 0 is safe."""
-    muon_learning_rate: Rate = 0.02
+    muon_learning_rate: Annotated[Rate, Needs("optimiser", "muon")] = 0.02
     """Peak learning rate of the matrices that muon moves."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay; biases and norms have none."""
@@ -54,9 +54,12 @@ class BaseTrainingConfig(Settings):
     lr_schedule: LearningRateShape = "linear"
     """Shape of the learning rate after the warm-up. wsd stays at the peak until the last
     steps (--decay-share)."""
-    decay_share: Annotated[float, Range(0, 1, above=True, hint="try 0.2")] = 0.2
+    decay_share: Annotated[
+        float, Range(0, 1, above=True, hint="try 0.2"), Needs("lr_schedule", "wsd")
+    ] = 0.2
     """Share of the steps, at the end, over which the learning rate of wsd falls."""
-    decay_shape: DecayShape = "1-sqrt"  # the best of Hägele et al. (2024), arXiv:2405.18392
+    # The best of Hägele et al. (2024), arXiv:2405.18392
+    decay_shape: Annotated[DecayShape, Needs("lr_schedule", "wsd")] = "1-sqrt"
     """Shape of the fall of wsd; 1-sqrt falls fast at first."""
     lr_floor: Share = 0.0
     """Share of the peak learning rate that it falls to."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Count, Range, Settings
+from maskery.core.ranges import Count, Needs, Range, Settings
 from maskery.core.registry import plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
@@ -14,6 +14,7 @@ OnBadText = Literal["fail", "skip", "replace"]
 Quoting = Literal["auto", "on", "off"]
 TokenizerKind = Literal["wordpiece", "bpe", "unigram", "bert-uncased"]
 AUTO: Literal["auto"] = "auto"
+OF_SCRATCH = Needs("model", "scratch:")
 # The command line and config.yaml have strings only; in Python a reader may be an object.
 if TYPE_CHECKING:
     ReaderChoice: TypeAlias = str | Callable[..., Any] | None
@@ -152,15 +153,15 @@ def check_encoding(encoding: str) -> None:
 class VocabularyConfig(Settings):
     """The tokenizer that --model scratch:... learns from its texts."""
 
-    vocab_size: Annotated[int, Range(100)] = 8000
+    vocab_size: Annotated[int, Range(100), OF_SCRATCH] = 8000
     """Most pieces of the vocabulary that --model scratch:... learns."""
-    tokenizer: TokenizerKind = "wordpiece"
+    tokenizer: Annotated[TokenizerKind, OF_SCRATCH] = "wordpiece"
     """Kind of pieces that --model scratch:... learns. wordpiece; bpe: of bytes; unigram: bytes for
     what is rare. The last two know any character and keep every space. bert-uncased: wordpiece in
     lower case and without accents, as earlier versions made it."""
-    lowercase: bool = False
+    lowercase: Annotated[bool, OF_SCRATCH] = False
     """Fold the case of letters, with --model scratch:..."""
-    strip_accents: bool = False
+    strip_accents: Annotated[bool, OF_SCRATCH] = False
     """Strip the marks of letters, with --model scratch:...; in Hindi, Hebrew and other scripts that
     merges words."""
 

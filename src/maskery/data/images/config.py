@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Self, TypeAlias
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, Settings, Share
+from maskery.core.ranges import Needs, Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
 
@@ -44,17 +44,22 @@ class ViewConfig(Settings):
     """Share of pictures that are mirrored; 0 where captions say left or right."""
     crop_scale: Annotated[tuple[float, float] | None, Range(0, 1, above=True)] = None
     """Smallest and largest share of the area that a random crop keeps; by default no crop."""
-    crop_ratio: Annotated[tuple[float, float], Range(0, above=True)] = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[tuple[float, float], Range(0, above=True), Needs("crop_scale")] = (
+        3 / 4,
+        4 / 3,
+    )
     """Smallest and largest change of the aspect ratio (width / height) by a random crop."""
     pad: Annotated[int, Range(0, unit="pixels")] = 0
     """Pixels added on each side after resizing, before a crop back to size at a random place."""
     augment_operations: Annotated[int, Range(0, MAX_AUGMENT_OPERATIONS)] = 0
     """Operations of RandAugment that are tried, as ALBEF and RaSa do (they use 2)."""
-    augment_magnitude: Annotated[float, Range(0, 10)] = 7.0
+    augment_magnitude: Annotated[float, Range(0, 10), Needs("augment_operations")] = 7.0
     """Strength of those operations, from 0 to 10."""
     erase_probability: Share = 0.0
     """Share of pictures in which a random rectangle is painted over with the mean colour."""
-    erase_scale: Annotated[tuple[float, float], Range(0, 1, above=True)] = (0.02, 0.33)
+    erase_scale: Annotated[
+        tuple[float, float], Range(0, 1, above=True), Needs("erase_probability")
+    ] = (0.02, 0.33)
     """Smallest and largest share of the area that is erased."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from maskery.core.errors import ConfigError
 from maskery.core.flags import conf
-from maskery.core.ranges import Range, number_or_word
+from maskery.core.ranges import Needs, Range, number_or_word
 from maskery.data.corpus.config import CorpusConfig, StreamingConfig, VocabularyConfig
 from maskery.masking.config import MaskingConfig
 from maskery.tasks.text_mlm_config import AUTO_OFF, DIFFUSION, TextMLMConfig
@@ -74,9 +74,9 @@ class TextRunConfig(VocabularyConfig):
     probe: str | None = None
     """A label file: how well the encoder's vectors tell its classes apart, before and after, and at
     every evaluation (--best-metric probe). Default: halves of held-out texts find each other."""
-    probe_text: str = "text"
+    probe_text: Annotated[str, Needs("probe")] = "text"
     """The column of the texts in --probe."""
-    probe_label: str = ""
+    probe_label: Annotated[str, Needs("probe")] = ""
     """The column of the labels in --probe. Default: label."""
     max_length: Annotated[int | None, Range(3, unit="tokens", hint="try 128")] = None
     """Most tokens of a sequence; longer documents become windows. Default: 512, or the model's."""
