@@ -186,15 +186,13 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         text: Any = config.text_config
         self.visual_encoder = VisionEncoder(config.vision_config)
         width = self.visual_encoder.width
-        # Text alone, text with an image, and the masked language modelling head.
-        self.text_encoder: TextFusionEncoder
         # Contrastive features, of the image and of the text.
         self.vision_proj: Any
         self.text_proj: Any
         if config.has_towers:
             from maskery.models.image_text.towers import TextTower, projections
 
-            self.text_encoder = TextTower(text, config.interaction_layers, width)
+            self.text_encoder: TextFusionEncoder = TextTower(text, config.interaction_layers, width)
             self.vision_proj, self.text_proj = projections(config)
         else:
             self.text_encoder = TextFusionEncoder(text, config.fusion_layer, width)
