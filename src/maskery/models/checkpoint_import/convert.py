@@ -215,11 +215,10 @@ def import_albef(state: State, described: Mapping[str, Any], given: Given) -> Im
     placed = {name: _albef_places(name, tensor) for name, tensor in state.items()}
     report = _fill(model, "albef", placed, _told(state), resized)
     twin = {n: t for places in placed.values() for n, t in places.items() if n.startswith(TWIN)}
-    extra: State = {}
-    if twin:
-        # The heads have no twin in the file; they are never read from it.
-        extra = {TWIN + n: twin.get(TWIN + n, t) for n, t in model.state_dict().items()}
-    return Imported(model=model, extra_state=extra | _queues(state), report=report)
+    extra = _queues(state)
+    if twin:  # the heads have none in the file; theirs are never read
+        extra |= {TWIN + n: twin.get(TWIN + n, t) for n, t in model.state_dict().items()}
+    return Imported(model=model, extra_state=extra, report=report)
 
 
 def _albef_places(name: str, tensor: torch.Tensor) -> State:

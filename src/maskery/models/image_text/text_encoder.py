@@ -14,12 +14,10 @@ D = H * d text width, W image width, V vocabulary, M selected tokens. Hidden sta
 or (T, D) where they are packed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +38,7 @@ class PackedRows:
     places: Tensor  # (T,) int64, ascending indices into R * L
 
     @classmethod
-    def of(cls, attention_mask: Tensor) -> PackedRows:
+    def of(cls, attention_mask: Tensor) -> Self:
         """Read them off (R, L), 0 at padding."""
         count, length = attention_mask.shape
         places = attention_mask.bool().flatten().nonzero().squeeze(-1)
@@ -64,7 +62,7 @@ class ImageKeys:
     keys: Tensor  # (I, H, N, d)
     values: Tensor  # (I, H, N, d)
 
-    def select(self, rows: Tensor) -> ImageKeys:
+    def select(self, rows: Tensor) -> "ImageKeys":
         """Take the images `rows` (S,), in that order."""
         return ImageKeys(keys=self.keys[rows], values=self.values[rows])
 
@@ -317,13 +315,13 @@ class TextFusionEncoder(nn.Module):
 # queries, so that no key or value is copied; the last layer is computed for class tokens only.
 @dataclass(frozen=True, kw_only=True)
 class Rows(PackedRows):
-    """The places of S tokens in R rows of L, and of the class tokens among them."""
+    """The places of T tokens in R rows of L, and of the class tokens among them."""
 
-    firsts: Tensor  # (R,) int64, the class token of each row among the S
+    firsts: Tensor  # (R,) int64, the class token of each row among the T
     mask: Tensor | None  # (R, 1, 1, L) bool; None where all rows are as long
 
     @classmethod
-    def of_lengths(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Rows:
+    def of_lengths(cls, lengths: npt.NDArray[np.int64], device: torch.device) -> Self:
         """Lay out rows of these lengths, (R,)."""
         longest = int(lengths.max())
         real = np.arange(longest) < lengths[:, None]
@@ -349,14 +347,13 @@ def before_looking(encoder: TextFusionEncoder, hidden: Tensor, attention_mask: T
 
 
 def fuse_class_tokens(
-    encoder: TextFusionEncoder, tokens: Tensor, rows: Rows, image: Sequence[ImageKeys]
+    encoder: TextFusionEncoder, hidden: Tensor, rows: Rows, image: Sequence[ImageKeys]
 ) -> Tensor:
-    """Let all texts look at one image: (S, D) of `before_looking` to (R, D) fused class tokens."""
+    """Let all texts look at one image: (T, D) of `before_looking` to (R, D) fused class tokens."""
     layers = encoder.fusion_layers
     if not isinstance(layers[0], Layer):
-        fused: Tensor = layers[0](rows.spread(tokens), rows.mask, *image)
+        fused: Tensor = layers[0](rows.spread(hidden), rows.mask, *image)
         return fused[:, 0]
-    hidden = tokens
     for number, (layer, keys) in enumerate(zip(layers, image, strict=True)):
         last = number + 1 == len(layers)
         if number and last:  # only class tokens ask, and all tokens of their rows are asked

@@ -110,9 +110,8 @@ class TextTower(TextFusionEncoder):
             self.fusion = InteractionEncoder(own, image_width)
             # A table, as that of the words that are read: no matrix between states, for Muon.
             decoder = nn.Embedding(own.vocab_size, own.hidden_size)
-            self.cls = nn.ModuleDict(
-                {"predictions": text_encoder.Predictions(own), "decoder": decoder}
-            )
+            predictions = text_encoder.Predictions(own)
+            self.cls = nn.ModuleDict({"predictions": predictions, "decoder": decoder})
 
     @property
     def fusion_layers(self) -> list[Any]:
