@@ -168,8 +168,7 @@ def others_table(others: Data) -> Table:
         columns = _in_time(measured)
         for name in ("loss", "top1"):
             values = (scores[name] for scores in columns.values())
-            label = f"{text}: {SCORES[name]}"
-            rows.append(_row(label, name, values, measured["difference"][name]))
+            rows.append(_row(f"{text}: {SCORES[name]}", name, values, measured["difference"][name]))
         tokens, examples = measured["after"]["masked_tokens"], measured["after"]["examples"]
         notes.append(
             f"{text}: {counted(tokens, 'masked token')} of {counted(examples, 'example')}; "

@@ -176,8 +176,7 @@ def masked_rows(masked: MaskedTokens, shapes: StaticShapes) -> tuple[Ints, Ints]
 
 def first_position(config: PreTrainedConfig) -> int:
     """Return the position id of a sequence's first token."""
-    after = config.model_type in POSITIONS_AFTER_PADDING
-    return int(config.pad_token_id) + 1 if after else 0
+    return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

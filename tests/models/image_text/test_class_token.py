@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from maskery.models.image_text.build import build_from_scratch
-from maskery.models.image_text.class_token import Rows, before_looking, fuse_class_tokens
 from maskery.models.image_text.model import ImageTextModel
 from maskery.models.image_text.sizes import ImageTextSizes
+from maskery.models.image_text.text_encoder import Rows, before_looking, fuse_class_tokens
 
 
 def tiny(fusion_layers: int) -> ImageTextModel:

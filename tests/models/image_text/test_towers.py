@@ -13,8 +13,8 @@ from transformers import AutoModel
 
 from maskery.core.errors import ModelError
 from maskery.models.image_text.build import build_from_towers
-from maskery.models.image_text.class_token import Rows, before_looking, fuse_class_tokens
 from maskery.models.image_text.model import ImageTextModel
+from maskery.models.image_text.text_encoder import Rows, before_looking, fuse_class_tokens
 
 CAPTIONS = [
     "a person in red shirt",

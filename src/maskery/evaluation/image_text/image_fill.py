@@ -246,8 +246,7 @@ class ImageFiller(Filler):
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """See `Filler.predict`; every sequence looks at the picture."""
-        boundaries = masked.batch.boundaries
-        padded = pad(masked.input_ids, boundaries, masked.positions, pad_token_id=0)
+        padded = pad(masked.input_ids, masked.batch.boundaries, masked.positions, pad_token_id=0)
         inputs = padded.to(self.network.device)
         hidden = self.read(inputs.input_ids, inputs.arguments["attention_mask"].bool())
         return self.network.text_encoder.mlm_logits(hidden.flatten(0, 1)[inputs.rows]).float()

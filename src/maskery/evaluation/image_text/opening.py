@@ -156,7 +156,6 @@ def open_image_text(name: str) -> OpenImageText:
 
 
 def _guess_model_retrieval(model: ImageTextModel) -> ModelRetrieval:
-    """Guess which losses trained a model that has no settings file."""
     # Biases start at exactly zero, and no optimiser leaves a trained one there. The bias over the
     # vocabulary may start at the words' frequencies, so that head counts as trained.
     towers = model.config.has_towers  # which come trained to be compared

@@ -28,9 +28,13 @@ from maskery.core.random import Float32Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.text.fill import by_length
 from maskery.evaluation.text.masked import require_numbers
-from maskery.models.image_text.class_token import Rows, before_looking, fuse_class_tokens
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import ImageKeys
+from maskery.models.image_text.text_encoder import (
+    ImageKeys,
+    Rows,
+    before_looking,
+    fuse_class_tokens,
+)
 from maskery.models.layout import pad
 
 CHUNK_BYTES = 1 << 20  # written at a time where the file system cannot reserve space

@@ -19,24 +19,9 @@ from transformers.models.auto import modeling_auto
 from maskery.core.errors import ModelError, explained
 from maskery.core.system import require_empty
 from maskery.core.task import EXTRA_STATE
-from maskery.models.checkpoint_import.state_dict import (
-    SHOWN,
-    Given,
-    ImportReport,
-    State,
-    heads_of,
-    part_of,
-    read_described,
-    read_state_dict,
-    read_tokenizer,
-)
-from maskery.models.checkpoint_import.timm_vit import (
-    fit_positions,
-    layer_numbers,
-    rename_vit,
-    shape_of,
-    vit_config,
-)
+from maskery.models.checkpoint_import import state_dict, timm_vit
+from maskery.models.checkpoint_import.state_dict import Given, ImportReport, State
+from maskery.models.checkpoint_import.timm_vit import layer_numbers, shape_of
 from maskery.models.image_text.model import VISION_FAMILIES, ImageTextConfig, ImageTextModel
 from maskery.models.loading import quiet_transformers, refuse_random_layers
 
@@ -99,15 +84,15 @@ def import_checkpoint(
         ConfigError: `out` holds something already, or the attention heads are not known.
     """
     require_empty(out)
-    state, notes = read_state_dict(path)
+    state, notes = state_dict.read_state_dict(path)
     folder = path if path.is_dir() else path.parent
     given = Given(image_size, num_text_heads, num_vision_heads)
-    imported = import_state(state, read_described(folder), given)
+    imported = import_state(state, state_dict.read_described(folder), given)
     config: Any = imported.model.config
     saved: list[Any] = [imported.model]
     rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
     if rows is not None:  # else the model reads no text
-        saved.append(read_tokenizer(tokenizer, folder, rows))
+        saved.append(state_dict.read_tokenizer(tokenizer, folder, rows))
     sides = (getattr(config, f"{side}_config", None) for side in ("text", "vision"))
     found = [side for side in sides if side is not None] or [config]
     # They are told, since no tensor could contradict.
@@ -130,10 +115,10 @@ def import_state(state: State, described: Mapping[str, Any], given: Given) -> Im
         return import_albef(state, described, given)
     if "patch_embed.proj.weight" in state:  # a vision transformer of timm or DeiT
         state = dict(state)
-        config = vit_config(state, described, given)
-        resized = fit_positions(state, config, "pos_embed")
+        config = timm_vit.vit_config(state, described, given)
+        resized = timm_vit.fit_positions(state, config, "pos_embed")
         model = ViTModel(config, add_pooling_layer=False).eval()
-        placed = {name: rename_vit(name, tensor) for name, tensor in state.items()}
+        placed = {name: timm_vit.rename_vit(name, tensor) for name, tensor in state.items()}
         return Imported(model=model, report=_fill(model, "vit", placed, {}, resized))
     if kind == ImageTextConfig.model_type:
         raise ModelError("this is a model folder of Maskery already; use it as it is")
@@ -141,7 +126,7 @@ def import_state(state: State, described: Mapping[str, Any], given: Given) -> Im
         return import_described(state, described)
     if any(n.removeprefix("bert.") == "embeddings.word_embeddings.weight" for n in state):
         return import_bert(state, described, given)
-    parts = Counter(name.partition(".")[0] for name in state).most_common(SHOWN)
+    parts = Counter(name.partition(".")[0] for name in state).most_common(state_dict.SHOWN)
     begin = ", ".join(f"'{part}' ({count})" for part, count in parts)
     raise ModelError(
         f"the checkpoint is of no known model: its names begin with {begin}. ALBEF, RaSa, BERT and "
@@ -215,26 +200,25 @@ def import_albef(state: State, described: Mapping[str, Any], given: Given) -> Im
     vision = {n.removeprefix(VISION): t for n, t in state.items() if n.startswith(VISION)}
     layers = f"{TEXT}encoder.layer."
     fusing = layer_numbers([name for name in state if ".crossattention." in name], layers)
-    text, pictures = (part_of(described, side) for side in ("text", "vision"))
+    text, pictures = (state_dict.part_of(described, side) for side in ("text", "vision"))
     config = ImageTextConfig(
         text_config=text_config(state, TEXT, text, given),
-        vision_config=vit_config(vision, pictures, given),
+        vision_config=timm_vit.vit_config(vision, pictures, given),
         fusion_layer=min(fusing or {len(layer_numbers(state, layers))}),
         embed_dim=shape_of(state, "text_proj.weight", 2)[0],
     )
     tables = "visual_encoder.pos_embed", "visual_encoder_m.pos_embed"
-    resized = fit_positions(state, config.vision_config, *tables)
+    resized = timm_vit.fit_positions(state, config.vision_config, *tables)
     # With dropout, attention takes twice the time.
     config.text_config.attention_probs_dropout_prob = 0.0
     model = ImageTextModel(config).eval()
     placed = {name: _albef_places(name, tensor) for name, tensor in state.items()}
     report = _fill(model, "albef", placed, _told(state), resized)
     twin = {n: t for places in placed.values() for n, t in places.items() if n.startswith(TWIN)}
-    extra: State = {}
-    if twin:
-        # The heads have no twin in the file; they are never read from it.
-        extra = {TWIN + n: twin.get(TWIN + n, t) for n, t in model.state_dict().items()}
-    return Imported(model=model, extra_state=extra | _queues(state), report=report)
+    extra = _queues(state)
+    if twin:  # the heads have none in the file; theirs are never read
+        extra |= {TWIN + n: twin.get(TWIN + n, t) for n, t in model.state_dict().items()}
+    return Imported(model=model, extra_state=extra, report=report)
 
 
 def _albef_places(name: str, tensor: torch.Tensor) -> State:
@@ -244,7 +228,7 @@ def _albef_places(name: str, tensor: torch.Tensor) -> State:
         places = _albef_places(f"{module.removesuffix('_m')}.{rest}", tensor)
         return {f"{TWIN}{place}": t for place, t in places.items()}
     if name.startswith(VISION):
-        renamed = rename_vit(name.removeprefix(VISION), tensor)
+        renamed = timm_vit.rename_vit(name.removeprefix(VISION), tensor)
         return {f"{VISION}backbone.{n}": t for n, t in renamed.items()}
     head = f"text_encoder.{HEAD}"
     is_text = name.startswith((TEXT, head)) and name.removeprefix(head) not in SAME_AS
@@ -300,7 +284,7 @@ def text_config(
                 f"tensors say {size}: it is of another model; take it away or bring the right one"
             )
     told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
-    heads = heads_of("text", width, given.text_heads, described)
+    heads = state_dict.heads_of("text", width, given.text_heads, described)
     return BertConfig(**told, **sizes, num_attention_heads=heads)
 
 

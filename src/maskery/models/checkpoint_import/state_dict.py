@@ -35,13 +35,9 @@ STARTS = {
 }
 # Files of other frameworks, whose beginnings tell nothing.
 ENDS = {
-    ".h5": "Keras or TensorFlow",
-    ".msgpack": "Flax",
-    ".onnx": "ONNX",
-    ".index": "TensorFlow",
-    ".meta": "TensorFlow",
-    ".npz": "NumPy or JAX",
-}
+    ".h5": "Keras or TensorFlow", ".index": "TensorFlow", ".meta": "TensorFlow",
+    ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "NumPy or JAX",
+}  # fmt: skip
 ZIP = b"PK\x03\x04"  # What files of PyTorch begin with; older ones are plain pickles
 SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
@@ -302,6 +298,5 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             # A list without capitals is of a lower-casing BERT; only [CLS] and such have some.
             cased = any(word != word.lower() for word in listed if not word.startswith("["))
             return BertTokenizer(str(words), do_lower_case=not cased)
-        return AutoTokenizer.from_pretrained(
-            path if path.is_dir() else source, trust_remote_code=False
-        )
+        name = path if path.is_dir() else source
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)

@@ -160,7 +160,6 @@ def build_from_towers(
 
 
 def _load_towers(name: str) -> tuple[Any, Any]:
-    """Load a model of two towers, and its tokenizer with a mask token."""
     found, fault = read_config(name).model_type, ""
     if found.startswith("siglip2"):
         fault = "takes pictures of any shape (NaFlex): use a SigLIP 2 of fixed resolution"

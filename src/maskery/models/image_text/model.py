@@ -186,15 +186,13 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
         text: Any = config.text_config
         self.visual_encoder = VisionEncoder(config.vision_config)
         width = self.visual_encoder.width
-        # Text alone, text with an image, and the masked language modelling head.
-        self.text_encoder: TextFusionEncoder
         # Contrastive features, of the image and of the text.
         self.vision_proj: Any
         self.text_proj: Any
         if config.has_towers:
             from maskery.models.image_text.towers import TextTower, projections
 
-            self.text_encoder = TextTower(text, config.interaction_layers, width)
+            self.text_encoder: TextFusionEncoder = TextTower(text, config.interaction_layers, width)
             self.vision_proj, self.text_proj = projections(config)
         else:
             self.text_encoder = TextFusionEncoder(text, config.fusion_layer, width)
@@ -243,23 +241,16 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
 
     def forward(
         self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,  # (B, 3, height, width), normalised
+        input_ids: Tensor | None = None,  # (B, L) int64
+        attention_mask: Tensor | None = None,  # (B, L), 0 at padding
         *,
-        compute: Callable[[ImageTextModel], ResultT] | None = None,
+        compute: Callable[[ImageTextModel], ResultT] | None = None,  # to run instead
     ) -> ImageTextOutput | ResultT:
-        """Read B texts (B, L), each with its image, or alone where there are no images.
+        """Read B texts, each with its image, or alone where there are no images.
 
-        Args:
-            pixel_values: (B, 3, height, width), normalised; or None.
-            input_ids: (B, L) int64.
-            attention_mask: (B, L), 0 at padding; or None.
-            compute: A function of this model to run instead. DistributedDataParallel reduces
-                gradients once for each forward call, so a step of several passes goes through here.
-
-        Returns:
-            The fused text and its vocabulary scores, or what `compute` returns.
+        Returns the fused text and its vocabulary scores, or what `compute` returns. Data
+        parallelism reduces gradients once a forward call: a step of several passes is a `compute`.
         """
         if compute is not None:
             return compute(self)

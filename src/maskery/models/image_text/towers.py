@@ -20,22 +20,16 @@ from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from maskery.core.errors import ModelError
-from maskery.models.image_text.text_encoder import (
-    Attention,
-    ImageKeys,
-    PackedRows,
-    Predictions,
-    SelfAttention,
-    TextFusionEncoder,
-)
+from maskery.models.image_text import text_encoder
+from maskery.models.image_text.text_encoder import ImageKeys, PackedRows, TextFusionEncoder
 
 
-class CrossAttention(Attention):
+class CrossAttention(text_encoder.Attention):
     """Words attend to image tokens, and keep nothing of what they were."""
 
     def __init__(self, config: Any, image_width: int):
         nn.Module.__init__(self)
-        self.self = SelfAttention(config, image_width)
+        self.self = text_encoder.SelfAttention(config, image_width)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def finish(self, context: Tensor, *_: Any) -> Tensor:
@@ -116,7 +110,8 @@ class TextTower(TextFusionEncoder):
             self.fusion = InteractionEncoder(own, image_width)
             # A table, as that of the words that are read: no matrix between states, for Muon.
             decoder = nn.Embedding(own.vocab_size, own.hidden_size)
-            self.cls = nn.ModuleDict({"predictions": Predictions(own), "decoder": decoder})
+            predictions = text_encoder.Predictions(own)
+            self.cls = nn.ModuleDict({"predictions": predictions, "decoder": decoder})
 
     @property
     def fusion_layers(self) -> list[Any]:
