@@ -138,10 +138,10 @@ class Tokenize(Command):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.paths) < 2:
-            raise ConfigError(
-                f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
-                "and last the folder for the shards"
+            fix = (
+                "give the files, folders or globs of the corpus, and last the folder for the shards"
             )
+            raise ConfigError(f"{len(self.paths)} path is named: {fix}")
 
     def make(self, *, progress: bool = True) -> "Made":
         """Make the shards that are missing, or send the work to Slurm."""

@@ -60,14 +60,11 @@ class Search(Command):
 
     def __post_init__(self) -> None:
         if not self.text and self.like is None:
-            raise ConfigError(
-                'no query is given: add one, such as "a woman in a red coat", or --like FILE'
-            )
+            fix = 'add one, such as "a woman in a red coat", or --like FILE'
+            raise ConfigError(f"no query is given: {fix}")
         if self.like is not None and self.rerank:
-            raise ConfigError(
-                f"--rerank {self.rerank} looks at words alone, and --like at a picture; leave out "
-                f"one of them"
-            )
+            problem = f"--rerank {self.rerank} looks at words alone, and --like at a picture"
+            raise ConfigError(f"{problem}; leave out one of them")
         super().__post_init__()
         check_ending(self.sheet, "--sheet", ".png")
 

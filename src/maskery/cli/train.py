@@ -88,10 +88,9 @@ def repeat(arguments: Sequence[str]) -> Command:
         print(USAGE, end="")
         raise SystemExit(0)
     if path is None:
-        raise ConfigError(
-            f"name what to train: {', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
-            f"{meant(''.join(arguments[:1]), KINDS)}"
-        )
+        close = meant("".join(arguments[:1]), KINDS)
+        known = f"{', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
+        raise ConfigError(f"name what to train: {known}{close}")
     return training(config_file.kind_of(config_file.read_settings(path), path), arguments)
 
 

@@ -196,22 +196,18 @@ class Score(Command):
         reader = filler.reader
         for text, place in zip(texts, places, strict=True):
             if reader.mask_token in text:
-                raise ConfigError(
-                    f"{place} has a {reader.mask_token}, and only words have a probability; write "
-                    f"the word, or use maskery fill"
-                )
+                problem = f"{place} has a {reader.mask_token}, and only words have a probability"
+                raise ConfigError(f"{problem}; write the word, or use maskery fill")
         scorer = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens)
         scored = scorer.score(texts, places.__getitem__)
         scores = list(Bar(len(texts), "scoring", iterable=scored))
         mark = reader.tokenizer.unk_token
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
         if unknown:  # their score is that of any unknown word
-            log.warning(
-                "unknown to the tokenizer and scored as %s: %s: %s",
-                mark,
-                counted(len(unknown), "word"),
-                ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else ""),
-            )
+            count, words = counted(len(unknown), "word"), ", ".join(unknown[:8])
+            more = ", ..." if len(unknown) > 8 else ""
+            told = "unknown to the tokenizer and scored as %s: %s: %s%s"
+            log.warning(told, mark, count, words, more)
         return scores
 
     def report_suite(self, suite: str) -> None:
@@ -244,10 +240,8 @@ class Score(Command):
             rows = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored]
         total = sum(score.log_probability for _, score in scored)
         tokens = sum(score.tokens for _, score in scored)
-        note = (
-            f"{counted(len(scored), 'sentence')}, {counted(tokens, 'token')}: {total:,.1f} nats, "
-            f"{total / tokens:.3f} a token"
-        )
+        amounts = f"{counted(len(scored), 'sentence')}, {counted(tokens, 'token')}"
+        note = f"{amounts}: {total:,.1f} nats, {total / tokens:.3f} a token"
         columns = WORD_COLUMNS if self.words else TEXT_COLUMNS
         self.show(columns, rows, note, [as_json(n, score, self.words) for n, score in scored])
 

@@ -34,10 +34,8 @@ NOTHING |= {name: {} for name in ("evaluation", "samples", "settings")}
 def write_report(folder: Path) -> Path:
     """Write `report.html`, tables and `curves.png` into a run folder; returns the page's path."""
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
-            f"has written"
-        )
+        problem = f"'{folder}' has no {CONFIG}, so it is no run folder"
+        raise CheckpointError(f"{problem}; name one that maskery train has written")
     # Those that are not there yet are empty.
     evaluation, samples = _object(folder / EVALUATION), _object(folder / SAMPLES)
     charts = charts_of(metrics_of(folder / METRICS))
