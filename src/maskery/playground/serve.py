@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import ConfigError
 from maskery.core.registry import require
+from maskery.playground.app import make_app
+from maskery.playground.session import Session
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    from maskery.playground.session import Session
 else:
     H11Protocol = object  # uvicorn is optional: `make_server` names it as the second parent
 
@@ -101,7 +101,7 @@ class Impatient(H11Protocol):
             self._waits = None
 
 
-def serve(session: "Session", port: int, ready: Callable[[str], object]) -> None:
+def serve(session: Session, port: int, ready: Callable[[str], object]) -> None:
     """Serve until interrupted; `ready` is called with the address once it is known."""
     listener = listen(port)
     server = make_server(session)
@@ -118,10 +118,8 @@ def listen(port: int) -> socket.socket:
         raise ConfigError(f"{problem}; name another with --port, or 0 for any") from error
 
 
-def make_server(session: "Session") -> Any:
+def make_server(session: Session) -> Any:
     """Return a uvicorn server with tight limits."""
-    from maskery.playground.app import make_app
-
     uvicorn = require("uvicorn", extra="playground", purpose="serve the playground")
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
