@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Found = tuple[str, Sequence[Hit]]  # A query and its pictures
 
+HEIGHT = 256  # pixels of each picture of a strip
+WHOLE = "all words"  # stands in a word's place where a caption is explained as a whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Command):
@@ -138,10 +141,6 @@ def save_sheet(path: Path, folder: Path, found: Sequence["Found"]) -> None:
             cells.append(Cell(image=image, label=(f"{number}.  {score}", hit.path)))
         rows.append(SheetRow(heading=text, cells=cells))
     draw_sheet(rows).save(path)
-
-
-HEIGHT = 256  # pixels of each picture of a strip
-WHOLE = "all words"  # stands in a word's place where a caption is explained as a whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from maskery.evaluation.text.fill import Filling
     from maskery.evaluation.text.pseudo_likelihood import TextScore
 
+log = logging.getLogger(__name__)
 
 SAMPLING = frozenset({"temperature", "steps", "block", "seed"})  # flags that --sample reads
 LISTING = frozenset({"top_k", "words", "pieces", "beams"})  # flags of lists of candidates
+PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
+TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
+WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
+TEXT_WIDTH = 60  # characters of a text in a table for people; --tsv and --json have it whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +107,6 @@ def describe(filling: "Filling") -> str:
         rows = [[w.word, f"{100 * w.probability:.3g}%", " ".join(w.pieces)] for w in filling.words]
         blocks.append("asked for:\n" + table(rows))
     return "\n".join(blocks)
-
-
-log = logging.getLogger(__name__)
-
-PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
-TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
-WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
-TEXT_WIDTH = 60  # characters of a text in a table for people; --tsv and --json have it whole
 
 
 @dataclass(frozen=True, kw_only=True)
