@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from maskery.data.shards.making import Made
     from maskery.runs.text.inspect import Inspection
 
-
 BAR = 30  # characters of the longest bar, so that a row with its label fits into 80 columns
 
 
@@ -168,11 +167,13 @@ class Tokenize(Command):
             f"mends what fails"
         )
         if made.sent is None:
+            shards, examples = (
+                counted(about["shards"], "shard"),
+                counted(about["documents"], "example"),
+            )
+            tokens, held_out = (counted(about[n], "token") for n in ("tokens", "held_out_tokens"))
             text = (
-                f"{counted(about['shards'], 'shard')} with "
-                f"{counted(about['documents'], 'example')} and "
-                f"{counted(about['tokens'], 'token')}, "
-                f"{counted(about['held_out_tokens'], 'token')} held out; "
+                f"{shards} with {examples} and {tokens}, {held_out} held out; "
                 f"{made.tokens_made:,} made now\n"
                 f"the shards are in {made.folder}; train on them:\n"
                 f"  maskery train text {made.folder} --model {self.model}"

@@ -34,8 +34,7 @@ from maskery.core.ranges import Settings
 from maskery.core.registry import trust
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
-# The module of each command with its class, or with a function that makes it of the arguments, as
-# where one command is several; and what it does.
+# Of each command: its module and class, or a function that makes it of the arguments; its help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:Text", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),

@@ -123,10 +123,8 @@ class MaskCollator:
         if not len(ids):
             raise DataError("no row of a batch has a token; leave empty texts out of the dataset")
         if (wrong := ids[(ids < 0) | (ids >= size)]).size:
-            rule = (
-                f"the tokenizer has the ids 0 to {size - 1}; use the tokenizer that made the rows"
-            )
-            raise DataError(f"a row has the token id {wrong[0]}, and {rule}")
+            problem = f"a row has the token id {wrong[0]}, and the tokenizer has the ids 0 to"
+            raise DataError(f"{problem} {size - 1}; use the tokenizer that made the rows")
         if "word_starts" not in rows[0]:
             # Where there is no column, each token was taken for a word.
             batch.word_starts[:] = self._words(batch.input_ids)

@@ -59,14 +59,13 @@ def masked_lm_trainer(
     packed, reason = can_pack(model, pad_token_id)
     if args.n_gpu > 1:  # its threads would cut a packed row in two
         packed, reason = False, "one process with several GPUs; start with torchrun to pack"
-    collator: MaskCollator
-    if packed:
-        collator = PackedCollator(tokenizer, masking, seed=args.seed)
+    kind = PackedCollator if packed else MaskCollator
+    collator = kind(tokenizer, masking, seed=args.seed)
+    if isinstance(collator, PackedCollator):
         collator.first_position = first_position(model.config)
         args.prediction_loss_only = True  # packed logits of different batches have no common shape
     else:
         log.warning("batches are padded: %s", reason)
-        collator = MaskCollator(tokenizer, masking, seed=args.seed)
     use_fast_dropout(model)
     if new_parameters:
         optimiser = grouped_optimiser(model, args, new_parameters, head_learning_rate)

@@ -166,9 +166,8 @@ def search(
 
     opened = open_image_text_model(model)
     texts = () if query is None else query
-    return search_all(
-        opened, folder, texts, like=like, top=top, rerank=rerank, cache_dir=cache_dir
-    )[0]
+    hits = search_all(opened, folder, texts, like=like, top=top, rerank=rerank, cache_dir=cache_dir)
+    return hits[0]
 
 
 def explain(
