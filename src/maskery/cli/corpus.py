@@ -47,9 +47,8 @@ class Inspect(Command):
         with quick_imports():
             from maskery.runs.text.inspect import inspect_corpus
 
-        found = inspect_corpus(
-            self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
-        )
+        steps, listed, progress = self.timed_steps, self.words, not self.json
+        found = inspect_corpus(self.run, timed_steps=steps, listed=listed, progress=progress)
         if self.words_out is not None:
             with explained(f"--words-out {self.words_out} cannot be written", "name another file"):
                 self.words_out.write_text("".join(f"{w.word}\n" for w in found.broken), "utf-8")
@@ -137,10 +136,9 @@ class Tokenize(Command):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.paths) < 2:
-            fix = (
-                "give the files, folders or globs of the corpus, and last the folder for the shards"
-            )
-            raise ConfigError(f"{len(self.paths)} path is named: {fix}")
+            corpus, count = "the files, folders or globs of the corpus", len(self.paths)
+            fix = f"give {corpus}, and last the folder for the shards"
+            raise ConfigError(f"{count} path is named: {fix}")
 
     def make(self, *, progress: bool = True) -> "Made":
         """Make the shards that are missing, or send the work to Slurm."""

@@ -289,9 +289,8 @@ def parse(
     words, report = with_columns_joined(gathered(arguments)), io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
-            parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=words, default=default, add_help=False
-            )
+            name = f"{program} {command}"
+            parsed = tyro.cli(kind, prog=name, args=words, default=default, add_help=False)
     except SystemExit as end:
         from maskery.cli.flags import advice, flags_of
 
@@ -300,7 +299,7 @@ def parse(
         told = " ".join(boxes.sub(" ", report.getvalue()).split())
         told = advice(command, list(flags_of(kind, default)), words, told, COMMANDS)
         raise ConfigError(f"{told} ({program} {command} --help)") from end
-    return parsed
+    return parsed  # type: ignore[return-value]
 
 
 def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:

@@ -68,9 +68,8 @@ class Probe(Command):
             from maskery.evaluation.probe.labels import read_labelled
             from maskery.evaluation.probe.probe import probe
 
-        labelled = read_labelled(
-            self.labels, self.kind, text_column=self.text_column, label_column=self.label_column
-        )
+        columns = {"text_column": self.text_column, "label_column": self.label_column}
+        labelled = read_labelled(self.labels, self.kind, **columns)
         result = probe(
             Encoder.open(self.model),
             labelled,

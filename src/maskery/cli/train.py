@@ -178,9 +178,8 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
         # A run folder that was moved is its own output.
         output = path.parent if (path.parent / "metrics.jsonl").is_file() else saved.output
         if preset is not None:
-            raise ConfigError(
-                "--preset and --config do not go together: the file has every setting"
-            )
+            reason = "the file has every setting"
+            raise ConfigError(f"--preset and --config do not go together: {reason}")
         return command(run=replace(saved, output=None), repeated=output)
     begun = taken(arguments, "--from", "--from-run")[0] if command.kind == "text" else None
     if begun:
