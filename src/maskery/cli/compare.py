@@ -143,9 +143,8 @@ class Merge(Comparing):
         """Merge, and measure the curve between two models."""
         with quick_imports():
             from maskery.runs.text.merge import merge
-        return merge(
-            self.models, self.weights, self.base, self.density, self.output, self.eval_data
-        )
+        place, texts = self.output, self.eval_data
+        return merge(self.models, self.weights, self.base, self.density, place, texts)
 
     def report(self, rows: Sequence["Row"]) -> None:
         """Print the curve, or where the model is."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from maskery.data.shards.making import Made
     from maskery.runs.text.inspect import Inspection
 
-
 BAR = 30  # characters of the longest bar, so that a row with its label fits into 80 columns
 
 
@@ -48,9 +47,8 @@ class Inspect(Command):
         with quick_imports():
             from maskery.runs.text.inspect import inspect_corpus
 
-        found = inspect_corpus(
-            self.run, timed_steps=self.timed_steps, listed=self.words, progress=not self.json
-        )
+        steps, listed, progress = self.timed_steps, self.words, not self.json
+        found = inspect_corpus(self.run, timed_steps=steps, listed=listed, progress=progress)
         if self.words_out is not None:
             with explained(f"--words-out {self.words_out} cannot be written", "name another file"):
                 self.words_out.write_text("".join(f"{w.word}\n" for w in found.broken), "utf-8")
@@ -138,10 +136,9 @@ class Tokenize(Command):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.paths) < 2:
-            raise ConfigError(
-                f"{len(self.paths)} path is named: give the files, folders or globs of the corpus, "
-                "and last the folder for the shards"
-            )
+            corpus, count = "the files, folders or globs of the corpus", len(self.paths)
+            fix = f"give {corpus}, and last the folder for the shards"
+            raise ConfigError(f"{count} path is named: {fix}")
 
     def make(self, *, progress: bool = True) -> "Made":
         """Make the shards that are missing, or send the work to Slurm."""
@@ -168,11 +165,13 @@ class Tokenize(Command):
             f"mends what fails"
         )
         if made.sent is None:
+            shards, examples = (
+                counted(about["shards"], "shard"),
+                counted(about["documents"], "example"),
+            )
+            tokens, held_out = (counted(about[n], "token") for n in ("tokens", "held_out_tokens"))
             text = (
-                f"{counted(about['shards'], 'shard')} with "
-                f"{counted(about['documents'], 'example')} and "
-                f"{counted(about['tokens'], 'token')}, "
-                f"{counted(about['held_out_tokens'], 'token')} held out; "
+                f"{shards} with {examples} and {tokens}, {held_out} held out; "
                 f"{made.tokens_made:,} made now\n"
                 f"the shards are in {made.folder}; train on them:\n"
                 f"  maskery train text {made.folder} --model {self.model}"

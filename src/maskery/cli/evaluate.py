@@ -64,10 +64,8 @@ class Way(Command):
     def source(self) -> str | None:
         """Return the one source that `--data` names, or None; several are an error."""
         if len(self.data) > 1:
-            raise ConfigError(
-                f"--data names {len(self.data)} sources, and a model with pictures is evaluated on "
-                f"one; give a pattern"
-            )
+            rule = "a model with pictures is evaluated on one; give a pattern"
+            raise ConfigError(f"--data names {len(self.data)} sources, and {rule}")
         return self.data[0] if self.data else None
 
 
@@ -109,10 +107,8 @@ class EvaluateText(Way, Trusting):
             from maskery.runs.text.evaluate import evaluate_model, evaluate_run
 
         if self.against is not None and is_image_text(self.against):
-            raise ConfigError(
-                f"'{self.against}' reads pictures and '{self.model}' text alone, so they cannot be "
-                f"compared; name two of a kind"
-            )
+            problem = f"'{self.against}' reads pictures and '{self.model}' text alone"
+            raise ConfigError(f"{problem}, so they cannot be compared; name two of a kind")
         if self.data:
             result = evaluate_model(
                 self.model,
@@ -130,10 +126,8 @@ class EvaluateText(Way, Trusting):
         else:
             if "/" in self.model and not Path(self.model).exists():
                 raise ConfigError(f"there is no folder '{self.model}'; name a run or model folder")
-            raise ConfigError(
-                f"'{self.model}' is no run folder, so there is no held-out text of its own; "
-                f"name some with --data FILE"
-            )
+            problem = f"'{self.model}' is no run folder, so there is no held-out text of its own"
+            raise ConfigError(f"{problem}; name some with --data FILE")
         found = asdict(result)
         scores, change, auc = found["scores"], found["difference"], found["mrtd_auc"]
         self.answer(found, as_text(tables.scores_table(scores, change, mrtd_auc=auc)))
@@ -189,10 +183,8 @@ class EvaluateImageText(Way):
 
         data = self.source
         if data is None:
-            raise ConfigError(
-                f"'{self.model}' is no run folder, so there are no held-out pairs of its own; name "
-                f"some with --data PAIRS"
-            )
+            problem = f"'{self.model}' is no run folder, so there are no held-out pairs of its own"
+            raise ConfigError(f"{problem}; name some with --data PAIRS")
         result = evaluate_image_text(
             self.model,
             data,
@@ -248,10 +240,7 @@ class EvaluateSearch(Way):
 
     def execute(self) -> None:
         """Evaluate person-search runs, or any image-text models on pairs."""
-        from maskery.runs.person_search.evaluate import (
-            evaluate_retrieval_models,
-            evaluate_transfer,
-        )
+        from maskery.runs.person_search.evaluate import evaluate_retrieval_models, evaluate_transfer
 
         names = [self.model, *self.more]
         how: Any = {"split": self.held_out, "overrides": self.overrides, "progress": not self.json}
@@ -316,10 +305,9 @@ def evaluate(arguments: Sequence[str]) -> Command:
     for flag in sorted(flags - known[way].keys()):
         others = [other.about for other in WAYS if flag in known[other]]
         if others:
-            raise ConfigError(
-                f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as "
-                f"{way.about}; leave it out (maskery evaluate {models[0]} --help lists its flags)"
-            )
+            problem = f"{flag} is for {' and '.join(others)}, and '{models[0]}' is evaluated as"
+            fix = f"leave it out (maskery evaluate {models[0]} --help lists its flags)"
+            raise ConfigError(f"{problem} {way.about}; {fix}")
     return parse(way, "evaluate", arguments)
 
 

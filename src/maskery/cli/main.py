@@ -34,8 +34,7 @@ from maskery.core.ranges import Settings, refuse_idle
 from maskery.core.registry import trust
 from maskery.core.system import is_main_process, keep_freed_memory, launched_rank
 
-# The module of each command with its class, or with a function that makes it of the arguments, as
-# where one command is several; and what it does.
+# Of each command: its module and class, or a function that makes it of the arguments; its help.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart:Text", "train on an embedded corpus in three minutes, no downloads"),
     "train text": ("train:text", "adapt an encoder to your text, or train one from scratch"),
@@ -72,11 +71,10 @@ MOVED = {
     "PYTHONPATH=benchmarks python -m bench CORPUS"
 }
 # What a full or protected disk raises; everything else is a fault of ours and keeps its traceback.
-DISK_TROUBLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG,
-)  # fmt: skip
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 # Of errors that PyTorch and the loader of libraries raise when no memory is left.
 NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "failed to map segment")
+GO_ON = "a training run goes on with --resume auto"
 FIRST_SPEAKS = 30.0  # seconds; processes of one machine start within a few of one another
 WHEN = ("auto", "always", "never")  # what --color may be
 HELP = frozenset({"-h", "--help", "--help-all"})
@@ -136,9 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is None:
-        return complain(
-            "", "standard output is closed, so no result could be seen; send it to a file"
-        )
+        problem = "standard output is closed, so no result could be seen"
+        return complain("", f"{problem}; send it to a file")
     try:
         arguments = without_colour_flag(arguments)
     except ConfigError as error:
@@ -183,20 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _forget_output()
         where = f" '{error.filename}'" if error.filename else ""
-        return complain(
-            name,
-            f"writing{where} failed ({error.strerror}); free some space or choose another folder; "
-            f"a training run goes on with --resume auto",
-        )
+        problem = f"writing{where} failed ({error.strerror})"
+        return complain(name, f"{problem}; free some space or choose another folder; {GO_ON}")
     except KeyboardInterrupt:
         return complain(name, "stopped", 130)
     except Exception as error:
         if isinstance(error, MemoryError) or any(told in str(error) for told in NO_MEMORY):
-            return complain(
-                name,
-                f"the memory is used up ({reason_of(error, most=120)}); make batches smaller, or "
-                f"let the process have more (ulimit -v); a training run goes on with --resume auto",
-            )
+            problem = f"the memory is used up ({reason_of(error, most=120)})"
+            fix = "make batches smaller, or let the process have more (ulimit -v)"
+            return complain(name, f"{problem}; {fix}; {GO_ON}")
         # Weights are written by a library with an error of its own, too heavy to import here.
         if type(error).__name__ != "SafetensorError" or "I/O error" not in str(error):
             raise
@@ -297,9 +289,8 @@ def parse(
     words, report = with_columns_joined(gathered(arguments)), io.StringIO()
     try:
         with contextlib.redirect_stderr(report):
-            parsed: ConfigT = tyro.cli(  # type: ignore[assignment]
-                kind, prog=f"{program} {command}", args=words, default=default, add_help=False
-            )
+            name = f"{program} {command}"
+            parsed = tyro.cli(kind, prog=name, args=words, default=default, add_help=False)
     except SystemExit as end:
         from maskery.cli.flags import advice, flags_of
 
@@ -309,7 +300,7 @@ def parse(
         told = advice(command, list(flags_of(kind, default)), words, told, COMMANDS)
         raise ConfigError(f"{told} ({program} {command} --help)") from end
     refuse_idle(parsed, default)
-    return parsed
+    return parsed  # type: ignore[return-value]
 
 
 def gathered(arguments: Sequence[str], flag: str = "--eval-data") -> list[str]:
@@ -365,7 +356,6 @@ class _Lines(logging.StreamHandler[Any]):
         self.told: set[str] = set()
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message."""
         return harmless(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Found = tuple[str, Sequence[Hit]]  # A query and its pictures
 
+HEIGHT = 256  # pixels of each picture of a strip
+WHOLE = "all words"  # stands in a word's place where a caption is explained as a whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Command):
@@ -60,14 +63,11 @@ class Search(Command):
 
     def __post_init__(self) -> None:
         if not self.text and self.like is None:
-            raise ConfigError(
-                'no query is given: add one, such as "a woman in a red coat", or --like FILE'
-            )
+            fix = 'add one, such as "a woman in a red coat", or --like FILE'
+            raise ConfigError(f"no query is given: {fix}")
         if self.like is not None and self.rerank:
-            raise ConfigError(
-                f"--rerank {self.rerank} looks at words alone, and --like at a picture; leave out "
-                f"one of them"
-            )
+            problem = f"--rerank {self.rerank} looks at words alone, and --like at a picture"
+            raise ConfigError(f"{problem}; leave out one of them")
         super().__post_init__()
         check_ending(self.sheet, "--sheet", ".png")
 
@@ -141,10 +141,6 @@ def save_sheet(path: Path, folder: Path, found: Sequence["Found"]) -> None:
             cells.append(Cell(image=image, label=(f"{number}.  {score}", hit.path)))
         rows.append(SheetRow(heading=text, cells=cells))
     draw_sheet(rows).save(path)
-
-
-HEIGHT = 256  # pixels of each picture of a strip
-WHOLE = "all words"  # stands in a word's place where a caption is explained as a whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,15 @@
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from maskery.cli.main import Command
+from maskery.core.ranges import Range
 from maskery.core.system import quick_imports
-from maskery.playground.serve import PlaygroundConfig
-
-Serving = Annotated[PlaygroundConfig, tyro.conf.OmitArgPrefixes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,8 @@ class Playground(Command):
     """A folder of pictures to search, for a model that looks at pictures."""
     cache_dir: Path | None = None
     """The folder of the gallery's index. Default: $MASKERY_CACHE, or ~/.cache/maskery."""
-    serving: Serving = field(default_factory=PlaygroundConfig)
+    port: Annotated[int, Range(0, 65_535)] = 8765
+    """The port of the page, on 127.0.0.1; 0 for any free port."""
 
     def execute(self) -> None:
         """Open the models, and serve the page until Ctrl-C."""
@@ -47,10 +46,9 @@ class Playground(Command):
         names = [name for name in (self.model, self.against) if name is not None]
         cache_dir = self.cache_dir or default_cache_dir()
         command = shlex.join(["maskery", *sys.argv[1:]])
-        serve(
-            Session(*names, gallery=self.gallery, cache_dir=cache_dir, command=command),
-            self.serving,
-            lambda address: self.answer(
-                {"address": address}, f"the playground is at {address} (Ctrl-C ends it)"
-            ),
-        )
+        session = Session(*names, gallery=self.gallery, cache_dir=cache_dir, command=command)
+        serve(session, self.port, self.tell)
+
+    def tell(self, address: str) -> None:
+        """Print where the page is."""
+        self.answer({"address": address}, f"the playground is at {address} (Ctrl-C ends it)")

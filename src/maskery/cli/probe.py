@@ -56,9 +56,8 @@ class Probe(Command):
         if self.tune is not None and self.kind != "labels":
             raise ConfigError(f"--tune and --kind {self.kind} do not go together; leave out --tune")
         if self.tune and (len(set(self.tune)) < len(self.tune) or min(self.tune) < 0):
-            raise ConfigError(
-                f"--tune {' '.join(map(str, self.tune))}: seeds are different numbers from 0 on"
-            )
+            seeds = " ".join(map(str, self.tune))
+            raise ConfigError(f"--tune {seeds}: seeds are different numbers from 0 on")
         if self.kind == "tokens" and (self.text_column != "text" or self.label_column):
             raise ConfigError("--kind tokens reads the first and the last column; name no columns")
 
@@ -69,9 +68,8 @@ class Probe(Command):
             from maskery.evaluation.probe.labels import read_labelled
             from maskery.evaluation.probe.probe import probe
 
-        labelled = read_labelled(
-            self.labels, self.kind, text_column=self.text_column, label_column=self.label_column
-        )
+        columns = {"text_column": self.text_column, "label_column": self.label_column}
+        labelled = read_labelled(self.labels, self.kind, **columns)
         result = probe(
             Encoder.open(self.model),
             labelled,

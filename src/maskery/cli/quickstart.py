@@ -41,11 +41,6 @@ class Quickstart(Command):
             raise CheckpointError(f"the folder '{output}' is in use; {fix}")
         shutil.rmtree(output)
 
-    def show(self, run: Path, document: dict[str, object], text: str) -> None:
-        """Print what came of it, then draw the run's report."""
-        self.answer(document, text)
-        finish_report(run)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Quickstart):
@@ -84,7 +79,8 @@ class Text(Quickstart):
             f'  maskery fill {result.folder} "The [MASK] of a function is its name."',
             f"  maskery evaluate {result.folder}",
         ]
-        self.show(result.folder, {**document, "fills": fills}, "\n".join(lines))
+        self.answer({**document, "fills": fills}, "\n".join(lines))
+        finish_report(result.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +110,7 @@ class People(Quickstart):
         seconds = time.perf_counter() - began
         folder, picture = result.folder, self.output / PICTURE
         document = {**result.to_json(), "before": before.figures, "after": after.figures}
-        self.show(
-            folder,
+        self.answer(
             {**document, "picture": picture, "seconds": seconds},
             f"{as_text(before_after_table(asdict(before.figures), asdict(after.figures)))}\n"
             f"{seconds / 60:.1f} minutes in all; five searches are drawn in {picture}\n"
@@ -123,6 +118,7 @@ class People(Quickstart):
             f"  maskery search {folder} --gallery {self.output / 'people' / 'imgs'} "
             f'"a woman in a red coat"',
         )
+        finish_report(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +149,13 @@ class Emoji(Quickstart):
         result, searches, gallery = run_pairs_quickstart(self.output, progress=not self.json)
         found = result.to_json()
         tables = [rankings_table(asdict(one), about) for about, one in searches.items()]
-        self.show(
-            result.folder,
+        self.answer(
             {**found, "searches": searches},
             f"{as_texts([sights_table(found), *tables])}\n"
             f"ten searches are drawn in {self.output / 'searches.png'}; try others:\n"
             f'  maskery search {result.folder} --gallery {gallery} "woman astronaut: dark skin"',
         )
+        finish_report(result.folder)
 
 
 @dataclass(frozen=True, kw_only=True)

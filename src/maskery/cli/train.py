@@ -88,10 +88,9 @@ def repeat(arguments: Sequence[str]) -> Command:
         print(USAGE, end="")
         raise SystemExit(0)
     if path is None:
-        raise ConfigError(
-            f"name what to train: {', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
-            f"{meant(''.join(arguments[:1]), KINDS)}"
-        )
+        close = meant("".join(arguments[:1]), KINDS)
+        known = f"{', '.join(KINDS)}, or --config RUN/config.yaml to repeat a run"
+        raise ConfigError(f"name what to train: {known}{close}")
     return training(config_file.kind_of(config_file.read_settings(path), path), arguments)
 
 
@@ -179,9 +178,8 @@ def starting_point(command: type[Any], arguments: Sequence[str], path: Path | No
         # A run folder that was moved is its own output.
         output = path.parent if (path.parent / "metrics.jsonl").is_file() else saved.output
         if preset is not None:
-            raise ConfigError(
-                "--preset and --config do not go together: the file has every setting"
-            )
+            reason = "the file has every setting"
+            raise ConfigError(f"--preset and --config do not go together: {reason}")
         return command(run=replace(saved, output=None), repeated=output)
     begun = taken(arguments, "--from", "--from-run")[0] if command.kind == "text" else None
     if begun:

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from maskery.evaluation.text.fill import Filling
     from maskery.evaluation.text.pseudo_likelihood import TextScore
 
+log = logging.getLogger(__name__)
 
 SAMPLING = frozenset({"temperature", "steps", "block", "seed"})  # flags that --sample reads
 LISTING = frozenset({"top_k", "words", "pieces", "beams"})  # flags of lists of candidates
+PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
+TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
+WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
+TEXT_WIDTH = 60  # characters of a text in a table for people; --tsv and --json have it whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +107,6 @@ def describe(filling: "Filling") -> str:
         rows = [[w.word, f"{100 * w.probability:.3g}%", " ".join(w.pieces)] for w in filling.words]
         blocks.append("asked for:\n" + table(rows))
     return "\n".join(blocks)
-
-
-log = logging.getLogger(__name__)
-
-PAIR_COLUMNS = ("line", "likelier", "difference", "first", "second")
-TEXT_COLUMNS = ("line", "log_probability", "tokens", "per_token", "text")
-WORD_COLUMNS = ("line", "word", "log_probability", "pieces")
-TEXT_WIDTH = 60  # characters of a text in a table for people; --tsv and --json have it whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,22 +193,18 @@ class Score(Command):
         reader = filler.reader
         for text, place in zip(texts, places, strict=True):
             if reader.mask_token in text:
-                raise ConfigError(
-                    f"{place} has a {reader.mask_token}, and only words have a probability; write "
-                    f"the word, or use maskery fill"
-                )
+                problem = f"{place} has a {reader.mask_token}, and only words have a probability"
+                raise ConfigError(f"{problem}; write the word, or use maskery fill")
         scorer = Scorer(filler, method=self.method, batch_tokens=self.batch_tokens)
         scored = scorer.score(texts, places.__getitem__)
         scores = list(Bar(len(texts), "scoring", iterable=scored))
         mark = reader.tokenizer.unk_token
         unknown = sorted({w.word for score in scores for w in score.words if mark in w.pieces})
         if unknown:  # their score is that of any unknown word
-            log.warning(
-                "unknown to the tokenizer and scored as %s: %s: %s",
-                mark,
-                counted(len(unknown), "word"),
-                ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else ""),
-            )
+            count, words = counted(len(unknown), "word"), ", ".join(unknown[:8])
+            more = ", ..." if len(unknown) > 8 else ""
+            told = "unknown to the tokenizer and scored as %s: %s: %s%s"
+            log.warning(told, mark, count, words, more)
         return scores
 
     def report_suite(self, suite: str) -> None:
@@ -244,10 +237,8 @@ class Score(Command):
             rows = [(n, s.log_probability, s.tokens, s.per_token, s.text) for n, s in scored]
         total = sum(score.log_probability for _, score in scored)
         tokens = sum(score.tokens for _, score in scored)
-        note = (
-            f"{counted(len(scored), 'sentence')}, {counted(tokens, 'token')}: {total:,.1f} nats, "
-            f"{total / tokens:.3f} a token"
-        )
+        amounts = f"{counted(len(scored), 'sentence')}, {counted(tokens, 'token')}"
+        note = f"{amounts}: {total:,.1f} nats, {total / tokens:.3f} a token"
         columns = WORD_COLUMNS if self.words else TEXT_COLUMNS
         self.show(columns, rows, note, [as_json(n, score, self.words) for n, score in scored])
 

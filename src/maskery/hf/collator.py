@@ -74,10 +74,9 @@ class MaskCollator:
         self.tokenizer = tokenizer
         self.masker = Masker.of(tokenizer, masking, policy=policy, rate=rate, seed=seed, **settings)
         if tokenizer.pad_token_id is None:
-            raise ConfigError(
-                f"the tokenizer of '{tokenizer.name_or_path}' has no padding token; set one with "
-                f"tokenizer.pad_token = tokenizer.eos_token"
-            )
+            problem = f"the tokenizer of '{tokenizer.name_or_path}' has no padding token"
+            fix = "set one with tokenizer.pad_token = tokenizer.eos_token"
+            raise ConfigError(f"{problem}; {fix}")
         self.pad_to_multiple_of = 1 if pad_to_multiple_of is None else pad_to_multiple_of
         if self.pad_to_multiple_of < 1:
             raise ConfigError(f"pad_to_multiple_of is {pad_to_multiple_of}: it must be at least 1")
@@ -124,10 +123,8 @@ class MaskCollator:
         if not len(ids):
             raise DataError("no row of a batch has a token; leave empty texts out of the dataset")
         if (wrong := ids[(ids < 0) | (ids >= size)]).size:
-            raise DataError(
-                f"a row has the token id {wrong[0]}, and the tokenizer has the ids 0 to "
-                f"{size - 1}; use the tokenizer that made the rows"
-            )
+            problem = f"a row has the token id {wrong[0]}, and the tokenizer has the ids 0 to"
+            raise DataError(f"{problem} {size - 1}; use the tokenizer that made the rows")
         if "word_starts" not in rows[0]:
             # Where there is no column, each token was taken for a word.
             batch.word_starts[:] = self._words(batch.input_ids)
@@ -175,9 +172,7 @@ class _Clock:
     def read(self) -> tuple[int, float]:
         return int(self._shared[1]), float(self._shared[2])
 
-    def set(
-        self, *, epoch: int, progress: float, step: float = 0.0, batches: float = FOREVER
-    ) -> None:
+    def set(self, epoch: int, progress: float, step: float = 0, batches: float = FOREVER) -> None:
         turn = float(self._shared[0]) + 1.0
         now = [turn, epoch, progress, step, batches]
         self._shared.copy_(torch.tensor(now, dtype=torch.float64))

@@ -59,26 +59,18 @@ def masked_lm_trainer(
     packed, reason = can_pack(model, pad_token_id)
     if args.n_gpu > 1:  # its threads would cut a packed row in two
         packed, reason = False, "one process with several GPUs; start with torchrun to pack"
-    collator: MaskCollator
-    if packed:
-        collator = PackedCollator(tokenizer, masking, seed=args.seed)
+    kind = PackedCollator if packed else MaskCollator
+    collator = kind(tokenizer, masking, seed=args.seed)
+    if isinstance(collator, PackedCollator):
         collator.first_position = first_position(model.config)
         args.prediction_loss_only = True  # packed logits of different batches have no common shape
     else:
         log.warning("batches are padded: %s", reason)
-        collator = MaskCollator(tokenizer, masking, seed=args.seed)
     use_fast_dropout(model)
     if new_parameters:
         optimiser = grouped_optimiser(model, args, new_parameters, head_learning_rate)
         others.setdefault("optimizers", (optimiser, None))
-    return Trainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        data_collator=collator,
-        processing_class=tokenizer,
-        **others,
-    )
+    return Trainer(model, args, collator, rows, processing_class=tokenizer, **others)
 
 
 class PackedCollator(MaskCollator):
@@ -104,10 +96,8 @@ def grouped_optimiser(
     """Make the optimiser that `args.optim` names, with a learning rate for new parameters."""
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     if not isinstance(kind, type) or settings.keys() & {"params", "model"}:
-        raise ConfigError(
-            f"optim is '{args.optim}', which groups parameters itself; use adamw_torch_fused, or "
-            f"pass your own optimiser in optimizers=(optimiser, None)"
-        )
+        fix = "use adamw_torch_fused, or pass your own optimiser in optimizers=(optimiser, None)"
+        raise ConfigError(f"optim is '{args.optim}', which groups parameters itself; {fix}")
     rates = TrainingConfig(
         learning_rate=args.learning_rate,
         head_learning_rate=head_learning_rate,

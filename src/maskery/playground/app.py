@@ -215,6 +215,5 @@ class Worker:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
         except TimeoutError as error:
-            raise RequestError(
-                f"the answer took longer than {self.seconds:g} s; shorten the text", 504
-            ) from error
+            problem = f"the answer took longer than {self.seconds:g} s"
+            raise RequestError(f"{problem}; shorten the text", 504) from error

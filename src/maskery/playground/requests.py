@@ -10,13 +10,9 @@ from maskery.core.errors import MaskeryError
 BODY_BYTES = 64 * 1024
 PICTURE_BYTES = 12 * 1024 * 1024
 CHARACTERS = 6_000  # more than fit into the positions of an ordinary model
-# Scoring a text computes one copy of it for each token, so its cost grows with the square.
-SCORED_TOKENS = 192
+SCORED_TOKENS = 192  # scoring computes one copy of a text for each: the cost is their square
 MASKS = 32  # the joint search goes through the model once for each
-# More would not be read on a page.
-TOP_K = 100
-WORDS = 16
-WORD_CHARACTERS = 100
+TOP_K, WORDS, WORD_CHARACTERS = 100, 16, 100  # more would not be read on a page
 METHODS = ("within-word", "original")  # of scoring
 PICTURES = 8  # pictures kept in memory at once, with all their bytes
 FOUND = 60  # pictures of a search: more would not be looked at

@@ -9,17 +9,15 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import ConfigError
-from maskery.core.ranges import Range, Settings
 from maskery.core.registry import require
+from maskery.playground.app import make_app
+from maskery.playground.session import Session
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    from maskery.playground.session import Session
 else:
     H11Protocol = object  # uvicorn is optional: `make_server` names it as the second parent
 
@@ -103,17 +101,9 @@ class Impatient(H11Protocol):
             self._waits = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlaygroundConfig(Settings):
-    """A local web page to try a model on: it answers this machine alone."""
-
-    port: Annotated[int, Range(0, 65_535)] = 8765
-    """The port of the page, on 127.0.0.1; 0 for any free port."""
-
-
-def serve(session: "Session", config: PlaygroundConfig, ready: Callable[[str], object]) -> None:
+def serve(session: Session, port: int, ready: Callable[[str], object]) -> None:
     """Serve until interrupted; `ready` is called with the address once it is known."""
-    listener = listen(config.port)
+    listener = listen(port)
     server = make_server(session)
     ready(f"http://{HOST}:{listener.getsockname()[1]}/")
     server.run(sockets=[listener])
@@ -124,16 +114,12 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port), backlog=64)
     except OSError as error:
-        raise ConfigError(
-            f"port {port} cannot be used ({os.strerror(error.errno or 0)}); name another with "
-            f"--port, or 0 for any"
-        ) from error
+        problem = f"port {port} cannot be used ({os.strerror(error.errno or 0)})"
+        raise ConfigError(f"{problem}; name another with --port, or 0 for any") from error
 
 
-def make_server(session: "Session") -> Any:
+def make_server(session: Session) -> Any:
     """Return a uvicorn server with tight limits."""
-    from maskery.playground.app import make_app
-
     uvicorn = require("uvicorn", extra="playground", purpose="serve the playground")
     from uvicorn.protocols.http.h11_impl import H11Protocol
 

@@ -112,10 +112,9 @@ class Session:
         read = Shifted(values["text"], filler.reader.mask_token)
         tokens = len(filler.reader.read(read.text).ids)
         if tokens > requests.SCORED_TOKENS:
-            raise RequestError(
-                f"the text has {tokens} tokens, and at most {requests.SCORED_TOKENS} are scored "
-                f"here; shorten it, or use maskery score"
-            )
+            rule = f"at most {requests.SCORED_TOKENS} are scored here"
+            fix = "shorten it, or use maskery score"
+            raise RequestError(f"the text has {tokens} tokens, and {rule}; {fix}")
         (score,) = Scorer(filler, method=values["method"]).score([read.text])
         words = [{**asdict(word), **read.place(word)} for word in score.words]
         return {"log_probability": score.log_probability, "tokens": score.tokens, "words": words}

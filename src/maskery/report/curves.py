@@ -171,8 +171,7 @@ def draw_svg(chart: Chart) -> str:
         _draw(chart, axes, 12)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    text = UNWANTED.sub("", text[text.index("<svg") :])
+    text = UNWANTED.sub("", "<svg" + stream.getvalue().partition("<svg")[2])
     for colour, variable in zip(COLOURS, VARIABLES, strict=True):
         text = text.replace(colour, f"var({variable})")
     text = text.replace("<svg", '<svg role="img" aria-hidden="true"', 1)

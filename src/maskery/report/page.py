@@ -34,14 +34,11 @@ NOTHING |= {name: {} for name in ("evaluation", "samples", "settings")}
 def write_report(folder: Path) -> Path:
     """Write `report.html`, tables and `curves.png` into a run folder; returns the page's path."""
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train "
-            f"has written"
-        )
-    # Those that are not there yet are empty.
-    evaluation, samples = _object(folder / EVALUATION), _object(folder / SAMPLES)
-    charts = charts_of(metrics_of(folder / METRICS))
+        problem = f"'{folder}' has no {CONFIG}, so it is no run folder"
+        raise CheckpointError(f"{problem}; name one that maskery train has written")
     path = folder / EVALUATION
+    evaluation, samples = _object(path), _object(folder / SAMPLES)
+    charts = charts_of(metrics_of(folder / METRICS))
     problem = f"'{path}' does not hold what a run measures"
     with explained(problem, _mend(path), *MALFORMED, kind=CheckpointError):
         shown, others = tables.run_tables(evaluation), tables.other_figures(evaluation)
@@ -92,6 +89,7 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _object(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """Return what a file of a run holds; nothing where it is not there yet."""
     kind = path.suffix[1:].upper()
     problem, fix = f"'{path}' is no {kind} that can be read", _mend(path)
     errors = (OSError, ValueError, yaml.YAMLError)
@@ -104,12 +102,9 @@ def _object(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, A
 
 def _mend(path: Path) -> str:
     """Return what to do about a damaged file of a run."""
-    again = {
-        EVALUATION: f", or remove it: maskery train --config {path.with_name(CONFIG)} --resume "
-        "auto writes it again",
-        SAMPLES: ", or remove it: it is made again",
-    }
-    return f"restore it{again.get(path.name, '')}"
+    command = f"maskery train --config {path.with_name(CONFIG)} --resume auto"
+    again = {EVALUATION: f"{command} writes it again", SAMPLES: "it is made again"}.get(path.name)
+    return f"restore it, or remove it: {again}" if again else "restore it"
 
 
 def reference(rows: Sequence[Row]) -> str:

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from maskery.core.errors import ConfigError, MaskeryError
 from maskery.core.system import is_main_process
-from maskery.runs.frame.config_file import (
-    KINDS,
-    OpenRun,
-    given_name,
-    open_run,
-    read_config,
-    with_settings,
-)
+from maskery.runs.frame import config_file
+from maskery.runs.frame.config_file import KINDS, OpenRun, given_name, open_run
 from maskery.runs.frame.run_folder import repeated_folder
 
 if TYPE_CHECKING:
@@ -85,7 +79,7 @@ def train(
         (named if isinstance(choice, str) else objects)[name] = choice
     config: Any = data
     if isinstance(data, str | Path) and Path(data).suffix in (".yaml", ".yml"):
-        saved = read_config(data)
+        saved = config_file.read_config(data)
         config = replace(saved, output=None)
         objects["beside"] = None if saved.output is None else repeated_folder(saved.output)
     elif not is_dataclass(data) or getattr(data, "kind", None) not in KINDS:
@@ -100,7 +94,7 @@ def train(
     given = {name: value for name, value in named.items() if value is not None}
     objects = {name: value for name, value in objects.items() if value is not None}
     train_run = KINDS[config.kind].load("train")
-    result = train_run(with_settings(config, {**settings, **given}), **objects)
+    result = train_run(config_file.with_settings(config, {**settings, **given}), **objects)
     if report and is_main_process():
         finish_report(result.folder)
     return result
@@ -133,9 +127,8 @@ def sources_or_texts(data: Any) -> tuple[tuple[str, ...], Any]:
     if isinstance(data, list | tuple) and data and all(isinstance(one, Path) for one in data):
         return tuple(str(one) for one in data), None
     if not isinstance(data, Iterable):
-        raise ConfigError(
-            f"there is no text in {type(data).__name__}: pass a path, a dataset, or strings"
-        )
+        kind = type(data).__name__
+        raise ConfigError(f"there is no text in {kind}: pass a path, a dataset, or strings")
     return ("<texts>",), data
 
 
@@ -173,9 +166,8 @@ def search(
 
     opened = open_image_text_model(model)
     texts = () if query is None else query
-    return search_all(
-        opened, folder, texts, like=like, top=top, rerank=rerank, cache_dir=cache_dir
-    )[0]
+    hits = search_all(opened, folder, texts, like=like, top=top, rerank=rerank, cache_dir=cache_dir)
+    return hits[0]
 
 
 def explain(
@@ -230,10 +222,8 @@ def open_filler(
         return ImageFiller(open_image_text_model(model), image)  # type: ignore[arg-type]
     if image is not None:
         name = getattr(model, "name", model)
-        raise ConfigError(
-            f"the picture '{image!s:.100}' cannot be used: '{name}' reads text alone; leave it "
-            f"out, or name a model of maskery train pairs"
-        )
+        problem = f"the picture '{image!s:.100}' cannot be used: '{name}' reads text alone"
+        raise ConfigError(f"{problem}; leave it out, or name a model of maskery train pairs")
     return Filler.of(model)
 
 
