@@ -171,13 +171,11 @@ class Checkpoints:
     def to_resume_from(self) -> str | None:
         """Return `newest_sound`, or None if there is no checkpoint; all damaged is an error."""
         complete, path = self.complete(), self.newest_sound()
-        if path is None:
-            if complete:
-                raise CheckpointError(
-                    f"every checkpoint in '{self.folder}' is damaged; start afresh with another "
-                    f"--output"
-                )
+        if not complete:
             return None
+        if path is None:
+            fix = "start afresh with another --output"
+            raise CheckpointError(f"every checkpoint in '{self.folder}' is damaged; {fix}")
         # `keep` would count them instead of those that the run writes next.
         for damaged in complete[complete.index(path) + 1 :]:
             aside = damaged.with_name(f"{damaged.name}.damaged")

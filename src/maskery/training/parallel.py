@@ -23,8 +23,7 @@ from maskery.core.processes import join_processes
 from maskery.core.task import Task
 from maskery.training.config import Sharding
 
-# A sharded model that would take more of a GPU's memory than this share is put together on the CPU:
-# beside the whole parameters there must be room for the shards and for an evaluation.
+# A model above this share of a GPU is put together on the CPU: shards and evaluations need room.
 ROOM = 0.3
 
 
