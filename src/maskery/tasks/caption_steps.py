@@ -87,9 +87,7 @@ class PreparedPairs:
         # All others are sums over the pairs; the user's own stand for one (`own_sum`).
         return {name: counts.get(name, self.num_pairs) for name in sorted(self.terms)}
 
-    def to(self, device: torch.device) -> Self:
-        """Return a copy with its tensors on `device`."""
-        return moved(self, device)
+    to = moved
 
 
 def pad_text(batch: TokenBatch, length: int, pad_token_id: int) -> PaddedText:
