@@ -124,9 +124,8 @@ class Checkpoints:
             replace_folder(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"the checkpoint '{final}' could not be written ({error}); {RETRY}"
-            ) from error
+            problem = f"the checkpoint '{final}' could not be written ({error})"
+            raise CheckpointError(f"{problem}; {RETRY}") from error
         self._prune()
         self.written.append((step, final))
         return final
