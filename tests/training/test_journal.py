@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from maskery.core.errors import ConfigError, MissingExtraError
 from maskery.core.processes import Processes, join_processes
 from maskery.core.system import METRICS, read_metrics
-from maskery.training.journal import Journal, SpikeWatch, Tracker, Window, check_trackers
+from maskery.training.journal import (
+    HISTORY,
+    Journal,
+    Tracker,
+    Window,
+    check_trackers,
+    usual_loss,
+)
 
 CPU = torch.device("cpu")
 
@@ -339,21 +347,27 @@ def test_another_number_of_processes_shares_the_sums_anew() -> None:
 def test_spikes_stand_out_of_the_lines_before() -> None:
     generator = np.random.default_rng(0)
     quiet = [2.0 + 0.05 * float(x) for x in generator.normal(size=200)]
-    watch = SpikeWatch()
-    assert [watch.usual(loss) for loss in quiet] == [None] * 200
-    usual = watch.usual(4.0)
+    lines = deque[float](maxlen=HISTORY)
+
+    def usual_before(loss: float) -> float | None:
+        usual = usual_loss(lines, loss)
+        lines.append(loss)
+        return usual
+
+    assert [usual_before(loss) for loss in quiet] == [None] * 200
+    usual = usual_before(4.0)
     assert usual is not None
     assert usual == pytest.approx(float(np.median(quiet[-32:])))
     # One spike does not make the next one usual.
-    assert watch.usual(4.0) is not None
-    assert watch.usual(2.0) is None
+    assert usual_before(4.0) is not None
+    assert usual_before(2.0) is None
     # A fall is none, nor is a steady fall from high up.
-    assert watch.usual(0.1) is None
-    falling = SpikeWatch(10.0 * 0.9**step for step in range(40))
-    assert falling.usual(10.0 * 0.9**40) is None
+    assert usual_before(0.1) is None
+    falling = [10.0 * 0.9**step for step in range(40)][-HISTORY:]
+    assert usual_loss(falling, 10.0 * 0.9**40) is None
 
 
 def test_the_first_lines_are_no_spikes() -> None:
-    assert [SpikeWatch([1.0] * count).usual(50.0) for count in (0, 1, 7)] == [None] * 3
-    assert SpikeWatch([1.0] * 8).usual(50.0) == 1.0
-    assert SpikeWatch([1.0] * 8).usual(1.05) is None
+    assert [usual_loss([1.0] * count, 50.0) for count in (0, 1, 7)] == [None] * 3
+    assert usual_loss([1.0] * 8, 50.0) == 1.0
+    assert usual_loss([1.0] * 8, 1.05) is None

@@ -74,9 +74,8 @@ class MaskingConfig(Settings):
                 f"more than 1; lower one of them"
             )
         if self.mask_schedule == "constant" and self.mask_rate_end not in (None, self.mask_rate):
-            raise ConfigError(
-                f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
-            )
+            told = f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
+            raise ConfigError(told)
         if self.mask_schedule != "constant" and self.mask_rate_end is None:
             raise ConfigError(
                 f"--mask-schedule {self.mask_schedule} needs --mask-rate-end, the rate at the end "

@@ -25,8 +25,7 @@ from maskery.masking.masker import Masker
 
 # MDLM's least t: no weight is above 1,000, and the mean over t moves by less than a thousandth.
 FLOOR = 1e-3
-# The bell is a normal density around 1/2, cut to [0, 1]: at its ends still 0.23, so that no weight
-# is more than 4.5 times that of uniform t.
+# The bell is a normal density around 1/2, cut to [0, 1]: no weight is above 4.5 times uniform t's.
 SPREAD = 0.25
 
 

@@ -60,20 +60,16 @@ def mask(
         example_ids: (B,) int64, stable names of the sequences; 0 to B - 1 if None.
     """
     if input_ids.dim() != 2:
-        raise ConfigError(
-            f"input_ids has shape {tuple(input_ids.shape)}: mask takes (sequences, tokens); "
-            f"add a dimension with input_ids.unsqueeze(0)"
-        )
+        rule = "mask takes (sequences, tokens); add a dimension with input_ids.unsqueeze(0)"
+        raise ConfigError(f"input_ids has shape {tuple(input_ids.shape)}: {rule}")
     if targets is not None and targets.shape != input_ids.shape:
         raise ConfigError(
             f"targets has shape {tuple(targets.shape)} and input_ids {tuple(input_ids.shape)}: "
             f"they must agree; tokenise both in one call"
         )
     if not 0.0 <= mask_share <= mask_share + random_share <= 1.0 + 1e-9:
-        raise ConfigError(
-            f"mask_share {mask_share} and random_share {random_share}: both must be at least 0 "
-            f"and sum to at most 1"
-        )
+        rule = "both must be at least 0 and sum to at most 1"
+        raise ConfigError(f"mask_share {mask_share} and random_share {random_share}: {rule}")
     check_shapes(input_ids, probability_matrix, masked_indices, example_ids)
     rows, length = input_ids.shape
     names = np.arange(rows) if example_ids is None else example_ids.cpu().numpy()
@@ -122,7 +118,5 @@ def check_shapes(
         raise ConfigError(f"probability_matrix is {float(wrong[0])}: it must be from 0 to 1")
     for name, (tensor, shape) in named.items():
         if tensor is not None and tuple(tensor.shape) != shape:
-            raise ConfigError(
-                f"{name} has shape {tuple(tensor.shape)}: for input_ids of shape "
-                f"{tuple(input_ids.shape)} it must be {shape}"
-            )
+            rule = f"for input_ids of shape {tuple(input_ids.shape)} it must be {shape}"
+            raise ConfigError(f"{name} has shape {tuple(tensor.shape)}: {rule}")

@@ -49,8 +49,7 @@ class Masker:
                 one from the tokenizer.
             rate: Share of the maskable tokens that is masked, in expectation.
             seed: From 0 to 2**64 - 1.
-            **settings: Further settings of `MaskingConfig` by name: `mask_share`, `random_share`,
-                `mask_rate_end`, `mask_schedule`, `static`, `span_p`, `span_max`.
+            **settings: Further settings of `MaskingConfig` by name.
 
         Raises:
             ModelError: The tokenizer has no mask token.
@@ -142,16 +141,13 @@ def _check_selection(selection: object, maskable: Bools, choice: object) -> None
             if (array.shape, array.dtype) == (maskable.shape, kind):
                 continue
             found = f"{array.dtype} of shape {array.shape}"
-        raise POLICIES.misfit(
-            choice,
-            f"select returned {found} as {name}, for {len(maskable)} tokens (it takes an array "
-            f"of {np.dtype(kind)} of shape ({len(maskable)},))",
-        )
+        takes = f"it takes an array of {np.dtype(kind)} of shape ({len(maskable)},)"
+        told = f"select returned {found} as {name}, for {len(maskable)} tokens ({takes})"
+        raise POLICIES.misfit(choice, told)
     wrong = selection.selected & ~maskable
     if wrong.any():
-        raise POLICIES.misfit(
-            choice, f"select chose {int(wrong.sum())} special tokens; combine it with maskable"
-        )
+        found = f"select chose {int(wrong.sum())} special tokens; combine it with maskable"
+        raise POLICIES.misfit(choice, found)
     anchors, size = selection.anchors, len(maskable)
     if anchors is not None and size and not 0 <= anchors.min() <= anchors.max() < size:
         raise POLICIES.misfit(choice, f"select returned anchors outside the {size} tokens")

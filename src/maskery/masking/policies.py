@@ -66,9 +66,8 @@ class Selection:
     # (T,) int64. Tokens with the same anchor, the index of a token of their example, are corrupted
     # alike: all `[MASK]`, all replaced or all kept. None: each token on its own.
     anchors: Ints | None = None
-    # (T,) float32. An example in which nothing was chosen gets one mask all the same: the maskable
-    # tokens of least value, several where they share it (a word, a phrase). None: one token, by
-    # draws of its own.
+    # (T,) float32. Where nothing was chosen, an example gets one mask: the maskable tokens of least
+    # value, several where they share it (a word, a phrase). None: one token, by draws of its own.
     values: npt.NDArray[np.float32] | None = None
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 Direction: TypeAlias = tuple[str, str]  # Fields of `Features`: which side asks, and whom
 ALBEF_DIRECTIONS: tuple[Direction, ...] = (("image", "text"), ("text", "image"))
@@ -23,19 +24,19 @@ RASA_DIRECTIONS = (*ALBEF_DIRECTIONS, ("image", "image"), ("text", "text"))
 class Features:
     """Unit-length features of B image-text pairs, or of C candidates."""
 
-    image: torch.Tensor  # (B, E)
-    text: torch.Tensor  # (B, E)
+    image: Tensor  # (B, E)
+    text: Tensor  # (B, E)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
     """The contrastive loss and the similarities that it is computed from."""
 
-    loss_sum: torch.Tensor  # Scalar, over the B pairs; the directions are averaged
+    loss_sum: Tensor  # Scalar, over the B pairs; the directions are averaged
     # (B, G) similarities of each image with the teacher's texts of the batch, of all processes,
     # over the temperature, without gradient: hard negatives are drawn from them.
-    image_to_text: torch.Tensor
-    text_to_image: torch.Tensor  # (B, G), likewise
+    image_to_text: Tensor
+    text_to_image: Tensor  # (B, G), likewise
 
 
 def itc_loss(
@@ -43,9 +44,9 @@ def itc_loss(
     teacher: Features,  # (B, E) each, of the momentum twin on the other view
     candidates: Features,  # (C, E) each, the teacher's: of all processes, then of the queues
     *,
-    ids: torch.Tensor,  # (B,) int64, who is shown
-    candidate_ids: torch.Tensor,  # (C,) int64
-    temperature: torch.Tensor,  # scalar, positive; may be learnt
+    ids: Tensor,  # (B,) int64, who is shown
+    candidate_ids: Tensor,  # (C,) int64
+    temperature: Tensor,  # scalar, positive; may be learnt
     alpha: float,  # the weight of the teacher's similarities in the targets, in [0, 1]
     directions: Sequence[Direction] = RASA_DIRECTIONS,  # averaged
     crowd_size: int | None = None,  # G; by default B
@@ -57,7 +58,7 @@ def itc_loss(
     hard = same / same.sum(dim=1, keepdim=True)
     loss_sum = torch.zeros((), device=ids.device)
     for asked, asked_of in directions:
-        keys: torch.Tensor = getattr(candidates, asked_of)
+        keys: Tensor = getattr(candidates, asked_of)
         with torch.no_grad():
             taught = similarities(getattr(teacher, asked), keys, temperature)
             trusted = hard if belief is None else hard * belief.of(shares_below(taught, same > 0))
@@ -72,7 +73,7 @@ def itc_loss(
     return Contrast(loss_sum=mean, image_to_text=image_to_text, text_to_image=text_to_image)
 
 
-def shares_below(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+def shares_below(scores: Tensor, same: Tensor) -> Tensor:
     """Return the share of other identities' columns that each column exceeds: (B, C) in [0, 1].
 
     From (B, C) scores and (B, C) bool, True for the row's identity; 1 where nobody else is there.
@@ -88,15 +89,14 @@ class Belief(NamedTuple):
 
     A mixture in place of the one of losses in RDE (Qin et al., CVPR 2024, consensus division): of a
     wrong caption the share is spread evenly over [0, 1], of a right one it has the density
-    `power` * share ** (`power` - 1). A twin that knows nothing has a power near 1 and so believes
-    all captions alike.
+    `power` * share ** (`power` - 1). With a power near 1, all captions are believed alike.
     """
 
-    power: torch.Tensor  # Scalar, at least 1
-    prior: torch.Tensor  # Scalar, the share of right captions
+    power: Tensor  # Scalar, at least 1
+    prior: Tensor  # Scalar, the share of right captions
 
     @classmethod
-    def fitted(cls, shares: torch.Tensor) -> Self:
+    def fitted(cls, shares: Tensor) -> Self:
         """Fit (N,) shares by expectation and maximisation, in float64."""
         logarithms = shares.double().clamp(min=1 / (2 * len(shares))).log()
         belief = cls(logarithms.new_full((), 2.0), logarithms.new_full((), 0.9))
@@ -106,15 +106,13 @@ class Belief(NamedTuple):
             belief = cls(power.clamp(1, 1e4), right.mean().clamp(min=0.1))
         return belief
 
-    def of(self, shares: torch.Tensor) -> torch.Tensor:
+    def of(self, shares: Tensor) -> Tensor:
         """Return the probability of being right, of the shape of `shares`."""
         right = self.prior * self.power * shares ** (self.power - 1)
         return right / (right + 1 - self.prior).clamp(min=1e-9)
 
 
-def similarities(
-    asked: torch.Tensor, keys: torch.Tensor, temperature: torch.Tensor
-) -> torch.Tensor:
+def similarities(asked: Tensor, keys: Tensor, temperature: Tensor) -> Tensor:
     """Return (B, C) float32, similarities of (B, E) with (C, E) over the temperature."""
     # At 0.07 bfloat16 would be off by up to 0.04 in the exponent.
     with torch.autocast(asked.device.type, enabled=False):

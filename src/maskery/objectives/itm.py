@@ -10,16 +10,17 @@ Shapes: B pairs of this process, G of all processes, R judged pairs.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from maskery.objectives.mrtd import sample_tokens
 
 
 def draw_hard_negatives(
-    similarities: torch.Tensor,  # (B, G), over the temperature
-    same: torch.Tensor,  # (B, G) bool: row and column show the same person (itself included)
-    uniforms: torch.Tensor,  # (B,) in [0, 1)
-    own: torch.Tensor | None = None,  # (B,) int64, the column of each row; by default the diagonal
-) -> torch.Tensor:
+    similarities: Tensor,  # (B, G), over the temperature
+    same: Tensor,  # (B, G) bool: row and column show the same person (itself included)
+    uniforms: Tensor,  # (B,) in [0, 1)
+    own: Tensor | None = None,  # (B,) int64, the column of each row; by default the diagonal
+) -> Tensor:
     """Draw for each row a column that is not the same, the more similar the likelier: (B,) int64.
 
     The probabilities are the softmax of the similarities over the columns that are allowed. A row
@@ -35,14 +36,12 @@ def draw_hard_negatives(
     return sample_tokens(weights, uniforms)
 
 
-def has_negative(ids: torch.Tensor, crowd_ids: torch.Tensor) -> torch.Tensor:
+def has_negative(ids: Tensor, crowd_ids: Tensor) -> Tensor:
     """Return (B,) bool, True where someone else is in the crowd; from ids (B,) and (G,)."""
     return (ids.unsqueeze(1) != crowd_ids.unsqueeze(0)).any(dim=1)
 
 
-def itm_loss_sum(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def itm_loss_sum(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum of two-class cross-entropies over the judged pairs, in nats, float32.
 
     From logits (R, 2), mismatch against match; labels (R,) int64, 1 where image and text belong
@@ -52,7 +51,7 @@ def itm_loss_sum(
     return losses.sum() if weights is None else (losses * weights).sum()
 
 
-def prd_loss_sum(logits: torch.Tensor, replaced: torch.Tensor) -> torch.Tensor:
+def prd_loss_sum(logits: Tensor, replaced: Tensor) -> Tensor:
     """Sum of two-class cross-entropies over the pairs, in nats.
 
     From logits (B, 2), strong against weak, and (B,) int64: 1 for another picture's caption.

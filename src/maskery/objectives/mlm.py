@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from maskery.core.batch import IGNORE_INDEX
 
 BLOCK_LOGITS = 1 << 20  # worked on at once: 4 MB in float32, which stay in the cache
 
 
-def mlm_loss_sum(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def mlm_loss_sum(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum the cross-entropies at the masked tokens, in nats: a float32 scalar.
 
     From logits (M, V) of any floating dtype, and targets (M,) int64, of which `IGNORE_INDEX` counts
@@ -30,7 +29,7 @@ def mlm_loss_sum(
     when nothing is masked (M = 0).
     """
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        total: torch.Tensor = CrossEntropySum.apply(logits, targets, weights)  # type: ignore[no-untyped-call]
+        total: Tensor = CrossEntropySum.apply(logits, targets, weights)  # type: ignore[no-untyped-call]
         return total
     how = "sum" if weights is None else "none"
     losses = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction=how)
@@ -38,8 +37,8 @@ def mlm_loss_sum(
 
 
 def soft_mlm_loss_sum(
-    logits: torch.Tensor, targets: torch.Tensor, soft_labels: torch.Tensor | None, alpha: float
-) -> torch.Tensor:
+    logits: Tensor, targets: Tensor, soft_labels: Tensor | None, alpha: float
+) -> Tensor:
     """Return `(1 - alpha) * hard + alpha * soft`, each a sum over the masked tokens.
 
     The soft part is the cross-entropy of the model against the teacher's distribution over the
@@ -55,12 +54,8 @@ def soft_mlm_loss_sum(
 
 
 def soft_mlm_loss_sum_over_sequence(
-    logits: torch.Tensor,
-    positions: torch.Tensor,
-    targets: torch.Tensor,
-    soft_labels: torch.Tensor,
-    alpha: float,
-) -> torch.Tensor:
+    logits: Tensor, positions: Tensor, targets: Tensor, soft_labels: Tensor, alpha: float
+) -> Tensor:
     """Return the loss as ALBEF and RaSa released it, for comparison with their results.
 
     Their soft part takes the log-softmax over dimension 1, the sequence, so a token's score is
@@ -79,9 +74,7 @@ class CrossEntropySum(torch.autograd.Function):
     """Sum of cross-entropies in float32; arguments as those of `mlm_loss_sum`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Read the logits once."""
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         counted = (targets != IGNORE_INDEX).float()
@@ -101,7 +94,7 @@ class CrossEntropySum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
         """Return the softmax less the target's 1, for rows that count."""
         logits, targets, highest, log_sums, counted = ctx.saved_tensors
         grad = torch.empty_like(logits)
@@ -113,7 +106,7 @@ class CrossEntropySum(torch.autograd.Function):
         return grad, None, None
 
 
-def _blocks(logits: torch.Tensor) -> Iterator[slice]:
+def _blocks(logits: Tensor) -> Iterator[slice]:
     """Yield slices of rows that cover the logits."""
     size = max(1, BLOCK_LOGITS // max(logits.shape[1], 1))
     return (slice(first, first + size) for first in range(0, len(logits), size))

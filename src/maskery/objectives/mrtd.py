@@ -4,8 +4,7 @@ Bai et al., "RaSa" (IJCAI 2023), section 3.3: a momentum model fills masked word
 its own prediction, and the trained model says of every word whether it was replaced. The idea is
 ELECTRA's (Clark et al., ICLR 2020, section 2); the generator is the momentum twin.
 
-Shapes: B sequences, L tokens each, V vocabulary, M masked tokens, N sampled tokens,
-P judged tokens.
+Shapes: B sequences, L tokens each, V vocabulary; M masked, N sampled, P judged tokens.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 IGNORE = -100
 ROWS = 256  # that are sampled at once: 60 MB of sums for a vocabulary of 30,000
@@ -22,31 +22,31 @@ ROWS = 256  # that are sampled at once: 60 MB of sums for a vocabulary of 30,000
 class ReplacementPlan:
     """Places and randomness of replaced tokens; the places are indices into the text's B * L."""
 
-    sampled_at: torch.Tensor  # (N,) int64, where the twin's samples go
-    uniforms: torch.Tensor  # (N,) float32, the randomness of the draws
-    judged_at: torch.Tensor  # (P,) int64, where the model says whether a token was replaced
-    sampled: torch.Tensor | None = None  # (N,) int64, the draws, where a step is replayed
+    sampled_at: Tensor  # (N,) int64, where the twin's samples go
+    uniforms: Tensor  # (N,) float32, the randomness of the draws
+    judged_at: Tensor  # (P,) int64, where the model says whether a token was replaced
+    sampled: Tensor | None = None  # (N,) int64, the draws, where a step is replayed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replacements:
     """A text in which the momentum twin replaced words."""
 
-    weights: torch.Tensor  # (N, V), the twin's probabilities where it was asked
-    sampled: torch.Tensor  # (N,) int64, the samples
-    input_ids: torch.Tensor  # (B, L) int64, the text with them
-    labels: torch.Tensor  # (B, L) int64: 1 replaced, 0 original, -100 not judged
+    weights: Tensor  # (N, V), the twin's probabilities where it was asked
+    sampled: Tensor  # (N,) int64, the samples
+    input_ids: Tensor  # (B, L) int64, the text with them
+    labels: Tensor  # (B, L) int64: 1 replaced, 0 original, -100 not judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwinTargets:
     """Targets that the momentum twin makes for the trained model."""
 
-    soft_labels: torch.Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
+    soft_labels: Tensor | None = None  # (M, V), its probabilities; None where alpha is 0
     replacements: Replacements | None = None  # None where MRTD is off
 
 
-def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def sample_tokens(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token, (N,) int64, from each row by inverting its cumulative distribution.
 
     Weights, (N, V), are not negative and need not sum to one; a token of weight 0 is never drawn.
@@ -64,18 +64,18 @@ def sample_tokens(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor
 
 
 def mrtd_mask_modeling(
-    mrtd_input_ids: torch.Tensor,  # (B, L) int64, the masked text that the teacher read
-    input_ids: torch.Tensor,  # (B, L) int64, the original text
-    attention_mask: torch.Tensor,  # (B, L) bool or integer, 0 at padding
+    mrtd_input_ids: Tensor,  # (B, L) int64, the masked text that the teacher read
+    input_ids: Tensor,  # (B, L) int64, the original text
+    attention_mask: Tensor,  # (B, L) bool or integer, 0 at padding
     # (N, V), the teacher's probabilities at `positions`, or (B, L, V) or (B * L, V) at every one
-    weights: torch.Tensor | None = None,
+    weights: Tensor | None = None,
     *,
     # (N,) int64, the masked tokens in B * L; by default where masked text and original differ
-    positions: torch.Tensor | None = None,
-    uniforms: torch.Tensor | None = None,  # (N,) in [0, 1), the randomness of the draws
-    sampled: torch.Tensor | None = None,  # (N,) int64, the draws themselves, to replay a step
+    positions: Tensor | None = None,
+    uniforms: Tensor | None = None,  # (N,) in [0, 1), the randomness of the draws
+    sampled: Tensor | None = None,  # (N,) int64, the draws themselves, to replay a step
     special_ids: Sequence[int] = (),  # neither sampled nor labelled
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Replace masked tokens by tokens sampled from the teacher, and label what was replaced.
 
     Returns (B, L) int64, the replaced text, and its labels (B, L) int64: 1 where the token is not
@@ -101,9 +101,9 @@ def mrtd_mask_modeling(
 
 
 def replace_words(
-    input_ids: torch.Tensor,  # (B, L) int64, the original text
-    attention_mask: torch.Tensor,  # (B, L), 0 at padding
-    weights: torch.Tensor,  # (N, V), the twin's probabilities
+    input_ids: Tensor,  # (B, L) int64, the original text
+    attention_mask: Tensor,  # (B, L), 0 at padding
+    weights: Tensor,  # (N, V), the twin's probabilities
     plan: ReplacementPlan,
     special_ids: Sequence[int],  # neither sampled nor labelled
 ) -> Replacements:
@@ -123,12 +123,8 @@ def replace_words(
 
 
 def mrtd_mask_modeling_everywhere(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    sampled: torch.Tensor,
-    *,
-    pad_token_id: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    input_ids: Tensor, attention_mask: Tensor, sampled: Tensor, *, pad_token_id: int
+) -> tuple[Tensor, Tensor]:
     """Replace words as RaSa released it: by a sampled token at every position.
 
     The release draws at masked and unmasked positions alike, restores the first token (the class
@@ -142,7 +138,7 @@ def mrtd_mask_modeling_everywhere(
     return replaced, labels.masked_fill(ignored, IGNORE)
 
 
-def mrtd_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mrtd_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum of two-class cross-entropies over the labelled tokens, in nats (RaSa, section 3.3).
 
     From logits (P, 2), original against replaced, and labels (P,) int64: 0, 1, or -100 for none.

@@ -43,16 +43,14 @@ class Term:
         return f"{self.name}_weight"
 
 
-TERMS: Mapping[str, Term] = {
-    name: Term(name=name, label=label, heads=heads)
-    for name, label, heads in (
-        ("itc", "Contrastive loss (ITC)", (*PROJECTIONS, TEMPERATURE)),
-        ("itm", "Matching loss (ITM)", ("itm_head",)),
-        ("mlm", "Masked-word loss (MLM)", ("text_encoder.cls",)),
-        ("prd", "Relation loss (PRD)", ("prd_head",)),
-        ("mrtd", "Replaced-token loss (MRTD)", ("mrtd_head",)),
-    )
-}
+BUILT_IN = (
+    Term(name="itc", label="Contrastive loss (ITC)", heads=(*PROJECTIONS, TEMPERATURE)),
+    Term(name="itm", label="Matching loss (ITM)", heads=("itm_head",)),
+    Term(name="mlm", label="Masked-word loss (MLM)", heads=("text_encoder.cls",)),
+    Term(name="prd", label="Relation loss (PRD)", heads=("prd_head",)),
+    Term(name="mrtd", label="Replaced-token loss (MRTD)", heads=("mrtd_head",)),
+)
+TERMS: Mapping[str, Term] = {term.name: term for term in BUILT_IN}
 BATCH_TERMS = ("sdm", "tal", "infonce", "sigmoid", "id")  # a dual encoder's, loaded when named
 HEADS = tuple(head for term in TERMS.values() for head in term.heads)
 # Keys of a line in metrics.jsonl that a term's name would overwrite.

@@ -27,9 +27,7 @@ class ImageTextMLMConfig(Settings):
     itc_weight: TermWeight = 0.0
     """Weight of ALBEF's contrastive loss within the batch; helps small models learn to look."""
     term: Annotated[
-        tuple[str, ...],
-        conf.UseAppendAction,
-        conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]"),
+        tuple[str, ...], conf.UseAppendAction, conf.arg(metavar="NAME=WEIGHT|FILE.py:NAME[=WEIGHT]")
     ] = ()
     """A loss term, with its weight (default 1): one of yours in a Python file, or itc, itm, mlm,
     prd, mrtd, and of dual encoders sdm, tal, infonce, sigmoid, id. Repeat the flag for more."""

@@ -68,13 +68,10 @@ class KeepEmbedding(TextMLM):
     def of(cls, parts: TextParts) -> Self:
         """Make the task from the parts of a run."""
         if parts.compile_backend is not None:
-            raise ConfigError(
-                "--compile and --keep-embedding do not go together yet; leave out one of them "
-                "(--keep-embedding off)"
-            )
+            fix = "leave out one of them (--keep-embedding off)"
+            raise ConfigError(f"--compile and --keep-embedding do not go together yet; {fix}")
         pooling = Pooling.of(parts.sentence_encoder) if parts.sentence_encoder else None
-        names = ("frozen_share", "few_shapes", "pin_memory")
-        settings = {name: getattr(parts, name) for name in names}
+        settings = {n: getattr(parts, n) for n in ("frozen_share", "few_shapes", "pin_memory")}
         weight = parts.settings.keep_weight
         return cls(parts.model, parts.masker, weight, pooling=pooling, **settings)
 

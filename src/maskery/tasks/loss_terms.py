@@ -233,9 +233,8 @@ def own_sum(term: LossTerm, inputs: TermInputs) -> torch.Tensor:
     except (PluginError, torch.OutOfMemoryError, torch.distributed.DistError):
         raise
     except Exception as error:  # the user's code may raise anything
-        raise CHOICES.misfit(
-            term.choice, f"it fails with {type(error).__name__}: {reason_of(error)}"
-        ) from error
+        fails = f"it fails with {type(error).__name__}: {reason_of(error)}"
+        raise CHOICES.misfit(term.choice, fails) from error
     if not isinstance(found, tuple) or len(found) != 2:
         raise CHOICES.misfit(term.choice, f"it returned a {type(found).__name__}, not a pair")
     total, count = found
@@ -256,10 +255,8 @@ def _frozen_heads_refuse(term: LossTerm, model: ImageTextModel) -> Iterator[None
     """Refuse a term that reads a head which nothing trains: it would learn less, in silence."""
 
     def refuse(head: str, *_: object) -> None:
-        raise PluginError(
-            f"--term {term.choice}: it reads '{head}', which no term trains; name it in the "
-            f"term's `heads`, beside {', '.join(term.heads) or 'nothing so far'}"
-        )
+        fix = f"name it in the term's `heads`, beside {', '.join(term.heads) or 'nothing so far'}"
+        raise PluginError(f"--term {term.choice}: it reads '{head}', which no term trains; {fix}")
 
     with ExitStack() as hooks:
         for head in HEADS:

@@ -26,14 +26,8 @@ from maskery.masking.masker import Masker
 from maskery.models.layout import EncoderInputs
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.models.momentum import MomentumTwin
+from maskery.objectives import mrtd
 from maskery.objectives.mlm import soft_mlm_loss_sum
-from maskery.objectives.mrtd import (
-    ReplacementPlan,
-    Replacements,
-    TwinTargets,
-    mrtd_loss_sum,
-    replace_words,
-)
 from maskery.tasks.text_mlm import PreparedText, TextMLM, TextParts
 from maskery.tasks.text_mlm_config import DEFAULT_MOMENTUM, TextMLMConfig
 
@@ -50,7 +44,7 @@ class PreparedMomentumText(PreparedText):
 
     # The twin's text: masked for soft labels, and with MRTD anew. Its rows are the masked tokens.
     teacher: EncoderInputs
-    plan: ReplacementPlan | None  # Of MRTD, as indices into the S; None without it
+    plan: mrtd.ReplacementPlan | None  # Of MRTD, as indices into the S; None without it
     alpha: float  # The weight of the soft labels at this point of the run
 
     def pin_memory(self) -> Self:
@@ -112,7 +106,7 @@ class MomentumTextMLM(TextMLM):
             copies.append(original)
             for_twin.append(anew)
             counts["mrtd"] = len(judged)
-            plan = ReplacementPlan(
+            plan = mrtd.ReplacementPlan(
                 sampled_at=self.lay_out(anew).rows,
                 uniforms=token_uniforms(batch, anew.positions, seed=seed, epoch=epoch),
                 judged_at=self.lay_out(original).rows,
@@ -160,7 +154,7 @@ class MomentumTextMLM(TextMLM):
             return {"mlm": soft_mlm_loss_sum(self.model(prepared.inputs), *right)}, prepared
         logits, judgements = self._read(prepared, taught.replacements)
         sums = {"mlm": soft_mlm_loss_sum(logits, *right)}
-        sums["mrtd"] = mrtd_loss_sum(judgements, taught.replacements.labels[plan.judged_at])
+        sums["mrtd"] = mrtd.mrtd_loss_sum(judgements, taught.replacements.labels[plan.judged_at])
         plan = replace(plan, sampled=taught.replacements.sampled)
         return sums, replace(prepared, plan=plan)
 
@@ -174,27 +168,23 @@ class MomentumTextMLM(TextMLM):
         return scores[:, 1] - scores[:, 0], replacements.labels[prepared.plan.judged_at]
 
     @torch.no_grad()
-    def _teach(self, prepared: PreparedMomentumText) -> TwinTargets:
+    def _teach(self, prepared: PreparedMomentumText) -> mrtd.TwinTargets:
         """Let the twin give soft labels, and sample its replacements."""
         probabilities = F.softmax(self.twin.model(prepared.teacher).float(), dim=-1)
         plan = prepared.plan
         if plan is None:
-            return TwinTargets(soft_labels=probabilities)
+            return mrtd.TwinTargets(soft_labels=probabilities)
         num_soft = len(probabilities) - len(plan.sampled_at)
         ids = prepared.inputs.input_ids.flatten()
         original = ids[len(ids) // 2 :]  # (S,), the text before it is masked
         soft = probabilities[:num_soft] if self.config.alpha > 0 else None
-        replacements = replace_words(
-            original,
-            torch.ones_like(original),  # padding is not among the plan's places
-            probabilities[num_soft:],
-            plan,
-            self.masker.vocabulary.special_ids,
-        )
-        return TwinTargets(soft_labels=soft, replacements=replacements)
+        everywhere = torch.ones_like(original)  # padding is not among the plan's places
+        weights, special_ids = probabilities[num_soft:], self.masker.vocabulary.special_ids
+        replacements = mrtd.replace_words(original, everywhere, weights, plan, special_ids)
+        return mrtd.TwinTargets(soft_labels=soft, replacements=replacements)
 
     def _read(
-        self, prepared: PreparedMomentumText, replacements: Replacements
+        self, prepared: PreparedMomentumText, replacements: mrtd.Replacements
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (M, V) logits of masked tokens, and (P, 2) of the text with replacements."""
         inputs, num_masked = prepared.inputs, len(prepared.targets)

@@ -6,7 +6,6 @@ An objective is a callable that makes a `Task` from `TextParts`. Ours are `text_
 Shapes: T tokens, M rows for masked tokens, V vocabulary.
 """
 
-import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -71,24 +70,21 @@ def make_text_task(
         raise OBJECTIVES.misfit(named, fails) from error
     missing = [name for name in TASK_PARTS if not hasattr(task, name)]
     if missing:
-        raise OBJECTIVES.misfit(
-            named, f"it makes a {type(task).__name__} without {', '.join(missing)}"
-        )
+        lacks = f"it makes a {type(task).__name__} without {', '.join(missing)}"
+        raise OBJECTIVES.misfit(named, lacks)
     trained = {id(parameter) for parameter in task.model.parameters()}
     if not all(id(parameter) in trained for parameter in parts.model.parameters()):
-        raise OBJECTIVES.misfit(
-            named, "its `model` does not hold `parts.model`, which would not be trained"
-        )
+        leaves = "its `model` does not hold `parts.model`, which would not be trained"
+        raise OBJECTIVES.misfit(named, leaves)
     return task
 
 
 def text_mlm(parts: TextParts) -> Task[Any, Any]:
     """Make the task of `--objective mlm`, also with `--keep-embedding` or with `--momentum`."""
     if parts.settings.keep_weight:
-        # By name: a run that keeps nothing needs none of it.
-        keep = importlib.import_module("maskery.tasks.keep_embedding")
-        kept: Task[Any, Any] = keep.KeepEmbedding.of(parts)
-        return kept
+        from maskery.tasks.keep_embedding import KeepEmbedding  # other runs need none of it
+
+        return KeepEmbedding.of(parts)
     if not parts.settings.has_twin:
         return TextMLM.of(parts)
     return OBJECTIVES.find(MRTD)(parts)  # the same task, without detection
@@ -96,10 +92,11 @@ def text_mlm(parts: TextParts) -> Task[Any, Any]:
 
 def diffusion(parts: TextParts) -> Task[Any, Any]:
     """Make the task of `--objective diffusion`, whose loss is the NELBO of a token."""
+    from maskery.masking.diffusion import DiffusionMasker
+
     log.info("diffusion: held-out loss is the NELBO of a token, which the verdict compares, too")
-    kind = importlib.import_module("maskery.masking.diffusion").DiffusionMasker
-    masker = kind(**vars(parts.masker), bell=parts.settings.time_sampling == "bell")
-    return TextMLM.of(replace(parts, masker=masker))
+    bell = parts.settings.time_sampling == "bell"
+    return TextMLM.of(replace(parts, masker=DiffusionMasker(**vars(parts.masker), bell=bell)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +113,7 @@ class PreparedText:
     num_tokens: int  # Real tokens
     weights: torch.Tensor | None = None  # (M,) float32, of the losses; None: 1 each
 
-    def to(self, device: torch.device) -> Self:
-        """Copy to `device`."""
-        return moved(self, device)
+    to = moved
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""

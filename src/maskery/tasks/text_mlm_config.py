@@ -62,10 +62,8 @@ class TextMLMConfig(Settings):
         OBJECTIVES.check(self.objective)
         super().__post_init__()
         if self.keep_weight and (self.objective != "mlm" or self.has_twin):
-            raise ConfigError(
-                f"keep_embedding is {self.keep_embedding}: it goes with --objective mlm alone, "
-                f"without a momentum twin; use auto or off"
-            )
+            rule = "it goes with --objective mlm alone, without a momentum twin; use auto or off"
+            raise ConfigError(f"keep_embedding is {self.keep_embedding}: {rule}")
         # Which settings an objective of the user's own reads is not known here.
         if not is_plugin(self.objective):
             self._refuse_what_has_no_effect()
@@ -83,15 +81,11 @@ class TextMLMConfig(Settings):
             if name.startswith("mrtd_") and not self.detects:
                 raise ConfigError(f"{name} is set: it needs --objective mlm+mrtd")
             if not self.has_twin and name not in NEED_NO_TWIN:
-                raise ConfigError(
-                    f"{name} is set, and there is no momentum twin; add --momentum "
-                    f"{DEFAULT_MOMENTUM} or --objective mlm+mrtd"
-                )
+                fix = f"add --momentum {DEFAULT_MOMENTUM} or --objective mlm+mrtd"
+                raise ConfigError(f"{name} is set, and there is no momentum twin; {fix}")
         if self.has_twin and not self.detects and self.alpha == 0.0:
-            raise ConfigError(
-                "alpha is 0, so the momentum twin would teach nothing; raise it, leave out "
-                "--momentum, or use --objective mlm+mrtd"
-            )
+            fix = "raise it, leave out --momentum, or use --objective mlm+mrtd"
+            raise ConfigError(f"alpha is 0, so the momentum twin would teach nothing; {fix}")
 
     @property
     def keep_weight(self) -> float:

@@ -124,9 +124,8 @@ class Checkpoints:
             replace_folder(partial, final)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"the checkpoint '{final}' could not be written ({error}); {RETRY}"
-            ) from error
+            problem = f"the checkpoint '{final}' could not be written ({error})"
+            raise CheckpointError(f"{problem}; {RETRY}") from error
         self._prune()
         self.written.append((step, final))
         return final
@@ -171,13 +170,11 @@ class Checkpoints:
     def to_resume_from(self) -> str | None:
         """Return `newest_sound`, or None if there is no checkpoint; all damaged is an error."""
         complete, path = self.complete(), self.newest_sound()
-        if path is None:
-            if complete:
-                raise CheckpointError(
-                    f"every checkpoint in '{self.folder}' is damaged; start afresh with another "
-                    f"--output"
-                )
+        if not complete:
             return None
+        if path is None:
+            fix = "start afresh with another --output"
+            raise CheckpointError(f"every checkpoint in '{self.folder}' is damaged; {fix}")
         # `keep` would count them instead of those that the run writes next.
         for damaged in complete[complete.index(path) + 1 :]:
             aside = damaged.with_name(f"{damaged.name}.damaged")

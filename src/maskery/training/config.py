@@ -112,9 +112,8 @@ class BaseTrainingConfig(Settings):
     def require_evaluations(self) -> None:
         """Refuse patience where nothing is measured between the first step and the last."""
         if self.patience is not None and self.eval_every is None:
-            raise ConfigError(
-                "patience counts evaluations; say how often, as with --eval-every 100"
-            )
+            told = "patience counts evaluations; say how often, as with --eval-every 100"
+            raise ConfigError(told)
 
     @property
     def kept_steps(self) -> frozenset[int]:

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -108,10 +108,8 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def _missing(name: str) -> MissingExtraError:
     package = "'maskery[tensorboard]'" if name == "tensorboard" else name
-    return MissingExtraError(
-        f"{name} is needed to write to {name} and is not installed; install it with: "
-        f"pip install {package}"
-    )
+    fix = f"install it with: pip install {package}"
+    return MissingExtraError(f"{name} is needed to write to {name} and is not installed; {fix}")
 
 
 class Window:
@@ -190,22 +188,14 @@ class Window:
         return cls(sums)
 
 
-class SpikeWatch:
-    """Compares each line's loss with the lines before it."""
-
-    def __init__(self, losses: Iterable[float] = ()) -> None:
-        self._losses = deque(losses, maxlen=HISTORY)
-
-    def usual(self, loss: float) -> float | None:
-        """Return the median of the lines before if `loss` is a spike above it, else None."""
-        before = list(self._losses)
-        self._losses.append(loss)
-        if len(before) < LEAST_HISTORY:
-            return None
-        median = statistics.median(before)
-        spread = statistics.median(abs(value - median) for value in before) / MAD_OF_NORMAL
-        above = max(DEVIATIONS * spread, LEAST_RISE * abs(median))
-        return median if loss > median + above else None
+def usual_loss(before: Sequence[float], loss: float) -> float | None:
+    """Return the median of the lines before if `loss` is a spike above it, else None."""
+    if len(before) < LEAST_HISTORY:
+        return None
+    median = statistics.median(before)
+    spread = statistics.median(abs(value - median) for value in before) / MAD_OF_NORMAL
+    above = max(DEVIATIONS * spread, LEAST_RISE * abs(median))
+    return median if loss > median + above else None
 
 
 class Journal:
@@ -221,7 +211,7 @@ class Journal:
         self.tracker, self.processes, self.best_metric = tracker, processes, best_metric
         self.first_step = first_step
         self.window = Window()
-        self._spikes = SpikeWatch()
+        self._losses = deque[float](maxlen=HISTORY)  # Of the lines before
         self._best: float | None = None
         # The step after which figures were the best; None on others than the main process.
         self.best_step: int | None = None
@@ -237,8 +227,8 @@ class Journal:
     def _read_again(self, step: int) -> None:
         self.tracker.rewind(step)
         lines = self.tracker.lines()
-        losses = [line["loss"] for line in lines if line["kind"] == TRAIN and "loss" in line]
-        self._spikes = SpikeWatch(losses)
+        self._losses.clear()
+        self._losses += [n["loss"] for n in lines if n["kind"] == TRAIN and "loss" in n]
         for line in lines:
             if line["kind"] == HELD_OUT and line["step"] > self.first_step:
                 values = {n: v for n, v in line.items() if n not in ("kind", "step")}
@@ -254,11 +244,13 @@ class Journal:
         if SKIPPED in values:
             told = "skipped up to step %d: %s, with a loss or gradient that was no finite number"
             log.warning(told, step, counted(values[SKIPPED], "step"))
-        usual = self._spikes.usual(values["loss"]) if "loss" in values else None
-        if usual is not None:
-            values[SPIKE] = usual
-            told = "the loss is %.3f at step %d, and was about %.3f before"
-            log.warning(told, values["loss"], step, usual)
+        if "loss" in values:
+            usual = usual_loss(self._losses, values["loss"])
+            self._losses.append(values["loss"])
+            if usual is not None:
+                values[SPIKE] = usual
+                told = "the loss is %.3f at step %d, and was about %.3f before"
+                log.warning(told, values["loss"], step, usual)
         self.tracker.log(TRAIN, step, values)
         return values
 
@@ -338,10 +330,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     """Check that callbacks have every method, before a run finds out at its first checkpoint."""
     for callback in callbacks:
         if isinstance(callback, type):
-            raise ConfigError(
-                f"the callback {callback.__name__} is a class; give an object of it: "
-                f"{callback.__name__}()"
-            )
+            fix = f"give an object of it: {callback.__name__}()"
+            raise ConfigError(f"the callback {callback.__name__} is a class; {fix}")
         missing = [name for name in EVENTS if not callable(getattr(callback, name, None))]
         if missing:
             raise ConfigError(

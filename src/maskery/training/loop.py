@@ -357,8 +357,7 @@ class TrainingLoop:
         with self.signals.interrupting():
             figures = self.evaluate(step)
         best = self.journal.held_out(step, figures)
-        # Speed is that of training.
-        passed = time.perf_counter() - began
+        passed = time.perf_counter() - began  # speed is that of training
         self._resumed_at += passed
         self.journal.window.began += passed
         self._tell("on_evaluation", step, figures)
@@ -376,8 +375,7 @@ class TrainingLoop:
             window=self.journal.window.state(self.processes),
             bad_steps=self.bad_steps.in_a_row,
         )
-        # The memory that is copied to may still be read.
-        self.processes.on_main(self.checkpoints.finish)
+        self.processes.on_main(self.checkpoints.finish)  # it may still read what is copied to
         snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position)
         self._saved_at = time.perf_counter()
         if self.processes.is_main:

@@ -25,8 +25,7 @@ from maskery.training.parallel import laid_out_like, whole
 
 NARROW = 256  # On a CPU with bfloat16, narrower matrices lose more by converting than they gain
 UNINITIALIZED: Any = torch.utils.deterministic  # its attribute is made at run time
-# Keys of parameter groups: the peak learning rate, True for groups that Muon moves, and the step
-# before which a group stays as it is.
+# Keys of parameter groups: peak learning rate, True for those that Muon moves, first step trained.
 PEAK, ORTHOGONAL, STARTS_AT = "peak_lr", "orthogonal", "starts_at"
 BUFFER = "momentum_buffer"
 MOMENTUM = 0.95  # the paper's
@@ -65,9 +64,8 @@ def cpu_multiplies_bf16(capabilities: Mapping[str, Any]) -> bool:
     """Return True for AMX, and for AVX512-BF16 where it does two products for one of float32."""
     if capabilities.get("amx_tile") or capabilities.get("amx_bf16"):
         return True
-    # Intel's cores start one AVX512-BF16 product a cycle and two of float32: without AMX, bfloat16
-    # is slower (150 against 260 GFLOP/s on an Emerald Rapids whose AMX is hidden). AMD's start as
-    # many of either.
+    # Intel's cores start one AVX512-BF16 product a cycle and two of float32 (150 against 260
+    # GFLOP/s on an Emerald Rapids whose AMX is hidden). AMD's start as many of either.
     intel = "intel" in str(capabilities.get("cpu_name", "")).lower()
     return bool(capabilities.get("avx512_bf16")) and not intel
 
@@ -83,8 +81,7 @@ def mean_width(model: nn.Module) -> float:
 def exact_sums(device: torch.device) -> Iterator[None]:
     """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads."""
     # Where a row is read more than once (`features[negatives]`), PyTorch's threads add its
-    # gradients as they come, and the last digits differ from run to run. The step is no slower for
-    # it. On other devices the caller's settings stay: what an order costs there is not measured.
+    # gradients as they come. An order costs a CPU no time; on other devices it is not measured.
     if device.type != "cpu":
         yield
         return
@@ -180,8 +177,7 @@ def learning_rate_factor(step: int, total: int, config: BaseTrainingConfig) -> f
 class StableAdamW(torch.optim.AdamW):
     """AdamW that moves a tensor less far where its gradient outgrows its mean square."""
 
-    # Algorithm 2 of Wortsman et al., "Stable and low-loss training of large-scale vision-language
-    # models" (2023).
+    # Algorithm 2 of Wortsman et al. (2023), arXiv:2304.13013.
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -201,8 +197,7 @@ class StableAdamW(torch.optim.AdamW):
         mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         square = square / (1 - beta2 ** state["step"])
-        # Above 1 where the mean square lags behind a gradient that has grown. As in the paper, it
-        # shortens the decay, too.
+        # Above 1 where the mean square lags behind. As in the paper, it shortens the decay, too.
         excess = whole((gradient**2 / square.clamp(min=eps**2)).mean()).sqrt().clamp(min=1)
         rate = group["lr"] / excess
         parameter.mul_(1 - rate * group["weight_decay"])

@@ -23,8 +23,7 @@ from maskery.core.processes import join_processes
 from maskery.core.task import Task
 from maskery.training.config import Sharding
 
-# A sharded model that would take more of a GPU's memory than this share is put together on the CPU:
-# beside the whole parameters there must be room for the shards and for an evaluation.
+# A model above this share of a GPU is put together on the CPU: shards and evaluations need room.
 ROOM = 0.3
 
 
@@ -189,8 +188,6 @@ def explain_unused(error: RuntimeError, model: nn.Module) -> RuntimeError | Mode
     trained = [(n, p) for n, p in unwrapped(model).named_parameters() if p.requires_grad]
     unused = [name for name, parameter in trained if parameter.grad is None]
     named = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
-    return ModelError(
-        f"the loss does not reach {counted(len(unused), 'parameter')} ({named}), which the "
-        f"processes would wait for; freeze them (requires_grad_(False)), or train with --sharding "
-        f"fsdp"
-    )
+    problem = f"the loss does not reach {counted(len(unused), 'parameter')} ({named})"
+    fix = "freeze them (requires_grad_(False)), or train with --sharding fsdp"
+    return ModelError(f"{problem}, which the processes would wait for; {fix}")
