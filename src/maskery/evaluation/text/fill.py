@@ -1,9 +1,8 @@
 """Fill masks: each by itself, several jointly, and the probability of chosen words.
 
-`saliency` says which words a prediction depends on: gradient times input, that is, how much the
-log-probability of the predicted token would change as each word's vector shrinks, to first order
-(Denil, Demiraj and de Freitas, "Extraction of salient sentences from labelled documents", 2014).
-It shows what the prediction reacts to, not why.
+`saliency` is gradient times input: how much the log-probability of the predicted token would change
+as each word's vector shrinks, to first order (Denil, Demiraj and de Freitas, "Extraction of salient
+sentences from labelled documents", 2014). It shows what the prediction reacts to, not why.
 
 Shapes: B sequences, L tokens, M masks, V vocabulary.
 """
@@ -201,7 +200,6 @@ class Filler:
         return ids
 
     def _read(self, text: str) -> str:
-        """Return a text with the tokenizer's own mask token."""
         return text.replace(MASK, self.reader.mask_token)
 
     def require_room(self, tokens: int, what: str, fix: str) -> None:
@@ -266,9 +264,9 @@ class Filler:
         self.require_room(len(sequence), f"the sentence with {word!r:.60}", "shorten one of them")
         total = 0.0
         # Each piece is given those left of it; the masks right of it stay.
-        for offset, piece in enumerate(pieces):
+        for at, piece in enumerate(pieces, place):
             total += float(self.log_probabilities([sequence])[0, 0, piece])
-            sequence[place + offset] = piece
+            sequence[at] = piece
         spelt = self.reader.pieces(pieces)
         return WordProbability(word=word, pieces=spelt, probability=math.exp(total))
 
@@ -312,34 +310,26 @@ def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
 
     The text has at least one mask, as the tokenizer writes it; `mask` counts them from 0.
     """
-    logs, vectors, gradient = _gradient(filler, filler.encode(text), mask)
-    token = int(logs.argmax())
-    norms = (gradient * vectors).norm(dim=-1).flatten().cpu()
-    words = filler.reader.read(text).words
-    sums = [float(norms[word.first : word.last].sum()) for word in words]
-    total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
-    spelt, probability = filler.tokenizer.decode([token]).strip(), float(logs[token].exp())
-    weights = tuple(value / total for value in sums)
-    return Saliency(token=spelt, probability=probability, words=words, weights=weights)
-
-
-def _gradient(
-    filler: Filler, ids: list[int], mask: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return log-probabilities (V,), and token vectors (1, L, D) with the top one's gradient."""
-    held: list[torch.Tensor] = []
+    held: list[torch.Tensor] = []  # the vectors of the tokens, (1, L, D)
 
     def keep(_module: Any, _arguments: Any, output: torch.Tensor) -> torch.Tensor:
         held.append(output.detach().requires_grad_())
         return held[0]
 
     with filler.network.get_input_embeddings().register_forward_hook(keep), torch.enable_grad():
-        logits = filler.predict(filler.hidden([ids]))
+        logits = filler.predict(filler.hidden([filler.encode(text)]))
         if mask >= len(logits):
             raise DataError(
                 f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"
             )
         logs = logits[mask].log_softmax(dim=-1)
         require_numbers(logs.amax())
-        (gradient,) = torch.autograd.grad(logs[int(logs.argmax())], held[0])
-    return logs.detach(), held[0].detach(), gradient
+        token = int(logs.argmax())
+        (gradient,) = torch.autograd.grad(logs[token], held[0])
+    norms = (gradient * held[0].detach()).norm(dim=-1).flatten().cpu()
+    words = filler.reader.read(text).words
+    sums = [float(norms[word.first : word.last].sum()) for word in words]
+    total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
+    spelt, probability = filler.tokenizer.decode([token]).strip(), logs[token].exp().item()
+    weights = tuple(value / total for value in sums)
+    return Saliency(token=spelt, probability=probability, words=words, weights=weights)

@@ -1,11 +1,10 @@
 """Held-out loss, perplexity and accuracy on frozen masks, and the AUC of replaced words.
 
-The masks are a pure function of the examples, so the figures are the same at any batch size and
-for any model with the same tokenizer, and two models can be compared example by example.
+The masks are a pure function of the examples: figures are the same at any batch size, and models
+with the same tokenizer can be compared example by example.
 
-A word that ties with others shares the places they take together: it counts as right with the
-chance that a random order of equals puts it there. A model that knows nothing and gives every word
-the same probability thus has a top-1 of one in V, not of 100%.
+A word that ties with others counts as right with the chance that a random order of equals puts it
+there: a model that gives every word the same probability has a top-1 of one in V, not of 100%.
 
 Shapes: M masked tokens, N examples, V vocabulary.
 """
@@ -111,8 +110,7 @@ def score_examples(
 ) -> ExampleSums:
     """Predict the frozen masks of every example, which the masker's seed and config decide.
 
-    The model is in evaluation mode while it runs. Of several `processes` each computes a share; all
-    of them must call this, and all get the whole result.
+    Of several `processes` each computes a share; all must call this, and all get the whole result.
     """
     processes = processes or Processes()
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
@@ -215,13 +213,9 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
         )
     if np.array_equal(after.sums, before.sums):  # one model twice: no doubt is left
         return dict.fromkeys(COLUMNS[1:], Interval(0.0, 0.0, 0.0))
-    _, loss, top1, top5 = (after.sums - before.sums).T
-    count = after.sums[:, 0]
-    return {
-        "loss": ratio_interval(loss, count),
-        "top1": ratio_interval(top1, count, "difference of shares"),
-        "top5": ratio_interval(top5, count, "difference of shares"),
-    }
+    count, (_, loss, *hits) = after.sums[:, 0], (after.sums - before.sums).T
+    shares = (ratio_interval(hit, count, "difference of shares") for hit in hits)
+    return dict(zip(COLUMNS[1:], (ratio_interval(loss, count), *shares), strict=True))
 
 
 def auc(scores: Floats, labels: Ints) -> float:
@@ -243,7 +237,7 @@ def auc(scores: Floats, labels: Ints) -> float:
 
 
 def replaced_words_auc(task: Any, batches: Iterable[Any], *, progress: float) -> float | None:
-    """Return the area under the ROC curve of replaced against original words on held-out text.
+    """Return `auc` of replaced against original words on held-out text.
 
     The twin fills frozen masks by sampling, as in training, and the model judges every token that
     is not special. None without replaced token detection, and where all words are replaced, or none

@@ -89,8 +89,7 @@ def sample_text(
 
 def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Bools:
     """Return True for ordinary tokens that are a word by themselves: (T,) bool."""
-    last = np.append(batch.word_starts[1:], True)
-    whole: Bools = batch.word_starts & last
+    whole: Bools = batch.word_starts & np.append(batch.word_starts[1:], True)
     return whole & ~vocabulary.protected[batch.input_ids]
 
 
@@ -141,8 +140,7 @@ def _changes(models: tuple[Filler, Filler], held_out: Held, maskers: Iterable[Ma
 
 def _hidden_words(held_out: Held, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Ints, int]]:
     """Return the ids of each example and one of its longer words, drawn by a fixed seed."""
-    generator = np.random.default_rng(0)
-    hidden = []
+    generator, hidden = np.random.default_rng(0), []
     for batch, whole in held_out:
         for first, last in pairwise(batch.boundaries.tolist()):
             ids, places = batch.input_ids[first:last], np.flatnonzero(whole[first:last])
@@ -154,7 +152,6 @@ def _hidden_words(held_out: Held, tokenizer: PreTrainedTokenizerBase) -> list[tu
 
 
 def _fill(before: Filler, after: Filler, ids: Ints, place: int, top_k: int) -> SampleFill:
-    """Hide one word of a sentence, and let both models fill it."""
     tokenizer, word = before.tokenizer, int(ids[place])
     hidden = ids.copy()
     hidden[place] = before.mask_id

@@ -106,11 +106,9 @@ class TextReader:
     def _without_stray_spaces(
         self, text: str, ids: Ints, offsets: list[tuple[int, int]]
     ) -> tuple[Ints, Bools]:
-        """Remove spaces beside masks that no text has: returns ids (L,) and which stay (L,).
-
-        A word would have taken the space before it, and a tokenizer that puts a space before every
-        text takes what follows a mask for another text.
-        """
+        """Remove spaces beside masks that no text has: returns ids (L,) and which stay (L,)."""
+        # A word would have taken the space before it, and a tokenizer that puts a space before
+        # every text takes what follows a mask for another text.
         ids, kept = ids.copy(), np.ones(len(ids), np.bool_)
         space = self._vocabulary.get(self.space, -1)
         for place in np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist():
