@@ -1,8 +1,7 @@
 """Settings of text-to-image retrieval, and those saved with a model; light to import.
 
-The preparation of captions, the score of candidates and the losses that made a model cannot be told
-from its weights, and a model is copied without its run. So `maskery_retrieval.json` lies beside
-them; for a model folder without it they are guessed.
+How a model reads captions, its score and its losses cannot be told from its weights, and it is
+copied without its run: so `maskery_retrieval.json` lies beside them. Without it they are guessed.
 """
 
 import json
