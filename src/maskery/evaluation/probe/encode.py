@@ -1,8 +1,8 @@
 """Vectors of texts: frozen features of an encoder, and short fine-tunings of it with a linear head.
 
-A probe of frozen vectors asks what they say; people who have labels will train the encoder on them,
-too, and one that probes worse may be the better start. So it is trained over several seeds by plain
-AdamW, its rate falling linearly, as in BERT's fine-tuning (Devlin et al., 2019, appendix A.3).
+People who have labels will train the encoder on them, and one that probes worse may be the better
+start. So it is also trained, over several seeds, by plain AdamW, its rate falling linearly, as in
+BERT's fine-tuning (Devlin et al., 2019, appendix A.3).
 
 Shapes: N texts, H held-out texts, B texts of a batch, D width, C classes.
 """
@@ -69,20 +69,18 @@ class Encoder:
             )
         return vectors
 
-    def encode_words(
-        self, sentences: Sequence[Sequence[str]], *, progress: bool = False
-    ) -> Vectors:
+    def encode_words(self, texts: Sequence[Sequence[str]], *, progress: bool = False) -> Vectors:
         """Return (words, D) float32 of each word's first piece; zeros past the model's limit."""
         if not self.tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of '{self.name}' is written in Python and does not say which "
                 f"pieces belong to which word; token probes need a fast one (tokenizer.json)"
             )
-        split, most = [list(words) for words in sentences], self.max_length
+        split, most = [list(words) for words in texts], self.max_length
         tokens = self.tokenizer(split, is_split_into_words=True, truncation=True, max_length=most)
         hidden = self._hidden(tokens["input_ids"], progress)
         rows = []
-        for place, (states, words) in enumerate(zip(hidden, sentences, strict=True)):
+        for place, (states, words) in enumerate(zip(hidden, split, strict=True)):
             spans = (tokens.word_to_tokens(place, number) for number in range(len(words)))
             none = np.zeros(states.shape[1], np.float32)
             rows += [none if span is None else states[span.start] for span in spans]
@@ -158,11 +156,10 @@ def _hits(
     groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in rates]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
     total = EPOCHS * -(-len(train) // BATCH_TEXTS)
+    warmup, generator = max(1.0, WARMUP_SHARE * total), np.random.default_rng(seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / max(1.0, WARMUP_SHARE * total), (total - step) / total),
+        optimiser, lambda step: min((step + 1) / warmup, (total - step) / total)
     )
-    generator = np.random.default_rng(seed)
 
     def batches(places: Ints) -> Iterator[tuple[Ints, torch.Tensor]]:
         for start in range(0, len(places), BATCH_TEXTS):

@@ -108,20 +108,16 @@ class Task:
     def of(labelled: Labelled, seen: Iterable[str]) -> "Task":
         """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
-        skipped = labelled.skipped.items()
+        skipped, size = labelled.skipped.items(), len(labelled.texts)
         notes = [f"left out: {counted(count, 'row')} {why}" for why, count in skipped]
-        if not labelled.texts:
-            why = ["the label file has no row with a text and a label", *notes]
-            raise DataError("; ".join(why))
-        known = {as_read(text) for text in seen}
-        count = sum(as_read(text) in known for text in labelled.texts) if known else 0
-        if count:
-            size = len(labelled.texts)
+        if not size:
+            none = "the label file has no row with a text and a label"
+            raise DataError("; ".join((none, *notes)))
+        known = set(map(as_read, seen))
+        if count := sum(as_read(text) in known for text in labelled.texts) if known else 0:
+            note = f"{count:,} of {size:,} labelled texts stand in the training corpus"
             all_seen = ": the figures say nothing about texts that the model has not read"
-            notes.append(
-                f"{count:,} of {size:,} labelled texts stand in the training corpus"
-                + all_seen * (count == size)
-            )
+            notes.append(note + all_seen * (count == size))
         kinds = {"labels": ClassTask, "tokens": WordTask, "pairs": PairTask}
         return kinds[labelled.kind](labelled, notes)
 
@@ -149,12 +145,10 @@ class Task:
     ) -> ProbeFigure:
         """Put one figure of all models together; `same` says that two gave the same vectors."""
         groups = self._groups(*judged.values())
-        difference = None
-        if len(judged) == 2:
+        difference = Interval(0.0, 0.0, 0.0) if same else None  # no doubt is left
+        if len(judged) == 2 and not same:
             first, second = (found.scores for found in judged.values())
             difference = grouped_interval(first - second, groups, "difference of shares")
-            if same:  # no doubt is left
-                difference = Interval(0.0, 0.0, 0.0)
         models = {one: grouped_interval(found.scores, groups) for one, found in judged.items()}
         return ProbeFigure(
             name=name,
@@ -183,24 +177,21 @@ class ClassTask(Task):
         counts = Counter(labelled.labels[place] for place in first.values())
         kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
         alone = sum(count == 1 for count in counts.values())
-        if len(first) < len(labelled.texts):
-            notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
+        if repeated := len(labelled.texts) - len(first):
+            notes.append(f"{repeated:,} repeated texts are judged once")
         if alone:
             left_out = counted(alone, "class", "classes")
             notes.append(f"{left_out} with one text are left out: it has no neighbour")
-        if len(judged := {labelled.labels[place] for place in kept}) < 2:
+        if (judged := len(counts) - alone) < 2:
             raise DataError(
-                f"the label file has {counted(len(judged), 'class', 'classes')} with two texts or "
+                f"the label file has {counted(judged, 'class', 'classes')} with two texts or "
                 f"more, of {len(counts):,} in all: a probe needs at least two such classes"
             )
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         self.set_classes(chosen.labels, chosen.texts)
-        if self.num_classes > classify.MOST_PROBE_CLASSES:
-            self.notes.append(
-                f"no linear probe: {self.num_classes:,} classes are more than "
-                f"{classify.MOST_PROBE_CLASSES:,}"
-            )
+        if self.num_classes > (most := classify.MOST_PROBE_CLASSES):
+            notes.append(f"no linear probe: {self.num_classes:,} classes are more than {most:,}")
         sizes = np.bincount(self.classes)
         meet = (sizes * (sizes - 1)).sum() / (self.size * (self.size - 1))
         self.chances["nearest neighbour"] = float(meet)
@@ -271,14 +262,13 @@ def tuned_figure(
     lexical: Mapping[str, Judged],
     seeds: Sequence[int],
     *,
-    same: bool = False,
-    progress: bool = False,
+    same: bool,
+    progress: bool,
 ) -> ProbeFigure:
     """Fine-tune every encoder, and judge the quarter that was held out."""
     if "linear probe" not in lexical:
-        raise DataError(
-            f"--tune is for at most {classify.MOST_PROBE_CLASSES:,} classes; leave it out"
-        )
+        most = f"{classify.MOST_PROBE_CLASSES:,} classes"
+        raise DataError(f"--tune is for at most {most}; leave it out")
     texts, classes = task.texts, task.classes
     held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
     if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
