@@ -16,11 +16,9 @@ from maskery.core.batch import Bools, Floats, Ints
 from maskery.data.corpus.examples import example_id
 from maskery.data.split import as_read, connected
 
-# Of few labels three quarters are trained on; each fold costs four fits for each inner one.
-NUM_FOLDS = 4
-INNER_FOLDS = 3
-# From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+NUM_FOLDS = 4  # of few labels three quarters are trained on
+INNER_FOLDS = 3  # each costs four fits in each fold
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # strong to weak: they hold the best of all tasks tried
 BLOCK_BYTES = 1 << 28  # of a matrix of similarities, at once
 MOST_PROBE_CLASSES = 1000  # beyond, only neighbours are judged: a probe has too many weights
 

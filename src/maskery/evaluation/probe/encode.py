@@ -31,12 +31,9 @@ from maskery.models.pooling import Pooling
 
 Vectors = npt.NDArray[np.float32]
 BATCH_TOKENS = 8192  # about what a CPU's caches and a GPU's launches are both content with
-# Within the range that BERT's appendix searched; few labels want the longer runs.
-EPOCHS, BATCH_TEXTS = 4, 16
-# The head starts from nothing and learns faster; both are usual values.
-ENCODER_RATE, HEAD_RATE = 5e-5, 1e-3
-# As BERT's released code has them: the first steps of Adam are the least sure.
-WARMUP_SHARE, CLIP_NORM = 0.1, 1.0
+EPOCHS, BATCH_TEXTS = 4, 16  # as BERT's appendix searched; few labels want the longer runs
+ENCODER_RATE, HEAD_RATE = 5e-5, 1e-3  # both usual; the head starts from nothing, so faster
+WARMUP_SHARE, CLIP_NORM = 0.1, 1.0  # as in BERT's code: the first steps of Adam are the least sure
 SEEDS = (0, 1, 2)  # fewer show no spread, and each is a whole fine-tuning
 
 
@@ -47,8 +44,7 @@ class Encoder:
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, name: str
     ) -> None:
         self.hf, self.tokenizer, self.pooling, self.name = hf, tokenizer, pooling, name
-        limits = (pooling.max_length, max_positions(hf.config), 512)
-        self.max_length = min(limit for limit in limits if limit)
+        self.max_length = min(filter(None, (pooling.max_length, max_positions(hf.config), 512)))
 
     @classmethod
     def open(cls, name: str) -> Self:
@@ -129,14 +125,13 @@ def tuned_hits(
 ) -> Floats:
     """Return which held-out texts are right after each fine-tuning, (seeds, H), 0 or 1."""
     tokens = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_length)
-    rows: list[list[int]] = tokens["input_ids"]
     steps = len(seeds) * EPOCHS * -(-int((~held_out).sum()) // BATCH_TEXTS)
     found = []
     with Bar(steps, f"fine-tuning {encoder.name}", shown=progress) as bar:
         for seed in seeds:
             with torch.random.fork_rng():  # what the caller draws afterwards is as ever
                 torch.manual_seed(seed)
-                found.append(_hits(encoder, rows, classes, held_out, seed, bar))
+                found.append(_hits(encoder, tokens["input_ids"], classes, held_out, seed, bar))
     return np.array(found, np.float64)
 
 

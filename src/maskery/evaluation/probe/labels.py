@@ -54,10 +54,8 @@ def read_labelled(
     for row in _rows(path):
         for name, flag in ((text_column, "--text-column"), (label_column, "--label-column")):
             if name not in row:
-                raise DataError(
-                    f"'{path}' has no column '{name}' (it has {', '.join(map(str, row))}); name "
-                    f"the right one by {flag}"
-                )
+                problem = f"'{path}' has no column '{name}' (it has {', '.join(map(str, row))})"
+                raise DataError(f"{problem}; name the right one by {flag}")
         text, label = _cell(row[text_column]), _cell(row[label_column])
         if not text:
             skipped["without a text"] += 1
@@ -76,7 +74,6 @@ def read_labelled(
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a file as mappings from column to value."""
     kind = next((suffix for suffix in PurePath(path.name).suffixes[::-1] if suffix in SUFFIXES), "")
     if kind == ".parquet":
         from pyarrow import ArrowException
@@ -116,8 +113,8 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            why = f"line {number} is no JSON object of its own; write one object a line"
-            raise DataError(f"'{path}': {why}") from error
+            problem = f"'{path}': line {number} is no JSON object of its own"
+            raise DataError(f"{problem}; write one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"'{path}': line {number} is no JSON object with named columns")
         yield row
@@ -131,8 +128,8 @@ def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, 
         header = next(rows, [])
         for row in filter(any, rows):
             if len(row) != len(header):
-                found = f"line {rows.line_num} has {len(row)} fields"
-                raise DataError(f"'{path}': {found}, the heading has {len(header)}")
+                problem = f"'{path}': line {rows.line_num} has {len(row)} fields"
+                raise DataError(f"{problem}, the heading has {len(header)}")
             yield dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(f"'{path}': line {rows.line_num} is damaged ({error})") from error
