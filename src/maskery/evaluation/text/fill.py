@@ -132,8 +132,7 @@ class Filler:
         offered = [self.reader.offered(read, span, pieces) for span in self.reader.spans(read)]
         rows = zip(logs, offered, strict=True)
         masks = tuple(candidates(only(row, some), self.tokenizer, top_k) for row, some in rows)
-        several = together and len(logs) > 1
-        joint = self._joint(ids, read, offered, top_k, beams) if several else ()
+        joint = self._joint(ids, read, offered, top_k, beams) if together and len(logs) > 1 else ()
         asked = tuple(self._word(ids, read, word) for word in words)
         return Filling(text=text, masks=masks, completions=joint, words=asked)
 
@@ -192,10 +191,8 @@ class Filler:
         """Return the token ids of a sentence with masks, special tokens included."""
         ids: list[int] = self.reader.read(self._read(text)).ids.tolist()
         if self.mask_id not in ids:
-            raise DataError(
-                f"the sentence {text!r} has no {MASK}, so there is nothing to fill; put {MASK} "
-                f"where a word is wanted"
-            )
+            problem = f"the sentence {text!r} has no {MASK}, so there is nothing to fill"
+            raise DataError(f"{problem}; put {MASK} where a word is wanted")
         self.require_room(len(ids), "the sentence", f"shorten it around the {MASK}")
         return ids
 
@@ -205,9 +202,8 @@ class Filler:
     def require_room(self, tokens: int, what: str, fix: str) -> None:
         """Refuse a text with more tokens than the model has positions."""
         if self.limit is not None and tokens > self.limit:
-            raise DataError(
-                f"{what} has {tokens} tokens, and the model has {self.limit} positions; {fix}"
-            )
+            problem = f"{what} has {tokens} tokens, and the model has {self.limit} positions"
+            raise DataError(f"{problem}; {fix}")
 
     @cached_property
     def reader(self) -> MaskReader:
@@ -255,7 +251,6 @@ class Filler:
         return Completion(text=filled, tokens=spelt, log_probability=score)
 
     def _word(self, ids: list[int], text: str, word: str) -> WordProbability:
-        """Return the probability of a word in place of the first mask."""
         pieces = self.reader.pieces_at(word.strip(), text, self.reader.spans(text)[0])
         if not pieces:
             raise DataError(f"the word {word!r} has no tokens; give a word")
@@ -319,9 +314,8 @@ def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
     with filler.network.get_input_embeddings().register_forward_hook(keep), torch.enable_grad():
         logits = filler.predict(filler.hidden([filler.encode(text)]))
         if mask >= len(logits):
-            raise DataError(
-                f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"
-            )
+            problem = f"mask {mask + 1} is asked for and the text has {len(logits)}"
+            raise DataError(f"{problem}; name another")
         logs = logits[mask].log_softmax(dim=-1)
         require_numbers(logs.amax())
         token = int(logs.argmax())

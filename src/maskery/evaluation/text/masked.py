@@ -32,8 +32,7 @@ from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 
-# Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
-FROZEN_EPOCH = (1 << 24) - 1
+FROZEN_EPOCH = (1 << 24) - 1  # no run reaches it, so frozen masks are never those of training
 COLUMNS = ("count", "loss", "top1", "top5")  # sums of an example; the first divides the others
 BAR_AFTER = 3.0  # seconds; a small run would have a bar come and go at each of its evaluations
 log = logging.getLogger(__name__)
@@ -44,8 +43,7 @@ class ExampleSums:
     """Sums over the masked tokens of each example."""
 
     ids: Ids  # (N,) uint64, ascending
-    # (N, 4): masked tokens, their loss in nats, right ones, and right ones among the first five
-    sums: Floats
+    sums: Floats  # (N, 4): masked tokens, their loss in nats, right ones, right in the first five
 
     @classmethod
     def of(cls, ids: Ids, rows: Floats) -> Self:
@@ -129,8 +127,7 @@ def score_examples(
     all_rows = processes.join(torch.from_numpy(np.concatenate(rows)))
     if not len(all_ids):
         raise DataError("no held-out example has a token that can be masked; bring more text")
-    # After joining, so that every process fails and none waits for one that has.
-    require_numbers(all_rows)
+    require_numbers(all_rows)  # after joining, so that every process fails and none waits
     return ExampleSums.of(all_ids.numpy().view(np.uint64), all_rows.numpy())
 
 
@@ -207,10 +204,8 @@ def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
     """
     same = np.array_equal(after.ids, before.ids)
     if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):
-        raise DataError(
-            "the two models were scored on different masked tokens, so they cannot be compared; "
-            "use the same data and the same tokenizer"
-        )
+        told = "the two models were scored on different masked tokens, so they cannot be compared"
+        raise DataError(f"{told}; use the same data and the same tokenizer")
     if np.array_equal(after.sums, before.sums):  # one model twice: no doubt is left
         return dict.fromkeys(COLUMNS[1:], Interval(0.0, 0.0, 0.0))
     count, (_, loss, *hits) = after.sums[:, 0], (after.sums - before.sums).T
@@ -226,10 +221,8 @@ def auc(scores: Floats, labels: Ints) -> float:
     """
     negatives, positives = ((labels == label).sum() for label in (0, 1))
     if not positives or not negatives:
-        raise DataError(
-            f"there are {positives} replaced and {negatives} original words, and both kinds are "
-            f"needed to tell them apart; hold out more"
-        )
+        told = f"there are {positives} replaced and {negatives} original words"
+        raise DataError(f"{told}, and both kinds are needed to tell them apart; hold out more")
     from scipy.stats import rankdata  # half a second, for few runs
 
     above = rankdata(scores)[labels == 1].sum() - positives * (positives + 1) / 2

@@ -19,8 +19,7 @@ from maskery.masking.masker import Masker
 
 # Of masked words (M,) each: their ids, their examples, log-probabilities before and after.
 Hidden = tuple[Ints, Ids, Floats, Floats]
-# Held-out batches, each with True for its tokens (T,) that are whole words.
-Held = list[tuple[TokenBatch, Bools]]
+Held = list[tuple[TokenBatch, Bools]]  # batches, with True for tokens (T,) that are whole words
 LISTED = 10  # words that improved, and as many that worsened
 ROUNDS = 6  # times that each example is masked anew, for enough words
 MOST_TOKENS = 20_000  # once so many are read, no more are

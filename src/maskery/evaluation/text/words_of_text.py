@@ -55,8 +55,7 @@ class TextReader:
         self._template = Template.of(tokenizer)
         self._backend = tokenise.plain_backend(tokenizer, keep=self.mask_token)
         self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
-        # The vocabulary's sign for the space before a word: "Ġ", "▁", or "" where it has none
-        self.space = ""
+        self.space = ""  # the vocabulary's sign for the space before a word: "Ġ", "▁", or none
         if (backend := self._backend) is None:
             self._read_slowly = PythonReader(tokenizer, keep=self.mask_token)
             self.space = self._read_slowly.words.space
