@@ -109,7 +109,5 @@ def read_model_retrieval(name: str) -> ModelRetrieval | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError, ConfigError) as error:
-        raise ModelError(
-            f"'{path}' is damaged ({reason_of(error)}); restore it, or remove it to have what it "
-            f"says guessed"
-        ) from error
+        fix = "restore it, or remove it to have what it says guessed"
+        raise ModelError(f"'{path}' is damaged ({reason_of(error)}); {fix}") from error

@@ -93,8 +93,8 @@ def evaluate_retrieval(
         config = replace(config, rerank=num_images)
     matched = config.rerank > 0
     if matched and not model.text_encoder.fusion_layers:
-        why = "the model has no fusion layers, so it cannot match a text with an image"
-        raise DataError(f"{why}; turn the re-ranking off (0)")
+        problem = "the model has no fusion layers, so it cannot match a text with an image"
+        raise DataError(f"{problem}; turn the re-ranking off (0)")
     with evaluating(model):
         most, at_once = config.memory_bytes, config.batch_tokens
         read = rerank.read_images(model, images, num_images, tokens=matched, memory_bytes=most)
@@ -115,13 +115,13 @@ def evaluate_retrieval(
             found = _ranking(read.features, encoded.features, own, kept=1, rows=1024)
             image_to_text = _figures(found, image_persons)
     # At random, the first image is right as often as right ones are in the gallery.
-    hits = (right >= 0).sum(dim=1).double()
+    chance = float((right >= 0).sum(dim=1).double().mean() / num_images)
     return Retrieval(
         figures=RetrievalFigures(
             contrastive=_figures(contrast, text_persons),
             reranked=_figures(reranked, text_persons) if reranked else None,
             image_to_text=image_to_text,
-            chance=float(hits.mean() / num_images),
+            chance=chance,
             rerank=config.rerank,
             num_texts=len(text_persons),
             num_images=num_images,
@@ -172,15 +172,12 @@ def _figures(ranking: Ranking, persons: Ints) -> metrics.RankingFigures:
 
 
 def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) -> None:
-    """Refuse texts without a right image, and images among which none is wrong."""
     texts, images = len(text_persons), len(image_persons)
     if not images or not texts:
-        both = f"there are {texts} texts and {images} images"
-        raise DataError(f"{both}; at least one of each is needed")
+        problem = f"there are {texts} texts and {images} images"
+        raise DataError(f"{problem}; at least one of each is needed")
     if num_texts != texts:
         raise DataError(f"{num_texts} texts come with {texts} persons; name one each")
     if len(np.unique(image_persons)) < 2:
-        raise DataError(
-            f"the {images} images show one person alone, so every ranking is right; bring images "
-            f"of at least 2 persons"
-        )
+        problem = f"the {images} images show one person alone, so every ranking is right"
+        raise DataError(f"{problem}; bring images of at least 2 persons")

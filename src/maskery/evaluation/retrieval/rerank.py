@@ -42,8 +42,7 @@ class ReadTexts:
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
-    # (S, D), after the self-attention of the first fusion layer; None without matching.
-    states: torch.Tensor | None
+    states: torch.Tensor | None  # (S, D), after the first fusion layer's self-attention
     batch: TokenBatch  # Its boundaries are those of the states, too
 
 

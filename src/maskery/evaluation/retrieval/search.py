@@ -98,15 +98,14 @@ def open_gallery(
 ) -> Gallery:
     """Bring the index of a folder of pictures up to date, and open it.
 
-    Each batch is kept as soon as it is done, so that a run that was interrupted is continued. With
-    `rehash`, every file is read, rather than trusted where its size and time are as they were, and
-    those that could not be decoded are tried again.
+    Each batch is kept as soon as it is done, so that an interrupted run is continued. With `rehash`
+    every file is read, whatever its size and time, and what could not be decoded is tried again.
     """
     opened.require_contrast()
     found = galleries.find_pictures(folder)
     if not found:
-        none = f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...)"
-        raise DataError(f"{none}; name a folder that does")
+        problem = f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...)"
+        raise DataError(f"{problem}; name a folder that does")
     index = index_folder(cache_dir, folder, fingerprint(opened))
     width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
@@ -115,10 +114,8 @@ def open_gallery(
     except galleries.DamagedIndex as error:
         gallery = indexing.bring_up_to_date(galleries.renewed(index, width, error))
     if not len(gallery):
-        raise DataError(
-            f"the gallery '{folder}' has no readable picture: {len(gallery.troubles)} were "
-            f"skipped; the first: {gallery.troubles[0]}"
-        )
+        told = f"{len(gallery.troubles)} were skipped; the first: {gallery.troubles[0]}"
+        raise DataError(f"the gallery '{folder}' has no readable picture: {told}")
     return gallery
 
 
@@ -146,13 +143,10 @@ class Indexing:
         gone = [path for path in before if path not in self.found or path in unread]
         if gone:
             store.forget(gone)
-        snapshot = store.snapshot()
+        changes = Changes(read=len(suspects) - len(unread), encoded=encoded, removed=len(gone))
+        (matrix, paths), troubles = store.snapshot(), [*unread.values(), *store.troubles()]
         return Gallery(
-            folder=self.folder,
-            matrix=snapshot.features,
-            paths=snapshot.paths,
-            changes=Changes(read=len(suspects) - len(unread), encoded=encoded, removed=len(gone)),
-            troubles=[*unread.values(), *store.troubles()],
+            folder=self.folder, matrix=matrix, paths=paths, changes=changes, troubles=troubles
         )
 
     @inference()
