@@ -272,10 +272,8 @@ def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
 
 
 def by_length(lengths: Ints, batch_tokens: int, most: float = math.inf) -> list[Ints]:
-    """Return indices in groups of similar length, at most `batch_tokens` once padded, and `most`.
-
-    A text longer than `batch_tokens` has a group of its own.
-    """
+    """Return indices in groups of like length, at most `batch_tokens` once padded, and `most`."""
+    # A text longer than `batch_tokens` has a group of its own.
     order = np.argsort(lengths, kind="stable")
     cost = np.minimum(lengths[order], batch_tokens)
     return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens, most).tolist())]

@@ -104,12 +104,9 @@ def score_examples(
     batches: Iterable[TokenBatch],
     masker: Masker,
     *,
-    processes: Processes | None = None,
+    processes: Processes | None = None,  # each computes a share; all must call this, and get all
 ) -> ExampleSums:
-    """Predict the frozen masks of every example, which the masker's seed and config decide.
-
-    Of several `processes` each computes a share; all must call this, and all get the whole result.
-    """
+    """Predict the frozen masks of every example, which the masker's seed and config decide."""
     processes = processes or Processes()
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
     with evaluating(model):
@@ -167,11 +164,9 @@ def require_numbers(values: torch.Tensor) -> None:
 def _shares(
     batches: Iterable[TokenBatch], masker: Masker, processes: Processes
 ) -> Iterator[tuple[MaskedTokens, bool]]:
-    """Yield this process's masked batches, each with True if it counts.
-
-    A sharded model is put together by all processes at once, so all compute equally often: where a
-    round has no batch left for one, it computes another's for nothing.
-    """
+    """Yield this process's masked batches, each with True if it counts."""
+    # A sharded model is put together by all processes at once, so all compute equally often: where
+    # a round has no batch left for one, it computes another's for nothing.
     epochs = range(FROZEN_EPOCH, FROZEN_EPOCH - masker.draws, -1)
     masked = (masker.mask(batch, epoch=epoch) for batch in batches for epoch in epochs)
     some = (one for one in masked if len(one.positions))
@@ -198,10 +193,8 @@ def summarise(scored: ExampleSums) -> MaskedScores:
 
 
 def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
-    """Return differences, `after` minus `before`, of loss, top1 and top5, paired by example.
-
-    So the intervals are those of the difference, and much narrower than two separate ones.
-    """
+    """Return differences, `after` minus `before`, of loss, top1 and top5, paired by example."""
+    # So their intervals are much narrower than two separate ones.
     same = np.array_equal(after.ids, before.ids)
     if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):
         told = "the two models were scored on different masked tokens, so they cannot be compared"
