@@ -57,8 +57,7 @@ class ModelRetrieval(Settings):
     rerank: Annotated[int, Range(0)] = 128  # best pictures that the matching head ranks anew
     score: Literal["matching", "odds", "sum"] = "matching"  # their score; see `RetrievalConfig`
     odds_weight: Weight = 1.0  # of the score `sum`
-    # The built-in loss terms whose heads were trained, by these or by others that share them.
-    trained: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()  # built-in loss terms whose heads are trained, by them or others
 
     def __post_init__(self) -> None:
         super().__post_init__()

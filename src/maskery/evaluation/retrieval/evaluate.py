@@ -33,8 +33,7 @@ class RetrievalFigures:
 
     contrastive: metrics.RankingFigures  # by similarity alone
     reranked: metrics.RankingFigures | None  # with the best K ranked anew by matching; None without
-    # Images finding their texts, by similarity; None where a person of the gallery has no text.
-    image_to_text: metrics.RankingFigures | None
+    image_to_text: metrics.RankingFigures | None  # by similarity; None where a person has no text
     chance: float  # R@1 of a ranking at random
     rerank: int  # K
     num_texts: int  # T
@@ -151,9 +150,8 @@ def _rerank(
     matcher: rerank.Matcher, contrast: Ranking, processes: Processes, progress: bool
 ) -> tuple[Ranking, torch.Tensor]:
     """Rank the best of each text anew by matching, the others stay; returns the logits, too."""
-    last = matcher.config.rerank
     # Another process's last digits may differ, and so its candidates.
-    order, similar = (processes.agree(part[:, :last]) for part in contrast[:2])
+    order, similar = (processes.agree(part[:, : matcher.config.rerank]) for part in contrast[:2])
     scores, logits = matcher.scores(order, similar, processes, progress)
     sorting = metrics.rank(scores)
     ranks = moved(contrast.ranks, sorting)

@@ -36,10 +36,8 @@ FIGURES = tuple(field.name for field in fields(RankingFigures))
 
 
 def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
-    """Sort (T, I) scores, higher is better, to (T, I) int64 columns, best first.
-
-    With `stable`, ties stay in the gallery's order; else as the release leaves them.
-    """
+    """Sort (T, I) scores, higher is better, to (T, I) int64 columns, best first."""
+    # Stable, ties stay in the gallery's order; else as the release leaves them.
     return torch.sort(scores, dim=1, descending=True, stable=stable).indices
 
 

@@ -42,7 +42,7 @@ class ReadTexts:
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
-    states: torch.Tensor | None  # (S, D), after the first fusion layer's self-attention
+    states: torch.Tensor | None  # (S, D), after the first fusion self-attention; None if unmatched
     batch: TokenBatch  # Its boundaries are those of the states, too
 
 
@@ -81,13 +81,10 @@ def read_images(
     batches: Iterable[torch.Tensor],
     count: int,
     *,
-    tokens: bool,
-    memory_bytes: int = 1_000_000_000,
+    tokens: bool,  # True to keep them, where matching will follow
+    memory_bytes: int = 1_000_000_000,  # above, tokens are kept in a temporary file
 ) -> ReadImages:
-    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
-
-    Tokens are kept where matching will follow, in a temporary file above `memory_bytes`.
-    """
+    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width)."""
     features, done = torch.empty(count, model.config.embed_dim, device=model.device), 0
     kept: Float32Array | None = None
     for pixels in batches:
@@ -111,8 +108,7 @@ def tokens_of(texts: TokenBatch, chosen: Ints) -> Ints:
     lengths = texts.lengths[chosen]
     ends = np.cumsum(lengths)
     within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    places: Ints = np.repeat(texts.boundaries[chosen], lengths) + within
-    return places
+    return np.repeat(texts.boundaries[chosen], lengths) + within
 
 
 def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
@@ -162,13 +158,10 @@ class Matcher:
         self,
         candidates: torch.Tensor,  # (T, K) int64, images of each text
         similarities: torch.Tensor,  # (T, K), of their features
-        processes: Processes | None = None,
+        processes: Processes | None = None,  # they share the images out; all must ask, and get all
         progress: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
-
-        `processes` share the images out, and all get the whole result; all of them must ask.
-        """
+        """Return scores (T, K) that candidates are sorted by, and the logits (T, K, 2) of these."""
         processes = processes or Processes()
         mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
         total = sum(len(places) for _, places in mine)

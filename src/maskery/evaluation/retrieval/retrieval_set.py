@@ -169,10 +169,7 @@ class RetrievalSet:
         return [str(self.pairs.names[index]) for index in pairs.tolist()]
 
     def rank_rows(self, found: Retrieval) -> list[dict[str, Any]]:
-        """Return for each caption the rank of its first right picture (1 is best), and the first.
-
-        `rank` is by the last ranking, which `average_precision` and `first` are of.
-        """
+        """Return for each caption, by the last ranking, the first right picture's rank and more."""
         persons = [*self.pairs.person_names, None]  # the last is nobody's
         names, last = self.names_of(self.gallery), found.last
         columns = {
