@@ -100,10 +100,8 @@ def lexical_vectors(texts: Sequence[str]) -> Any:
 
 
 def mutual_groups(*neighbours: Ints) -> Ints:
-    """Return groups of examples that judge each other in any of some rankings, (N,) from 0.
-
-    Two texts that are each other's nearest neighbour are right or wrong together.
-    """
+    """Return groups of examples that judge each other in any of some rankings, (N,) from 0."""
+    # Two texts that are each other's nearest neighbour are right or wrong together.
     every = np.arange(len(neighbours[0]))
     # Each is paired with itself where it has no mutual neighbour, so that all have a group.
     pairs = [np.where(of[of] == every, of, every) for of in neighbours]
