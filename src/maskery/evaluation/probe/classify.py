@@ -1,9 +1,8 @@
 """Nearest neighbour, linear probe and ranks of partners over frozen vectors.
 
-All judge every example. The neighbour is the most similar other text (cosine), each left out in
-turn. The probe is logistic regression (scikit-learn), fitted on the folds that an example is not
-in, its strength chosen by inner folds of those. Folds follow from the texts alone, and equal texts
-share one, so figures do not depend on the order of a file.
+All judge every example. The neighbour is the most similar other text (cosine). The probe is
+logistic regression, fitted on the folds that an example is not in, its strength chosen by inner
+folds of those. Folds follow from the texts alone, and equal texts share one.
 
 Shapes: N examples or pairs, D width, C classes.
 """
@@ -17,11 +16,9 @@ from maskery.core.batch import Bools, Floats, Ints
 from maskery.data.corpus.examples import example_id
 from maskery.data.split import as_read, connected
 
-# Of few labels three quarters are trained on; each fold costs four fits for each inner one.
-NUM_FOLDS = 4
-INNER_FOLDS = 3
-# From strong to weak, for vectors of length 1: these hold the best of all tasks that were tried.
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+NUM_FOLDS = 4  # of few labels three quarters are trained on
+INNER_FOLDS = 3  # each costs four fits in each fold
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # strong to weak: they hold the best of all tasks tried
 BLOCK_BYTES = 1 << 28  # of a matrix of similarities, at once
 MOST_PROBE_CLASSES = 1000  # beyond, only neighbours are judged: a probe has too many weights
 
@@ -36,8 +33,7 @@ def nearest(vectors: Any) -> Ints:
     rows = unit_rows(vectors)
     found = []
     for start, similar in similarities(rows, rows):
-        # No text is its own neighbour.
-        similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -np.inf
+        np.fill_diagonal(similar[:, start:], -np.inf)  # no text is its own neighbour
         found.append(similar.argmax(axis=1))
     return np.concatenate(found).astype(np.int64)
 
@@ -65,8 +61,7 @@ def probe_hits(vectors: Any, labels: Ints, texts: Sequence[str]) -> Bools:
     outer, inner = folds_of(texts, NUM_FOLDS), folds_of(texts, INNER_FOLDS, salt="inner ")
     hits = np.zeros(len(labels), np.bool_)
     for fold in range(NUM_FOLDS):
-        test = np.flatnonzero(outer == fold)
-        train = np.flatnonzero(outer != fold)
+        test, train = np.flatnonzero(outer == fold), np.flatnonzero(outer != fold)
         if not len(test) or len(np.unique(labels[train])) < 2:
             continue  # nothing can be learned, so nothing is right
         strength = _best_strength(rows[train], labels[train], inner[train])
@@ -93,14 +88,11 @@ def _best_strength(rows: Any, labels: Ints, folds: Ints) -> float:
 
 
 def lexical_vectors(texts: Sequence[str]) -> Any:
-    """Return TF-IDF vectors of the words of each text, a sparse (N, words) matrix.
-
-    Words are runs of letters and digits; in scripts without spaces, where these are whole
-    sentences, runs of one to three characters.
-    """
+    """Return TF-IDF vectors of the words of each text, a sparse (N, words) matrix."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # Written languages with spaces have one every 4 to 12 characters.
+    # Written languages with spaces have one every 4 to 12 characters. In others, where runs of
+    # letters and digits are whole sentences, runs of one to three characters are words.
     spaced = sum(text.count(" ") for text in texts) * 25 > sum(map(len, texts))
     words = {"token_pattern": r"(?u)\b\w+\b"}
     how = words if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
@@ -108,11 +100,8 @@ def lexical_vectors(texts: Sequence[str]) -> Any:
 
 
 def mutual_groups(*neighbours: Ints) -> Ints:
-    """Return groups of examples that judge each other, (N,) from 0.
-
-    Two texts that are each other's nearest neighbour are right or wrong together, so they count as
-    one for an interval. Groups join such pairs of all rankings given.
-    """
+    """Return groups of examples that judge each other in any of some rankings, (N,) from 0."""
+    # Two texts that are each other's nearest neighbour are right or wrong together.
     every = np.arange(len(neighbours[0]))
     # Each is paired with itself where it has no mutual neighbour, so that all have a group.
     pairs = [np.where(of[of] == every, of, every) for of in neighbours]

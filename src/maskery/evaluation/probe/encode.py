@@ -1,8 +1,8 @@
 """Vectors of texts: frozen features of an encoder, and short fine-tunings of it with a linear head.
 
-A probe of frozen vectors asks what they say; people who have labels will train the encoder on them,
-too, and one that probes worse may be the better start. So it is trained over several seeds by plain
-AdamW, its rate falling linearly, as in BERT's fine-tuning (Devlin et al., 2019, appendix A.3).
+People who have labels will train the encoder on them, and one that probes worse may be the better
+start. So it is also trained, over several seeds, by plain AdamW, its rate falling linearly, as in
+BERT's fine-tuning (Devlin et al., 2019, appendix A.3).
 
 Shapes: N texts, H held-out texts, B texts of a batch, D width, C classes.
 """
@@ -31,12 +31,9 @@ from maskery.models.pooling import Pooling
 
 Vectors = npt.NDArray[np.float32]
 BATCH_TOKENS = 8192  # about what a CPU's caches and a GPU's launches are both content with
-# Within the range that BERT's appendix searched; few labels want the longer runs.
-EPOCHS, BATCH_TEXTS = 4, 16
-# The head starts from nothing and learns faster; both are usual values.
-ENCODER_RATE, HEAD_RATE = 5e-5, 1e-3
-# As BERT's released code has them: the first steps of Adam are the least sure.
-WARMUP_SHARE, CLIP_NORM = 0.1, 1.0
+EPOCHS, BATCH_TEXTS = 4, 16  # as BERT's appendix searched; few labels want the longer runs
+ENCODER_RATE, HEAD_RATE = 5e-5, 1e-3  # both usual; the head starts from nothing, so faster
+WARMUP_SHARE, CLIP_NORM = 0.1, 1.0  # as in BERT's code: the first steps of Adam are the least sure
 SEEDS = (0, 1, 2)  # fewer show no spread, and each is a whole fine-tuning
 
 
@@ -47,8 +44,7 @@ class Encoder:
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, name: str
     ) -> None:
         self.hf, self.tokenizer, self.pooling, self.name = hf, tokenizer, pooling, name
-        limits = (pooling.max_length, max_positions(hf.config), 512)
-        self.max_length = min(limit for limit in limits if limit)
+        self.max_length = min(filter(None, (pooling.max_length, max_positions(hf.config), 512)))
 
     @classmethod
     def open(cls, name: str) -> Self:
@@ -69,20 +65,18 @@ class Encoder:
             )
         return vectors
 
-    def encode_words(
-        self, sentences: Sequence[Sequence[str]], *, progress: bool = False
-    ) -> Vectors:
+    def encode_words(self, texts: Sequence[Sequence[str]], *, progress: bool = False) -> Vectors:
         """Return (words, D) float32 of each word's first piece; zeros past the model's limit."""
         if not self.tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of '{self.name}' is written in Python and does not say which "
                 f"pieces belong to which word; token probes need a fast one (tokenizer.json)"
             )
-        split, most = [list(words) for words in sentences], self.max_length
+        split, most = [list(words) for words in texts], self.max_length
         tokens = self.tokenizer(split, is_split_into_words=True, truncation=True, max_length=most)
         hidden = self._hidden(tokens["input_ids"], progress)
         rows = []
-        for place, (states, words) in enumerate(zip(hidden, sentences, strict=True)):
+        for place, (states, words) in enumerate(zip(hidden, split, strict=True)):
             spans = (tokens.word_to_tokens(place, number) for number in range(len(words)))
             none = np.zeros(states.shape[1], np.float32)
             rows += [none if span is None else states[span.start] for span in spans]
@@ -131,14 +125,13 @@ def tuned_hits(
 ) -> Floats:
     """Return which held-out texts are right after each fine-tuning, (seeds, H), 0 or 1."""
     tokens = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_length)
-    rows: list[list[int]] = tokens["input_ids"]
     steps = len(seeds) * EPOCHS * -(-int((~held_out).sum()) // BATCH_TEXTS)
     found = []
     with Bar(steps, f"fine-tuning {encoder.name}", shown=progress) as bar:
         for seed in seeds:
             with torch.random.fork_rng():  # what the caller draws afterwards is as ever
                 torch.manual_seed(seed)
-                found.append(_hits(encoder, rows, classes, held_out, seed, bar))
+                found.append(_hits(encoder, tokens["input_ids"], classes, held_out, seed, bar))
     return np.array(found, np.float64)
 
 
@@ -158,11 +151,10 @@ def _hits(
     groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in rates]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
     total = EPOCHS * -(-len(train) // BATCH_TEXTS)
+    warmup, generator = max(1.0, WARMUP_SHARE * total), np.random.default_rng(seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / max(1.0, WARMUP_SHARE * total), (total - step) / total),
+        optimiser, lambda step: min((step + 1) / warmup, (total - step) / total)
     )
-    generator = np.random.default_rng(seed)
 
     def batches(places: Ints) -> Iterator[tuple[Ints, torch.Tensor]]:
         for start in range(0, len(places), BATCH_TEXTS):

@@ -32,10 +32,8 @@ class Labelled:
 
     def take(self, places: Sequence[int]) -> Self:
         """Return some of the examples."""
-        some: dict[str, Any] = {}
-        for name in ("texts", "labels", "words", "tags"):
-            if column := getattr(self, name):
-                some[name] = tuple(column[place] for place in places)
+        columns = {name: getattr(self, name) for name in ("texts", "labels", "words", "tags")}
+        some: Any = {n: tuple(c[place] for place in places) for n, c in columns.items() if c}
         return replace(self, **some)
 
 
@@ -54,13 +52,10 @@ def read_labelled(
     texts, labels, numbers = [], [], 0
     skipped: Counter[str] = Counter()
     for row in _rows(path):
-        missing = [name for name in (text_column, label_column) if name not in row]
-        if missing:
-            flag = "--text-column" if missing[0] == text_column else "--label-column"
-            raise DataError(
-                f"'{path}' has no column '{missing[0]}' (it has {', '.join(map(str, row))}); "
-                f"name the right one by {flag}"
-            )
+        for name, flag in ((text_column, "--text-column"), (label_column, "--label-column")):
+            if name not in row:
+                problem = f"'{path}' has no column '{name}' (it has {', '.join(map(str, row))})"
+                raise DataError(f"{problem}; name the right one by {flag}")
         text, label = _cell(row[text_column]), _cell(row[label_column])
         if not text:
             skipped["without a text"] += 1
@@ -79,7 +74,6 @@ def read_labelled(
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a file as mappings from column to value."""
     kind = next((suffix for suffix in PurePath(path.name).suffixes[::-1] if suffix in SUFFIXES), "")
     if kind == ".parquet":
         from pyarrow import ArrowException
@@ -96,10 +90,8 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         elif kind in (".csv", ".tsv"):
             yield from _table_rows(path, file, "\t" if kind == ".tsv" else ",")
         else:
-            raise DataError(
-                f"'{path}' is of no known kind; labels are read from .jsonl, .csv, .tsv and "
-                f".parquet files"
-            )
+            known = ".jsonl, .csv, .tsv and .parquet files"
+            raise DataError(f"'{path}' is of no known kind; labels are read from {known}")
 
 
 @contextmanager
@@ -121,9 +113,8 @@ def _json_rows(path: Path, file: Any) -> Iterator[Mapping[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"'{path}': line {number} is no JSON object of its own; write one object a line"
-            ) from error
+            problem = f"'{path}': line {number} is no JSON object of its own"
+            raise DataError(f"{problem}; write one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"'{path}': line {number} is no JSON object with named columns")
         yield row
@@ -137,10 +128,8 @@ def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, 
         header = next(rows, [])
         for row in filter(any, rows):
             if len(row) != len(header):
-                raise DataError(
-                    f"'{path}': line {rows.line_num} has {len(row)} fields, the heading has "
-                    f"{len(header)}"
-                )
+                problem = f"'{path}': line {rows.line_num} has {len(row)} fields"
+                raise DataError(f"{problem}, the heading has {len(header)}")
             yield dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise DataError(f"'{path}': line {rows.line_num} is damaged ({error})") from error
@@ -148,9 +137,7 @@ def _table_rows(path: Path, file: Any, delimiter: str) -> Iterator[Mapping[str, 
 
 def _cell(value: Any) -> str:
     """Return a value as text; empty where there is none."""
-    if value is None or value != value:  # NaN is not equal to itself
-        return ""
-    return str(value).strip()
+    return "" if value is None or value != value else str(value).strip()  # NaN is not itself
 
 
 def _is_fraction(value: Any) -> bool:
@@ -187,7 +174,7 @@ def _read_conll(path: Path) -> Labelled:
                     f"needs a word first and its label last, and all lines as many columns"
                 )
             sentences[-1].append((columns[0], columns[-1]))
-    kept = [sentence for sentence in sentences if sentence]
+    kept = list(filter(None, sentences))
     words = tuple(tuple(word for word, _ in sentence) for sentence in kept)
     tags = tuple(tuple(tag for _, tag in sentence) for sentence in kept)
     texts = tuple(map(" ".join, words))

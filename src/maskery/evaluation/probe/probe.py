@@ -27,8 +27,7 @@ class ProbeFigure:
     """One figure of a probe."""
 
     name: str  # `nearest neighbour`, `linear probe`, `fine-tuned`, `R@1` or `MRR`
-    # Knowing nothing: two texts of one class meet; always the commonest class; pairs in any order.
-    chance: float
+    chance: float  # Knowing nothing: two texts that meet, the commonest class, pairs in any order
     lexical: Interval  # The same with counted words (TF-IDF) in place of vectors
     models: Mapping[str, Interval]  # By model name
     difference: Interval | None = None  # The first model minus the second, paired
@@ -74,15 +73,15 @@ def probe(
     features = {name: task.encode(one, progress) for name, one in encoders.items()}
     judged = {name: task.judge(vectors) for name, vectors in features.items()}
     lexical = task.judge(task.lexical())
-    same = len(features) == 2 and np.array_equal(*features.values())
+    task.same = len(features) == 2 and np.array_equal(*features.values())
     figures = [
-        task.figure(name, {one: found[name] for one, found in judged.items()}, of_words, same=same)
+        task.figure(name, {one: found[name] for one, found in judged.items()}, of_words)
         for name, of_words in lexical.items()
     ]
     if seeds:
         if not isinstance(task, ClassTask):
             raise DataError("--tune needs a class for each text: leave it out, or --kind labels")
-        figures.append(tuned_figure(task, encoders, lexical, seeds, same=same, progress=progress))
+        figures.append(task.tuned(encoders, lexical, seeds, progress))
     return ProbeResult(
         kind=labelled.kind,
         examples=task.size,
@@ -97,6 +96,7 @@ class Task:
 
     num_classes = 0  # C; 0 for pairs
     linear = True  # False to fit no linear probes to classes of texts
+    same = False  # True if the two models made the same vectors
 
     def __init__(self, labelled: Labelled, notes: list[str]) -> None:
         self.labelled, self.notes, self.size = labelled, notes, len(labelled.texts)
@@ -108,20 +108,16 @@ class Task:
     def of(labelled: Labelled, seen: Iterable[str]) -> "Task":
         """Choose the task of a kind, and note what is left out or was seen in training."""
         require("sklearn", extra="probe", purpose="fit a linear probe")
-        skipped = labelled.skipped.items()
+        skipped, size = labelled.skipped.items(), len(labelled.texts)
         notes = [f"left out: {counted(count, 'row')} {why}" for why, count in skipped]
-        if not labelled.texts:
-            why = ["the label file has no row with a text and a label", *notes]
-            raise DataError("; ".join(why))
-        known = {as_read(text) for text in seen}
-        count = sum(as_read(text) in known for text in labelled.texts) if known else 0
-        if count:
-            size = len(labelled.texts)
+        if not size:
+            problem = "the label file has no row with a text and a label"
+            raise DataError("; ".join((problem, *notes)))
+        known = set(map(as_read, seen))
+        if count := sum(as_read(text) in known for text in labelled.texts):
+            note = f"{count:,} of {size:,} labelled texts stand in the training corpus"
             all_seen = ": the figures say nothing about texts that the model has not read"
-            notes.append(
-                f"{count:,} of {size:,} labelled texts stand in the training corpus"
-                + all_seen * (count == size)
-            )
+            notes.append(note + all_seen * (count == size))
         kinds = {"labels": ClassTask, "tokens": WordTask, "pairs": PairTask}
         return kinds[labelled.kind](labelled, notes)
 
@@ -144,24 +140,17 @@ class Task:
         hits = classify.probe_hits(features, self.classes, self.texts)
         return {"linear probe": Judged(scores=hits.astype(float))}
 
-    def figure(
-        self, name: str, judged: Mapping[str, Judged], lexical: Judged, *, same: bool
-    ) -> ProbeFigure:
-        """Put one figure of all models together; `same` says that two gave the same vectors."""
+    def figure(self, name: str, judged: Mapping[str, Judged], lexical: Judged) -> ProbeFigure:
+        """Put one figure of all models together."""
         groups = self._groups(*judged.values())
-        difference = None
-        if len(judged) == 2:
+        difference = Interval(0.0, 0.0, 0.0) if self.same else None  # no doubt is left
+        if len(judged) == 2 and not self.same:
             first, second = (found.scores for found in judged.values())
             difference = grouped_interval(first - second, groups, "difference of shares")
-            if same:  # no doubt is left
-                difference = Interval(0.0, 0.0, 0.0)
         models = {one: grouped_interval(found.scores, groups) for one, found in judged.items()}
+        chance, words = self.chances[name], grouped_interval(lexical.scores, self._groups(lexical))
         return ProbeFigure(
-            name=name,
-            chance=self.chances[name],
-            lexical=grouped_interval(lexical.scores, self._groups(lexical)),
-            models=models,
-            difference=difference,
+            name=name, chance=chance, lexical=words, models=models, difference=difference
         )
 
     def _groups(self, *judged: Judged) -> Ints:
@@ -183,24 +172,21 @@ class ClassTask(Task):
         counts = Counter(labelled.labels[place] for place in first.values())
         kept = [place for place in first.values() if counts[labelled.labels[place]] > 1]
         alone = sum(count == 1 for count in counts.values())
-        if len(first) < len(labelled.texts):
-            notes.append(f"{len(labelled.texts) - len(first):,} repeated texts are judged once")
+        if repeated := len(labelled.texts) - len(first):
+            notes.append(f"{repeated:,} repeated texts are judged once")
         if alone:
             left_out = counted(alone, "class", "classes")
             notes.append(f"{left_out} with one text are left out: it has no neighbour")
-        if len(judged := {labelled.labels[place] for place in kept}) < 2:
+        if (judged := len(counts) - alone) < 2:
             raise DataError(
-                f"the label file has {counted(len(judged), 'class', 'classes')} with two texts or "
+                f"the label file has {counted(judged, 'class', 'classes')} with two texts or "
                 f"more, of {len(counts):,} in all: a probe needs at least two such classes"
             )
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         self.set_classes(chosen.labels, chosen.texts)
-        if self.num_classes > classify.MOST_PROBE_CLASSES:
-            self.notes.append(
-                f"no linear probe: {self.num_classes:,} classes are more than "
-                f"{classify.MOST_PROBE_CLASSES:,}"
-            )
+        if self.num_classes > (most := classify.MOST_PROBE_CLASSES):
+            notes.append(f"no linear probe: {self.num_classes:,} classes are more than {most:,}")
         sizes = np.bincount(self.classes)
         meet = (sizes * (sizes - 1)).sum() / (self.size * (self.size - 1))
         self.chances["nearest neighbour"] = float(meet)
@@ -208,11 +194,47 @@ class ClassTask(Task):
     def judge(self, features: Any) -> dict[str, Judged]:
         """Score every text by its neighbour and by the linear probe."""
         neighbours = classify.nearest(features)
-        same = self.classes[neighbours] == self.classes
-        judged = {"nearest neighbour": Judged(scores=same.astype(float), neighbours=neighbours)}
+        hits = (self.classes[neighbours] == self.classes).astype(float)
+        judged = {"nearest neighbour": Judged(scores=hits, neighbours=neighbours)}
         if self.linear and self.num_classes <= classify.MOST_PROBE_CLASSES:
             judged |= super().judge(features)
         return judged
+
+    def tuned(
+        self,
+        encoders: Mapping[str, Encoder],
+        lexical: Mapping[str, Judged],
+        seeds: Sequence[int],
+        progress: bool,
+    ) -> ProbeFigure:
+        """Fine-tune every encoder, and judge the quarter that was held out."""
+        if "linear probe" not in lexical:
+            most = classify.MOST_PROBE_CLASSES
+            raise DataError(f"--tune is for at most {most:,} classes; leave it out")
+        texts, classes = self.texts, self.classes
+        held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
+        if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
+            raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
+        hits: dict[str, Floats] = {}
+        for name, one in encoders.items():
+            if hits and self.same:  # equal vectors: nothing would come out otherwise
+                hits[name] = next(iter(hits.values()))
+            else:
+                hits[name] = tuned_hits(one, texts, classes, held_out, seeds, progress=progress)
+        number = int(held_out.sum())
+        judged_on = f"{number:,} texts, a quarter by hash, are judged and the others trained on"
+        self.notes.append(f"fine-tuned: {judged_on}; the mean of {counted(len(seeds), 'seed')}")
+        commonest = np.bincount(classes[held_out]).max()
+        self.chances["fine-tuned"], self.apart = float(commonest / number), np.arange(number)
+        judged = {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()}
+        words = Judged(scores=lexical["linear probe"].scores[held_out])
+        figure = self.figure("fine-tuned", judged, words)
+        if len(seeds) < 2:
+            return figure
+        spread = {name: float(found.mean(axis=1).std(ddof=1)) for name, found in hits.items()}
+        shown = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in spread.items())
+        self.notes.append(f"fine-tuned: standard deviation over the seeds {shown}")
+        return replace(figure, spread=spread)
 
 
 class WordTask(Task):
@@ -263,48 +285,6 @@ class PairTask(Task):
         rows, size = classify.unit_rows(features), self.size
         found, reciprocal = classify.pair_scores(rows[:size], rows[size:], self.labelled.labels)
         return {"R@1": Judged(scores=found), "MRR": Judged(scores=reciprocal)}
-
-
-def tuned_figure(
-    task: ClassTask,
-    encoders: Mapping[str, Encoder],
-    lexical: Mapping[str, Judged],
-    seeds: Sequence[int],
-    *,
-    same: bool = False,
-    progress: bool = False,
-) -> ProbeFigure:
-    """Fine-tune every encoder, and judge the quarter that was held out."""
-    if "linear probe" not in lexical:
-        raise DataError(
-            f"--tune is for at most {classify.MOST_PROBE_CLASSES:,} classes; leave it out"
-        )
-    texts, classes = task.texts, task.classes
-    held_out = classify.folds_of(texts, classify.NUM_FOLDS) == 0
-    if not held_out.any() or len(np.unique(classes[~held_out])) < 2:
-        raise DataError(f"{len(texts):,} texts are too few for --tune; leave it out")
-    hits: dict[str, Floats] = {}
-    for name, one in encoders.items():
-        if hits and same:  # equal vectors: nothing would come out otherwise
-            hits[name] = next(iter(hits.values()))
-        else:
-            hits[name] = tuned_hits(one, texts, classes, held_out, seeds, progress=progress)
-    number = int(held_out.sum())
-    task.notes.append(
-        f"fine-tuned: {number:,} texts, a quarter by hash, are judged and the others trained on; "
-        f"the mean of {counted(len(seeds), 'seed')}"
-    )
-    commonest = np.bincount(classes[held_out]).max()
-    task.chances["fine-tuned"], task.apart = float(commonest / number), np.arange(number)
-    judged = {name: Judged(scores=found.mean(axis=0)) for name, found in hits.items()}
-    words = Judged(scores=lexical["linear probe"].scores[held_out])
-    figure = task.figure("fine-tuned", judged, words, same=same)
-    if len(seeds) < 2:
-        return figure
-    spread = {name: float(found.mean(axis=1).std(ddof=1)) for name, found in hits.items()}
-    shown = ", ".join(f"{100 * value:.1f} points ({name})" for name, value in spread.items())
-    task.notes.append(f"fine-tuned: standard deviation over the seeds {shown}")
-    return replace(figure, spread=spread)
 
 
 def halves(texts: Sequence[str], *, least_words: int = 12) -> Labelled:

@@ -1,8 +1,7 @@
 """Settings of text-to-image retrieval, and those saved with a model; light to import.
 
-The preparation of captions, the score of candidates and the losses that made a model cannot be told
-from its weights, and a model is copied without its run. So `maskery_retrieval.json` lies beside
-them; for a model folder without it they are guessed.
+How a model reads captions, its score and its losses cannot be told from its weights, and it is
+copied without its run: so `maskery_retrieval.json` lies beside them. Without it they are guessed.
 """
 
 import json
@@ -58,8 +57,7 @@ class ModelRetrieval(Settings):
     rerank: Annotated[int, Range(0)] = 128  # best pictures that the matching head ranks anew
     score: Literal["matching", "odds", "sum"] = "matching"  # their score; see `RetrievalConfig`
     odds_weight: Weight = 1.0  # of the score `sum`
-    # The built-in loss terms whose heads were trained, by these or by others that share them.
-    trained: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()  # built-in loss terms whose heads are trained, by them or others
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +108,5 @@ def read_model_retrieval(name: str) -> ModelRetrieval | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError, ConfigError) as error:
-        raise ModelError(
-            f"'{path}' is damaged ({reason_of(error)}); restore it, or remove it to have what it "
-            f"says guessed"
-        ) from error
+        fix = "restore it, or remove it to have what it says guessed"
+        raise ModelError(f"'{path}' is damaged ({reason_of(error)}); {fix}") from error

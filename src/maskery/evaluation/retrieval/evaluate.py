@@ -1,8 +1,7 @@
 """Text-to-image retrieval: contrastive ranking, then matching on the best of each text.
 
-ALBEF (NeurIPS 2021, section 3.2) and RaSa (IJCAI 2023, section 4.1) rank a gallery by the
-similarity of contrastive features, and rank the best k anew by the matching head. What lies beyond
-the k keeps its contrastive order here; the released code leaves it in no particular order.
+As ALBEF (NeurIPS 2021, section 3.2) and RaSa (IJCAI 2023, section 4.1) do. Here images beyond the
+best keep their contrastive order; the released code leaves them in no particular order.
 
 Shapes: T texts, I images, K = min(rerank, I) candidates, G right images of a text.
 """
@@ -34,8 +33,7 @@ class RetrievalFigures:
 
     contrastive: metrics.RankingFigures  # by similarity alone
     reranked: metrics.RankingFigures | None  # with the best K ranked anew by matching; None without
-    # Images finding their texts, by similarity; None where a person of the gallery has no text.
-    image_to_text: metrics.RankingFigures | None
+    image_to_text: metrics.RankingFigures | None  # by similarity; None where a person has no text
     chance: float  # R@1 of a ranking at random
     rerank: int  # K
     num_texts: int  # T
@@ -82,8 +80,7 @@ def evaluate_retrieval(
 ) -> Retrieval:
     """Let every text find its person among the images; the result does not depend on batches.
 
-    A DataError says that there is nothing to find or to be found, that a text's person is in no
-    image, or that all images show the same person.
+    It is a DataError if either is missing, a person in no image, or one person in all images.
     """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))
@@ -95,10 +92,8 @@ def evaluate_retrieval(
         config = replace(config, rerank=num_images)
     matched = config.rerank > 0
     if matched and not model.text_encoder.fusion_layers:
-        raise DataError(
-            "the model has no fusion layers, so it cannot match a text with an image; turn the "
-            "re-ranking off (0)"
-        )
+        problem = "the model has no fusion layers, so it cannot match a text with an image"
+        raise DataError(f"{problem}; turn the re-ranking off (0)")
     with evaluating(model):
         most, at_once = config.memory_bytes, config.batch_tokens
         read = rerank.read_images(model, images, num_images, tokens=matched, memory_bytes=most)
@@ -119,13 +114,13 @@ def evaluate_retrieval(
             found = _ranking(read.features, encoded.features, own, kept=1, rows=1024)
             image_to_text = _figures(found, image_persons)
     # At random, the first image is right as often as right ones are in the gallery.
-    hits = (right >= 0).sum(dim=1).double()
+    chance = float((right >= 0).sum(dim=1).double().mean() / num_images)
     return Retrieval(
         figures=RetrievalFigures(
             contrastive=_figures(contrast, text_persons),
             reranked=_figures(reranked, text_persons) if reranked else None,
             image_to_text=image_to_text,
-            chance=float(hits.mean() / num_images),
+            chance=chance,
             rerank=config.rerank,
             num_texts=len(text_persons),
             num_images=num_images,
@@ -155,9 +150,8 @@ def _rerank(
     matcher: rerank.Matcher, contrast: Ranking, processes: Processes, progress: bool
 ) -> tuple[Ranking, torch.Tensor]:
     """Rank the best of each text anew by matching, the others stay; returns the logits, too."""
-    last = matcher.config.rerank
     # Another process's last digits may differ, and so its candidates.
-    order, similar = (processes.agree(part[:, :last]) for part in contrast[:2])
+    order, similar = (processes.agree(part[:, : matcher.config.rerank]) for part in contrast[:2])
     scores, logits = matcher.scores(order, similar, processes, progress)
     sorting = metrics.rank(scores)
     ranks = moved(contrast.ranks, sorting)
@@ -176,16 +170,12 @@ def _figures(ranking: Ranking, persons: Ints) -> metrics.RankingFigures:
 
 
 def _require_persons(image_persons: Ints, text_persons: Ints, num_texts: int) -> None:
-    """Refuse texts without a right image, and images among which none is wrong."""
-    if not len(image_persons) or not len(text_persons):
-        raise DataError(
-            f"there are {len(text_persons)} texts and {len(image_persons)} images; at least one "
-            f"of each is needed"
-        )
-    if num_texts != len(text_persons):
-        raise DataError(f"{num_texts} texts come with {len(text_persons)} persons; name one each")
+    texts, images = len(text_persons), len(image_persons)
+    if not images or not texts:
+        problem = f"there are {texts} texts and {images} images"
+        raise DataError(f"{problem}; at least one of each is needed")
+    if num_texts != texts:
+        raise DataError(f"{num_texts} texts come with {texts} persons; name one each")
     if len(np.unique(image_persons)) < 2:
-        raise DataError(
-            f"the {len(image_persons)} images show one person alone, so every ranking is right; "
-            f"bring images of at least 2 persons"
-        )
+        problem = f"the {images} images show one person alone, so every ranking is right"
+        raise DataError(f"{problem}; bring images of at least 2 persons")

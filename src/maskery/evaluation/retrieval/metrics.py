@@ -1,9 +1,8 @@
 """R@k, mAP and mINP of rankings.
 
-Of one text, with its G right images at ranks r_1 < ... < r_G of the whole gallery: R@k is whether
-r_1 <= k; the average precision is the mean of j / r_j; the inverse negative penalty is G / r_G (Ye
-et al., "Deep Learning for Person Re-identification", TPAMI 2021, section 3.3). The figures are
-means over texts.
+Means over texts. Of one, its G right images at ranks r_1 < ... < r_G of the whole gallery, R@k is 1
+if r_1 <= k; the average precision is the mean of j / r_j; the inverse negative penalty is G / r_G
+(Ye et al., "Deep Learning for Person Re-identification", TPAMI 2021, section 3.3).
 
 Shapes: T texts (queries), I images (gallery), G right images of a text, F = 5 figures.
 """
@@ -37,10 +36,8 @@ FIGURES = tuple(field.name for field in fields(RankingFigures))
 
 
 def rank(scores: torch.Tensor, *, stable: bool = True) -> torch.Tensor:
-    """Sort (T, I) scores, higher is better, to (T, I) int64 columns, best first.
-
-    With `stable`, ties stay in the gallery's order; else as the release leaves them.
-    """
+    """Sort (T, I) scores, higher is better, to (T, I) int64 columns, best first."""
+    # Stable, ties stay in the gallery's order; else as the release leaves them.
     return torch.sort(scores, dim=1, descending=True, stable=stable).indices
 
 
@@ -59,11 +56,10 @@ def right_columns(text_persons: torch.Tensor, image_persons: torch.Tensor) -> to
     shown = image_persons[order]
     first = torch.searchsorted(shown, text_persons)
     counts = torch.searchsorted(shown, text_persons, right=True) - first
-    if without := int((counts == 0).sum()):
+    if len(unseen := text_persons[counts == 0]):
         raise DataError(
-            f"{without} of {len(counts)} texts describe persons that no image shows (the first: "
-            f"person {int(text_persons[counts == 0][0])}); leave these texts out, or bring the "
-            f"images"
+            f"{len(unseen)} of {len(counts)} texts describe persons that no image shows (the "
+            f"first: person {int(unseen[0])}); leave these texts out, or bring the images"
         )
     steps = torch.arange(int(counts.max()), device=order.device)
     places = (first[:, None] + steps).clamp(max=len(order) - 1)
@@ -104,7 +100,7 @@ def text_figures(ranks: torch.Tensor) -> Floats:
 def summarise_texts(figures: Floats, text_persons: Ints) -> RankingFigures:
     """Return means over texts, with intervals over persons."""
     # Over persons, since texts of one depend on each other.
-    intervals = [grouped_interval(column, text_persons) for column in figures.T]
+    intervals = (grouped_interval(column, text_persons) for column in figures.T)
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
 
 

@@ -1,9 +1,8 @@
 """Encode texts and images once each, and match each text with its best images, image by image.
 
-The released evaluations of ALBEF and RaSa take one text at a time, repeat it for its k images, and
-project the keys and values of all k images anew in every fusion layer. Here the pairs are sorted by
-image: each image is projected once, and all texts that want it look at it together. Image tokens
-that would take too much memory go to a temporary file.
+The released evaluations of ALBEF and RaSa project the keys and values of all k images anew for each
+text, in every fusion layer. Here pairs are sorted by image: each is projected once, and all texts
+that want it look at it together. Image tokens beyond the memory allowed go to a temporary file.
 
 Shapes: T texts, K candidates of each, S tokens of all texts, D text width, I images, N image
 tokens, W image width, E features, R texts of one image.
@@ -47,8 +46,7 @@ class ReadTexts:
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
-    # (S, D), after the self-attention of the first fusion layer; None without matching.
-    states: torch.Tensor | None
+    states: torch.Tensor | None  # (S, D), after the first fusion self-attention; None if unmatched
     batch: TokenBatch  # Its boundaries are those of the states, too
 
 
@@ -65,9 +63,8 @@ def read_texts(
     model: ImageTextModel, texts: TokenBatch, *, states: bool, batch_tokens: int = 4096
 ) -> ReadTexts:
     """Encode each text once, those of similar length together."""
-    device, num = model.device, len(texts.lengths)
-    features = torch.empty(num, model.config.embed_dim, device=device)
-    width = model.config.text_config.hidden_size
+    device, width = model.device, model.config.text_config.hidden_size
+    features = torch.empty(len(texts.lengths), model.config.embed_dim, device=device)
     kept = torch.empty(texts.num_tokens, width, device=device) if states else None
     for chosen in by_length(texts.lengths, batch_tokens):
         picked = tokens_of(texts, chosen)
@@ -88,25 +85,21 @@ def read_images(
     batches: Iterable[torch.Tensor],
     count: int,
     *,
-    tokens: bool,
-    memory_bytes: int = 1_000_000_000,
+    tokens: bool,  # True to keep them, where matching will follow
+    memory_bytes: int = 1_000_000_000,  # above, tokens are kept in a temporary file
 ) -> ReadImages:
-    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width).
-
-    Tokens are kept where matching will follow, in a temporary file above `memory_bytes`.
-    """
-    features = torch.empty(count, model.config.embed_dim, device=model.device)
+    """Encode each of `count` images once; they come in normalised batches (B, 3, height, width)."""
+    features, done = torch.empty(count, model.config.embed_dim, device=model.device), 0
     kept: Float32Array | None = None
-    done = 0
     for pixels in batches:
         end = done + len(pixels)
         if end > count:
             raise DataError(f"more than {count} images came; name as many persons as images")
         read = model.encode_image(pixels.to(model.device))
         features[done:end] = model.image_feature(read).float()
-        if tokens:
-            if kept is None:
-                kept = large_array((count, *read.shape[1:]), memory_bytes)
+        if tokens and kept is None:
+            kept = large_array((count, *read.shape[1:]), memory_bytes)
+        if kept is not None:
             kept[done:end] = read.float().cpu().numpy()
         done = end
     if done != count:
@@ -119,8 +112,7 @@ def tokens_of(texts: TokenBatch, chosen: Ints) -> Ints:
     lengths = texts.lengths[chosen]
     ends = np.cumsum(lengths)
     within = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-    places: Ints = np.repeat(texts.boundaries[chosen], lengths) + within
-    return places
+    return np.repeat(texts.boundaries[chosen], lengths) + within
 
 
 def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
@@ -146,7 +138,6 @@ def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a file its whole size on the disk, not only in name."""
     try:
         os.posix_fallocate(file, 0, size)
     except (AttributeError, OSError) as error:  # macOS does not have it
@@ -171,13 +162,10 @@ class Matcher:
         self,
         candidates: torch.Tensor,  # (T, K) int64, images of each text
         similarities: torch.Tensor,  # (T, K), of their features
-        processes: Processes | None = None,
+        processes: Processes | None = None,  # they share the images out; all must ask, and get all
         progress: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (T, K) that candidates are sorted by, and the logits (T, K, 2) behind them.
-
-        `processes` share the images out, and all get the whole result; all of them must ask.
-        """
+        """Return scores (T, K) that candidates are sorted by, and the logits (T, K, 2) of these."""
         processes = processes or Processes()
         mine = by_image(candidates.cpu().numpy())[processes.rank :: processes.world_size]
         total = sum(len(places) for _, places in mine)
@@ -200,15 +188,11 @@ class Matcher:
     def logits(
         self, pairs: Sequence[tuple[int, Ints]], count: int
     ) -> Iterator[tuple[Ints, torch.Tensor]]:
-        """Yield the places (R,) of the pairs of each image, of `by_image`, and their logits (R, 2).
-
-        `count` is K, the candidates of each text.
-        """
+        """Yield the places (R,) of each image's pairs and their logits (R, 2); `count` is K."""
         assert self.images.tokens is not None
         width = self.model.config.text_config.hidden_size
-        # Keys and values, of four bytes a number.
+        # Keys and values, of four bytes a number; as many images at a time as fit the memory.
         each = 2 * 4 * len(self.model.text_encoder.fusion_layers) * width
-        # As many images at a time as fit the memory.
         fitting = self.config.memory_bytes // (each * self.images.tokens.shape[1])
         size = max(1, min(fitting, IMAGES_AT_ONCE))
         for first in range(0, len(pairs), size):
@@ -225,9 +209,8 @@ class Matcher:
     def _judge(self, own: Ints, keys: Sequence[ImageKeys]) -> torch.Tensor:
         """Return (R, 2) logits on the CPU, of one image and its own texts."""
         assert self.texts.states is not None
-        texts, model = self.texts.batch, self.model
+        texts, model, judged = self.texts.batch, self.model, torch.empty(len(own), 2)
         lengths = texts.lengths[own]
-        judged = torch.empty(len(own), 2)
         for chosen in by_length(lengths, self.config.batch_tokens):
             picked = torch.from_numpy(tokens_of(texts, own[chosen])).to(model.device)
             rows = Rows.of_lengths(lengths[chosen], model.device)

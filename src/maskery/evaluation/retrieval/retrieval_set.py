@@ -3,13 +3,13 @@
 Each caption looks for the pictures of its person. Where no person is named, each picture is its
 own, as in general image-text retrieval. A picture in several pairs is in the gallery once.
 
-Shapes: N pairs, I pictures, T captions, Q chosen captions, B pictures of a batch, H height,
-W width.
+Shapes: N pairs, I pictures, T captions, Q chosen captions, B pictures of a batch, H, W their size.
 """
 
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -103,15 +103,11 @@ class RetrievalSet:
     def gallery(self) -> Ints:
         """The pairs whose picture can be read, each picture once: (I,) int64."""
         unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
-        sound = [
-            index
-            for members in self._batches(unique)
-            for index, image in zip(members, self.pictures.load(members), strict=True)
-            if image is not None
-        ]
-        if not sound:
+        loaded = chain.from_iterable(map(self.pictures.load, self._batches(unique)))
+        gallery: Ints = unique[[image is not None for image in loaded]]
+        if not len(gallery):
             raise DataError(f"no picture of the gallery can be read ({self.pictures.skipped})")
-        return np.array(sound, np.int64)
+        return gallery
 
     @cached_property
     def queries(self) -> Ints:
@@ -173,10 +169,7 @@ class RetrievalSet:
         return [str(self.pairs.names[index]) for index in pairs.tolist()]
 
     def rank_rows(self, found: Retrieval) -> list[dict[str, Any]]:
-        """Return for each caption the rank of its first right picture (1 is best), and the first.
-
-        `rank` is by the last ranking, which `average_precision` and `first` are of.
-        """
+        """Return for each caption, by the last ranking, the first right picture's rank and more."""
         persons = [*self.pairs.person_names, None]  # the last is nobody's
         names, last = self.names_of(self.gallery), found.last
         columns = {
@@ -196,8 +189,8 @@ class RetrievalSet:
         The metadata of the safetensors has the pictures' names and the captions as JSON lists.
         """
         tensors = {"images": found.images.cpu(), "texts": found.texts.cpu()}
-        persons = {"image_persons": self.image_persons, "text_persons": self.text_persons}
-        tensors |= {name: torch.from_numpy(column) for name, column in persons.items()}
+        tensors["image_persons"] = torch.from_numpy(self.image_persons)
+        tensors["text_persons"] = torch.from_numpy(self.text_persons)
         captions = list(map(self.caption, range(len(found.texts))))
         named = {"images": self.names_of(self.gallery), "captions": captions}
         save_file(tensors, path, {name: json.dumps(one) for name, one in named.items()})

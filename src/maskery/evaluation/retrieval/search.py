@@ -1,9 +1,8 @@
 """Index a folder of pictures, and search it with words, a picture, or both.
 
 Every content is encoded once, whatever happens to its file. A search ranks by similarity, then by
-matching on the best, as `evaluate_retrieval` does, so that figures hold for searches. The most
-similar are found by an exact scan of a memory-mapped float16 matrix, in blocks that fit the
-processor's cache; docs/search.md says why there is no approximate index.
+matching, as `evaluate_retrieval` does, so that figures hold for searches. The most similar are
+found by an exact scan of a float16 matrix; docs/search.md says why there is no approximate index.
 
 Shapes: I pictures, E features, K pictures that are matched, or nearest.
 """
@@ -99,17 +98,14 @@ def open_gallery(
 ) -> Gallery:
     """Bring the index of a folder of pictures up to date, and open it.
 
-    Each batch is kept as soon as it is done, so that a run that was interrupted is continued. With
-    `rehash`, every file is read, rather than trusted where its size and time are as they were, and
-    those that could not be decoded are tried again.
+    Each batch is kept as soon as it is done, so that an interrupted run is continued. With `rehash`
+    every file is read, whatever its size and time, and what could not be decoded is tried again.
     """
     opened.require_contrast()
     found = galleries.find_pictures(folder)
     if not found:
-        raise DataError(
-            f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...); name a folder "
-            f"that does"
-        )
+        problem = f"the gallery '{folder}' has no picture in it (.jpg .png .webp ...)"
+        raise DataError(f"{problem}; name a folder that does")
     index = index_folder(cache_dir, folder, fingerprint(opened))
     width = int(opened.model.config.embed_dim)
     indexing = Indexing(opened, folder, found, batch_images, rehash, progress)
@@ -118,10 +114,8 @@ def open_gallery(
     except galleries.DamagedIndex as error:
         gallery = indexing.bring_up_to_date(galleries.renewed(index, width, error))
     if not len(gallery):
-        raise DataError(
-            f"the gallery '{folder}' has no readable picture: {len(gallery.troubles)} were "
-            f"skipped; the first: {gallery.troubles[0]}"
-        )
+        told = f"{len(gallery.troubles)} were skipped; the first: {gallery.troubles[0]}"
+        raise DataError(f"the gallery '{folder}' has no readable picture: {told}")
     return gallery
 
 
@@ -138,10 +132,9 @@ class Indexing:
 
     def bring_up_to_date(self, store: GalleryStore) -> Gallery:
         """Encode what is new, forget what is gone; DamagedIndex if the index turns out to be so."""
-        before = store.files()
+        before, encoded, size = store.files(), 0, self.batch_images
         known = {} if self.rehash else before
         suspects = [path for path, stamp in self.found.items() if known.get(path) != stamp]
-        encoded, size = 0, self.batch_images
         unread: dict[str, str] = {}
         with Bar(len(suspects), "indexing", shown=self.progress) as bar:
             for first in range(0, len(suspects), size):
@@ -150,13 +143,10 @@ class Indexing:
         gone = [path for path in before if path not in self.found or path in unread]
         if gone:
             store.forget(gone)
-        snapshot = store.snapshot()
+        changes = Changes(read=len(suspects) - len(unread), encoded=encoded, removed=len(gone))
+        (matrix, paths), troubles = store.snapshot(), [*unread.values(), *store.troubles()]
         return Gallery(
-            folder=self.folder,
-            matrix=snapshot.features,
-            paths=snapshot.paths,
-            changes=Changes(read=len(suspects) - len(unread), encoded=encoded, removed=len(gone)),
-            troubles=[*unread.values(), *store.troubles()],
+            folder=self.folder, matrix=matrix, paths=paths, changes=changes, troubles=troubles
         )
 
     @inference()
@@ -180,7 +170,7 @@ class Indexing:
         for indices, pixels in view_batches(refs, self.opened.view, skipped, batch_images=size):
             tokens = model.encode_image(pixels.to(model.device))
             encoded = model.image_feature(tokens).float().cpu().numpy().astype(np.float16)
-            features |= {digests[i]: row for i, row in zip(indices, encoded, strict=True)}
+            features.update(zip((digests[i] for i in indices), encoded, strict=True))
         left = [digest for digest in digests if digest not in features]
         store.save(files, features, dict(zip(left, skipped.reasons, strict=True)))
         return len(features)
@@ -208,8 +198,7 @@ def search(
 ) -> list[list[Hit]]:
     """Find the best pictures for each of some descriptions, in a folder or an open gallery.
 
-    Or those most like another picture, a file or its `picture_features`, or like it and each
-    description.
+    Or those most like another picture (a file or its `picture_features`), or like it and each text.
     """
     from maskery.data.tokenise import default_cache_dir
 
@@ -222,8 +211,7 @@ def search(
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         gallery = open_gallery(opened, Path(gallery), cache_dir=cache)
     ranking = opened.retrieval.ranking
-    if rerank is not None:
-        ranking = replace(ranking, rerank=rerank)
+    ranking = ranking if rerank is None else replace(ranking, rerank=rerank)
     searcher = Searcher(opened, gallery, ranking)
     return [searcher.search(text, like=like, top=top) for text in texts or (None,)]
 
@@ -260,8 +248,7 @@ class Searcher:
         features (E,) of a picture that they should be `like`, similarity is that to the direction
         between both, and nothing is matched, since that looks at the words alone.
         """
-        rerank = self.rerank if like is None else 0
-        query = like
+        rerank, query = self.rerank if like is None else 0, like
         if text is not None:
             words = self.opened.encode_query(text)
             read = read_texts(self.opened.model, words, states=rerank > 0)
@@ -272,10 +259,8 @@ class Searcher:
             raise DataError("there is nothing to search for; give words, a picture, or both")
         wanted = min(max(top, rerank), len(self.gallery))
         rows, similar = nearest(self.gallery.matrix, query, wanted)
-        hits = [
-            Hit(path=self.gallery.paths[row], similarity=similarity)
-            for row, similarity in zip(rows.tolist(), similar.tolist(), strict=True)
-        ]
+        found = zip(rows.tolist(), similar.tolist(), strict=True)
+        hits = [Hit(path=self.gallery.paths[row], similarity=cosine) for row, cosine in found]
         if rerank:
             hits = self._match(read, hits[:rerank]) + hits[rerank:]
         return hits[:top]
@@ -304,11 +289,9 @@ class Searcher:
         candidates = torch.arange(len(pictures))[None]
         scores, logits = Matcher(model, read, images, config).scores(candidates, similar)
         columns = (similar[0], logits[0].softmax(dim=-1)[:, 1], scores[0])
-        known = list(zip(pictures, *(column.tolist() for column in columns), strict=True))
-        matched = [
-            Hit(path=path, similarity=similarity, match=match, score=score)
-            for path, similarity, match, score in (known[i] for i in rank(scores)[0].tolist())
-        ]
+        rows = zip(pictures, *(column.tolist() for column in columns), strict=True)
+        known = [Hit(path=p, similarity=s, match=m, score=score) for p, s, m, score in rows]
+        matched = [known[i] for i in rank(scores)[0].tolist()]
         return matched + [hit for hit in hits if hit.path not in pictures]
 
 

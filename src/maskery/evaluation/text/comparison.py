@@ -1,8 +1,7 @@
 """Compare runs on the same held-out text: figures, paired differences, the spread over seeds.
 
-Runs that differ in the seed alone become one row. Each example's sums are averaged over the seeds,
-which gives the mean of the seeds' figures with an interval over examples; how far the seeds lie
-apart is another doubt, and stands beside it as their standard deviation.
+Runs that differ in the seed alone become one row: the mean of their figures with an interval over
+examples and, since how far they lie apart is another doubt, their standard deviation beside it.
 """
 
 import json
@@ -49,7 +48,7 @@ class Row:
 
 
 def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[Row]:
-    """Return one row for each run or group of seeds, in the order in which they were named.
+    """Return one row for each run or group of seeds, in order.
 
     All are compared with the run that is named, or with that of the lowest loss.
     """
@@ -68,9 +67,8 @@ def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[
         ExampleSums(ids=runs[0].sums.ids, sums=np.mean([run.sums.sums for run in group], axis=0))
         for group in groups
     ]
-    losses = [mean.sums[:, 1].sum() for mean in means]
     named = [i for i, group in enumerate(groups) if against in [run.name for run in group]]
-    reference = named[0] if named else int(np.argmin(losses))
+    reference = named[0] if named else int(np.argmin([mean.sums[:, 1].sum() for mean in means]))
     changing = _changing_settings(groups)
     return [
         Row(

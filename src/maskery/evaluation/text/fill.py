@@ -1,9 +1,8 @@
 """Fill masks: each by itself, several jointly, and the probability of chosen words.
 
-`saliency` says which words a prediction depends on: gradient times input, that is, how much the
-log-probability of the predicted token would change as each word's vector shrinks, to first order
-(Denil, Demiraj and de Freitas, "Extraction of salient sentences from labelled documents", 2014).
-It shows what the prediction reacts to, not why.
+`saliency` is gradient times input: how much the log-probability of the predicted token would change
+as each word's vector shrinks, to first order (Denil, Demiraj and de Freitas, "Extraction of salient
+sentences from labelled documents", 2014). It shows what the prediction reacts to, not why.
 
 Shapes: B sequences, L tokens, M masks, V vocabulary.
 """
@@ -133,8 +132,7 @@ class Filler:
         offered = [self.reader.offered(read, span, pieces) for span in self.reader.spans(read)]
         rows = zip(logs, offered, strict=True)
         masks = tuple(candidates(only(row, some), self.tokenizer, top_k) for row, some in rows)
-        several = together and len(logs) > 1
-        joint = self._joint(ids, read, offered, top_k, beams) if several else ()
+        joint = self._joint(ids, read, offered, top_k, beams) if together and len(logs) > 1 else ()
         asked = tuple(self._word(ids, read, word) for word in words)
         return Filling(text=text, masks=masks, completions=joint, words=asked)
 
@@ -193,23 +191,19 @@ class Filler:
         """Return the token ids of a sentence with masks, special tokens included."""
         ids: list[int] = self.reader.read(self._read(text)).ids.tolist()
         if self.mask_id not in ids:
-            raise DataError(
-                f"the sentence {text!r} has no {MASK}, so there is nothing to fill; put {MASK} "
-                f"where a word is wanted"
-            )
+            problem = f"the sentence {text!r} has no {MASK}, so there is nothing to fill"
+            raise DataError(f"{problem}; put {MASK} where a word is wanted")
         self.require_room(len(ids), "the sentence", f"shorten it around the {MASK}")
         return ids
 
     def _read(self, text: str) -> str:
-        """Return a text with the tokenizer's own mask token."""
         return text.replace(MASK, self.reader.mask_token)
 
     def require_room(self, tokens: int, what: str, fix: str) -> None:
         """Refuse a text with more tokens than the model has positions."""
         if self.limit is not None and tokens > self.limit:
-            raise DataError(
-                f"{what} has {tokens} tokens, and the model has {self.limit} positions; {fix}"
-            )
+            problem = f"{what} has {tokens} tokens, and the model has {self.limit} positions"
+            raise DataError(f"{problem}; {fix}")
 
     @cached_property
     def reader(self) -> MaskReader:
@@ -257,7 +251,6 @@ class Filler:
         return Completion(text=filled, tokens=spelt, log_probability=score)
 
     def _word(self, ids: list[int], text: str, word: str) -> WordProbability:
-        """Return the probability of a word in place of the first mask."""
         pieces = self.reader.pieces_at(word.strip(), text, self.reader.spans(text)[0])
         if not pieces:
             raise DataError(f"the word {word!r} has no tokens; give a word")
@@ -266,9 +259,9 @@ class Filler:
         self.require_room(len(sequence), f"the sentence with {word!r:.60}", "shorten one of them")
         total = 0.0
         # Each piece is given those left of it; the masks right of it stay.
-        for offset, piece in enumerate(pieces):
+        for at, piece in enumerate(pieces, place):
             total += float(self.log_probabilities([sequence])[0, 0, piece])
-            sequence[place + offset] = piece
+            sequence[at] = piece
         spelt = self.reader.pieces(pieces)
         return WordProbability(word=word, pieces=spelt, probability=math.exp(total))
 
@@ -279,10 +272,8 @@ def end_to_end(texts: Sequence[npt.ArrayLike]) -> TokenBatch:
 
 
 def by_length(lengths: Ints, batch_tokens: int, most: float = math.inf) -> list[Ints]:
-    """Return indices in groups of similar length, at most `batch_tokens` once padded, and `most`.
-
-    A text longer than `batch_tokens` has a group of its own.
-    """
+    """Return indices in groups of like length, at most `batch_tokens` once padded, and `most`."""
+    # A text longer than `batch_tokens` has a group of its own.
     order = np.argsort(lengths, kind="stable")
     cost = np.minimum(lengths[order], batch_tokens)
     return [order[a:b] for a, b in pairwise(cut_by_padded_size(cost, batch_tokens, most).tolist())]
@@ -312,34 +303,25 @@ def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:
 
     The text has at least one mask, as the tokenizer writes it; `mask` counts them from 0.
     """
-    logs, vectors, gradient = _gradient(filler, filler.encode(text), mask)
-    token = int(logs.argmax())
-    norms = (gradient * vectors).norm(dim=-1).flatten().cpu()
-    words = filler.reader.read(text).words
-    sums = [float(norms[word.first : word.last].sum()) for word in words]
-    total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
-    spelt, probability = filler.tokenizer.decode([token]).strip(), float(logs[token].exp())
-    weights = tuple(value / total for value in sums)
-    return Saliency(token=spelt, probability=probability, words=words, weights=weights)
-
-
-def _gradient(
-    filler: Filler, ids: list[int], mask: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return log-probabilities (V,), and token vectors (1, L, D) with the top one's gradient."""
-    held: list[torch.Tensor] = []
+    held: list[torch.Tensor] = []  # the vectors of the tokens, (1, L, D)
 
     def keep(_module: Any, _arguments: Any, output: torch.Tensor) -> torch.Tensor:
         held.append(output.detach().requires_grad_())
         return held[0]
 
     with filler.network.get_input_embeddings().register_forward_hook(keep), torch.enable_grad():
-        logits = filler.predict(filler.hidden([ids]))
+        logits = filler.predict(filler.hidden([filler.encode(text)]))
         if mask >= len(logits):
-            raise DataError(
-                f"mask {mask + 1} is asked for and the text has {len(logits)}; name another"
-            )
+            problem = f"mask {mask + 1} is asked for and the text has {len(logits)}"
+            raise DataError(f"{problem}; name another")
         logs = logits[mask].log_softmax(dim=-1)
         require_numbers(logs.amax())
-        (gradient,) = torch.autograd.grad(logs[int(logs.argmax())], held[0])
-    return logs.detach(), held[0].detach(), gradient
+        token = int(logs.argmax())
+        (gradient,) = torch.autograd.grad(logs[token], held[0])
+    norms = (gradient * held[0].detach()).norm(dim=-1).flatten().cpu()
+    words = filler.reader.read(text).words
+    sums = [float(norms[word.first : word.last].sum()) for word in words]
+    total = sum(sums) or 1.0  # of a model that looks at nothing, all weights are 0
+    spelt, probability = filler.tokenizer.decode([token]).strip(), logs[token].exp().item()
+    weights = tuple(value / total for value in sums)
+    return Saliency(token=spelt, probability=probability, words=words, weights=weights)

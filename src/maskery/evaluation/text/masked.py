@@ -1,11 +1,10 @@
 """Held-out loss, perplexity and accuracy on frozen masks, and the AUC of replaced words.
 
-The masks are a pure function of the examples, so the figures are the same at any batch size and
-for any model with the same tokenizer, and two models can be compared example by example.
+The masks are a pure function of the examples: figures are the same at any batch size, and models
+with the same tokenizer can be compared example by example.
 
-A word that ties with others shares the places they take together: it counts as right with the
-chance that a random order of equals puts it there. A model that knows nothing and gives every word
-the same probability thus has a top-1 of one in V, not of 100%.
+A word that ties with others counts as right with the chance that a random order of equals puts it
+there: a model that gives every word the same probability has a top-1 of one in V, not of 100%.
 
 Shapes: M masked tokens, N examples, V vocabulary.
 """
@@ -33,8 +32,7 @@ from maskery.evaluation.intervals import Interval, ratio_interval
 from maskery.masking.masker import Masker
 from maskery.models.masked_lm import MaskedLanguageModel
 
-# Evaluations share an epoch that no run reaches, so frozen masks are never those of training.
-FROZEN_EPOCH = (1 << 24) - 1
+FROZEN_EPOCH = (1 << 24) - 1  # no run reaches it, so frozen masks are never those of training
 COLUMNS = ("count", "loss", "top1", "top5")  # sums of an example; the first divides the others
 BAR_AFTER = 3.0  # seconds; a small run would have a bar come and go at each of its evaluations
 log = logging.getLogger(__name__)
@@ -45,8 +43,7 @@ class ExampleSums:
     """Sums over the masked tokens of each example."""
 
     ids: Ids  # (N,) uint64, ascending
-    # (N, 4): masked tokens, their loss in nats, right ones, and right ones among the first five
-    sums: Floats
+    sums: Floats  # (N, 4): masked tokens, their loss in nats, right ones, right in the first five
 
     @classmethod
     def of(cls, ids: Ids, rows: Floats) -> Self:
@@ -107,13 +104,9 @@ def score_examples(
     batches: Iterable[TokenBatch],
     masker: Masker,
     *,
-    processes: Processes | None = None,
+    processes: Processes | None = None,  # each computes a share; all must call this, and get all
 ) -> ExampleSums:
-    """Predict the frozen masks of every example, which the masker's seed and config decide.
-
-    The model is in evaluation mode while it runs. Of several `processes` each computes a share; all
-    of them must call this, and all get the whole result.
-    """
+    """Predict the frozen masks of every example, which the masker's seed and config decide."""
     processes = processes or Processes()
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
     with evaluating(model):
@@ -131,8 +124,7 @@ def score_examples(
     all_rows = processes.join(torch.from_numpy(np.concatenate(rows)))
     if not len(all_ids):
         raise DataError("no held-out example has a token that can be masked; bring more text")
-    # After joining, so that every process fails and none waits for one that has.
-    require_numbers(all_rows)
+    require_numbers(all_rows)  # after joining, so that every process fails and none waits
     return ExampleSums.of(all_ids.numpy().view(np.uint64), all_rows.numpy())
 
 
@@ -172,11 +164,9 @@ def require_numbers(values: torch.Tensor) -> None:
 def _shares(
     batches: Iterable[TokenBatch], masker: Masker, processes: Processes
 ) -> Iterator[tuple[MaskedTokens, bool]]:
-    """Yield this process's masked batches, each with True if it counts.
-
-    A sharded model is put together by all processes at once, so all compute equally often: where a
-    round has no batch left for one, it computes another's for nothing.
-    """
+    """Yield this process's masked batches, each with True if it counts."""
+    # A sharded model is put together by all processes at once, so all compute equally often: where
+    # a round has no batch left for one, it computes another's for nothing.
     epochs = range(FROZEN_EPOCH, FROZEN_EPOCH - masker.draws, -1)
     masked = (masker.mask(batch, epoch=epoch) for batch in batches for epoch in epochs)
     some = (one for one in masked if len(one.positions))
@@ -203,25 +193,17 @@ def summarise(scored: ExampleSums) -> MaskedScores:
 
 
 def compare(after: ExampleSums, before: ExampleSums) -> dict[str, Interval]:
-    """Return differences, `after` minus `before`, of loss, top1 and top5, paired by example.
-
-    So the intervals are those of the difference, and much narrower than two separate ones.
-    """
+    """Return differences, `after` minus `before`, of loss, top1 and top5, paired by example."""
+    # So their intervals are much narrower than two separate ones.
     same = np.array_equal(after.ids, before.ids)
     if not same or not np.array_equal(after.sums[:, 0], before.sums[:, 0]):
-        raise DataError(
-            "the two models were scored on different masked tokens, so they cannot be compared; "
-            "use the same data and the same tokenizer"
-        )
+        told = "the two models were scored on different masked tokens, so they cannot be compared"
+        raise DataError(f"{told}; use the same data and the same tokenizer")
     if np.array_equal(after.sums, before.sums):  # one model twice: no doubt is left
         return dict.fromkeys(COLUMNS[1:], Interval(0.0, 0.0, 0.0))
-    _, loss, top1, top5 = (after.sums - before.sums).T
-    count = after.sums[:, 0]
-    return {
-        "loss": ratio_interval(loss, count),
-        "top1": ratio_interval(top1, count, "difference of shares"),
-        "top5": ratio_interval(top5, count, "difference of shares"),
-    }
+    count, (_, loss, *hits) = after.sums[:, 0], (after.sums - before.sums).T
+    shares = (ratio_interval(hit, count, "difference of shares") for hit in hits)
+    return dict(zip(COLUMNS[1:], (ratio_interval(loss, count), *shares), strict=True))
 
 
 def auc(scores: Floats, labels: Ints) -> float:
@@ -232,10 +214,8 @@ def auc(scores: Floats, labels: Ints) -> float:
     """
     negatives, positives = ((labels == label).sum() for label in (0, 1))
     if not positives or not negatives:
-        raise DataError(
-            f"there are {positives} replaced and {negatives} original words, and both kinds are "
-            f"needed to tell them apart; hold out more"
-        )
+        told = f"there are {positives} replaced and {negatives} original words"
+        raise DataError(f"{told}, and both kinds are needed to tell them apart; hold out more")
     from scipy.stats import rankdata  # half a second, for few runs
 
     above = rankdata(scores)[labels == 1].sum() - positives * (positives + 1) / 2
@@ -243,7 +223,7 @@ def auc(scores: Floats, labels: Ints) -> float:
 
 
 def replaced_words_auc(task: Any, batches: Iterable[Any], *, progress: float) -> float | None:
-    """Return the area under the ROC curve of replaced against original words on held-out text.
+    """Return `auc` of replaced against original words on held-out text.
 
     The twin fills frozen masks by sampling, as in training, and the model judges every token that
     is not special. None without replaced token detection, and where all words are replaced, or none

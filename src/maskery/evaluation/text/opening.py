@@ -45,11 +45,10 @@ def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> Op
     """
     if isinstance(name, OpenModel):
         return name
-    name = str(name)
-    loaded = load_masked_lm(name)
+    loaded = load_masked_lm(str(name))
     if trained_head:
-        require_head(name, loaded)
-    return as_open(name, loaded)
+        require_head(str(name), loaded)
+    return as_open(str(name), loaded)
 
 
 def require_head(name: str, loaded: Loaded) -> None:
@@ -79,8 +78,7 @@ def held_out_source(
     progress: bool = True,
 ) -> TextSource:
     """Read files or a hub dataset as a model reads them; every example counts as held out."""
-    corpus = Corpus.open(data, reading)
-    cache = cache_dir or tokenise.default_cache_dir()
+    corpus, cache = Corpus.open(data, reading), cache_dir or tokenise.default_cache_dir()
     store = tokenise.tokenise(corpus, opened.tokenizer, cache, progress=progress)
     return _source(opened, store, batch_tokens)
 
@@ -95,10 +93,8 @@ def texts_source(opened: OpenModel, texts: Any, *, batch_tokens: int = 4096) -> 
     encoded = tokenise.encode_batches(batches, tokenise.encoder(opened.tokenizer))
     documents = Documents.gather(encoded)
     if not documents.num_documents:
-        raise DataError(
-            f"the texts hold no tokens for the tokenizer of '{opened.name}'; bring text in a "
-            f"script that it knows"
-        )
+        problem = f"the texts hold no tokens for the tokenizer of '{opened.name}'"
+        raise DataError(f"{problem}; bring text in a script that it knows")
     return _source(opened, documents, batch_tokens)
 
 

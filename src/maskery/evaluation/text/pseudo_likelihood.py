@@ -1,9 +1,9 @@
 """Score texts by their pseudo-log-likelihood under a masked language model.
 
-Each token is masked in turn and its log-probability read; their sum is the score of Salazar, Liang,
-Nguyen and Kirchhoff, "Masked language model scoring" (ACL 2020). It flatters words of several
-pieces, whose other pieces give the masked one away. Kauf and Ivanova, "A better way to do masked
-language model scoring" (ACL 2023), also mask the pieces to the right within the word.
+Each token is masked in turn; the sum of their log-probabilities is the score of Salazar, Liang,
+Nguyen and Kirchhoff, "Masked language model scoring" (ACL 2020). In words of several pieces the
+others give the masked one away, so Kauf and Ivanova, "A better way to do masked language model
+scoring" (ACL 2023), also mask the pieces to the right within the word.
 
 Shapes: L tokens of a text, M copies of texts in a batch, T tokens of a batch, V vocabulary.
 """
@@ -125,7 +125,6 @@ class Scorer:
         return encoded
 
     def _copies(self, text: int, encoded: EncodedText) -> Iterator[Copy]:
-        """Yield one copy of the text for each token of each word."""
         for word in encoded.words:
             for position in range(word.first, word.last):
                 end = word.last if self.method == "within-word" else position + 1
@@ -155,6 +154,5 @@ class Scorer:
             )
             for word in encoded.words
         )
-        total = sum(word.log_probability for word in words)
-        tokens = sum(len(word.pieces) for word in words)
+        total, tokens = sum(w.log_probability for w in words), sum(len(w.pieces) for w in words)
         return TextScore(text=text, log_probability=total, tokens=tokens, words=words)

@@ -19,8 +19,7 @@ from maskery.masking.masker import Masker
 
 # Of masked words (M,) each: their ids, their examples, log-probabilities before and after.
 Hidden = tuple[Ints, Ids, Floats, Floats]
-# Held-out batches, each with True for its tokens (T,) that are whole words.
-Held = list[tuple[TokenBatch, Bools]]
+Held = list[tuple[TokenBatch, Bools]]  # batches, with True for tokens (T,) that are whole words
 LISTED = 10  # words that improved, and as many that worsened
 ROUNDS = 6  # times that each example is masked anew, for enough words
 MOST_TOKENS = 20_000  # once so many are read, no more are
@@ -89,8 +88,7 @@ def sample_text(
 
 def whole_words(batch: TokenBatch, vocabulary: Vocabulary) -> Bools:
     """Return True for ordinary tokens that are a word by themselves: (T,) bool."""
-    last = np.append(batch.word_starts[1:], True)
-    whole: Bools = batch.word_starts & last
+    whole: Bools = batch.word_starts & np.append(batch.word_starts[1:], True)
     return whole & ~vocabulary.protected[batch.input_ids]
 
 
@@ -141,8 +139,7 @@ def _changes(models: tuple[Filler, Filler], held_out: Held, maskers: Iterable[Ma
 
 def _hidden_words(held_out: Held, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Ints, int]]:
     """Return the ids of each example and one of its longer words, drawn by a fixed seed."""
-    generator = np.random.default_rng(0)
-    hidden = []
+    generator, hidden = np.random.default_rng(0), []
     for batch, whole in held_out:
         for first, last in pairwise(batch.boundaries.tolist()):
             ids, places = batch.input_ids[first:last], np.flatnonzero(whole[first:last])
@@ -154,7 +151,6 @@ def _hidden_words(held_out: Held, tokenizer: PreTrainedTokenizerBase) -> list[tu
 
 
 def _fill(before: Filler, after: Filler, ids: Ints, place: int, top_k: int) -> SampleFill:
-    """Hide one word of a sentence, and let both models fill it."""
     tokenizer, word = before.tokenizer, int(ids[place])
     hidden = ids.copy()
     hidden[place] = before.mask_id

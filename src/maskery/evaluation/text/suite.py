@@ -1,9 +1,8 @@
 """Minimal pairs by phenomenon: how often a model finds the good sentence likelier than the bad one.
 
 Files are those of BLiMP (Warstadt et al., TACL 8, 2020) and of the BabyLM evaluation pipeline: on
-each line a JSON object with `sentence_good` and `sentence_bad`. The phenomenon is its
-`linguistics_term` or `field`, else the file's name, as in BabyLM's supplement; the paradigm, where
-there is one, is its `UID`.
+each line a JSON object with `sentence_good` and `sentence_bad`; the phenomenon is its
+`linguistics_term` or `field`, else the file's name, and the paradigm its `UID`, if any.
 
 Shapes: N pairs.
 """
@@ -37,11 +36,7 @@ class MinimalPair(NamedTuple):
 
 
 def read_suite(source: str, *, encoding: str = "utf-8") -> Iterator[MinimalPair]:
-    """Yield the pairs of a file, or of all .jsonl and .json files of a folder, also packed.
-
-    Raises:
-        DataError: There are none, or a line is no JSON object with both sentences.
-    """
+    """Yield the pairs of a file, or of all .jsonl and .json files of a folder, also packed."""
     files = [path for path in find_files([source]) if split_suffix(path)[0] in (".jsonl", ".json")]
     if not files:
         raise DataError(f"'{source}' has no .jsonl or .json file; name a suite of minimal pairs")
@@ -73,8 +68,7 @@ def suite_figures(
 
     Each has a `level`, a `name`, its `pairs` and the share whose good sentence is likelier, ties
     counting half, as `accuracy`; with another model also its `against`, and their paired
-    `difference`. `scores` and `against` are log-probabilities (2N,): of each pair the good
-    sentence's, then the bad one's.
+    `difference`. Log-probabilities (2N,) are of each pair the good sentence's, then the bad one's.
     """
     more = [one[::2] - one[1::2] for one in (scores, against) if one is not None]
     right, *others = (np.where(abs(one) <= TIE, 0.5, one > 0) for one in more)

@@ -55,8 +55,7 @@ class TextReader:
         self._template = Template.of(tokenizer)
         self._backend = tokenise.plain_backend(tokenizer, keep=self.mask_token)
         self._vocabulary = tokenizer.get_vocab()  # made anew at each call, in milliseconds
-        # The vocabulary's sign for the space before a word: "Ġ", "▁", or "" where it has none
-        self.space = ""
+        self.space = ""  # the vocabulary's sign for the space before a word: "Ġ", "▁", or none
         if (backend := self._backend) is None:
             self._read_slowly = PythonReader(tokenizer, keep=self.mask_token)
             self.space = self._read_slowly.words.space
@@ -106,11 +105,9 @@ class TextReader:
     def _without_stray_spaces(
         self, text: str, ids: Ints, offsets: list[tuple[int, int]]
     ) -> tuple[Ints, Bools]:
-        """Remove spaces beside masks that no text has: returns ids (L,) and which stay (L,).
-
-        A word would have taken the space before it, and a tokenizer that puts a space before every
-        text takes what follows a mask for another text.
-        """
+        """Remove spaces beside masks that no text has: returns ids (L,) and which stay (L,)."""
+        # A word would have taken the space before it, and a tokenizer that puts a space before
+        # every text takes what follows a mask for another text.
         ids, kept = ids.copy(), np.ones(len(ids), np.bool_)
         space = self._vocabulary.get(self.space, -1)
         for place in np.flatnonzero(ids == self.tokenizer.mask_token_id).tolist():
