@@ -74,10 +74,8 @@ def split_by_value(
     train = np.flatnonzero(~np.isin(copies, copies[held]))
     measured = np.flatnonzero(held & ~trained)
     if not len(train) or not len(measured):
-        raise DataError(
-            "--group-column: texts of one side all have copies on the other; name another column, "
-            "or remove the copies"
-        )
+        problem = "--group-column: texts of one side all have copies on the other"
+        raise DataError(f"{problem}; name another column, or remove the copies")
     if left_out := len(ids) - len(train) - len(measured):
         log.warning("%s examples have copies in held-out groups and are left out", f"{left_out:,}")
     return train, measured
@@ -96,14 +94,11 @@ def _chosen(names: Ids, share: float, too_few: str) -> Bools:
 
 
 def without_held_out(
-    store: TokenStore,
-    documents: Ints,
-    held_out: Sequence[TokenStore],
-    tokenizer: PreTrainedTokenizerBase,
+    store: TokenStore, chosen: Ints, held: Sequence[TokenStore], tokenizer: PreTrainedTokenizerBase
 ) -> Ints:
     """Return those documents of a corpus that have no copy or near-copy in the held-out texts."""
-    groups = _groups(tokenizer, store, *held_out)
-    leaked = np.isin(groups[documents], groups[store.num_documents :])
+    groups = _groups(tokenizer, store, *held)
+    leaked = np.isin(groups[chosen], groups[store.num_documents :])
     if leaked.all():
         raise DataError(
             "every example of the corpus also stands in --eval-data, so nothing is left to train "
@@ -112,7 +107,7 @@ def without_held_out(
     if leaked.any():
         told = "%s examples also stand in --eval-data, or nearly so, and are not trained on"
         log.warning(told, f"{leaked.sum():,}")
-    return documents[~leaked]
+    return chosen[~leaked]
 
 
 def sample(store: Documents, documents: Ints, most_tokens: int) -> Ints:
