@@ -46,6 +46,17 @@ class Record:
     folder: str = ""  # folder of the table that names the image, below the root of all images
     images: Path | None = None  # the root, where absolute paths below it are allowed
 
+    @property
+    def name(self) -> str:
+        """The name that tells its picture from all others; a DataError if it can have none."""
+        if self.place[1] != IN_FILE:
+            return printable(str(self.image))
+        # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
+        below = _below(self.image, self.images)
+        folder, name = (self.folder, self.image) if below is None else ("", below)
+        name = checked_image_name(name, self.where).replace("\\", "/")
+        return posixpath.normpath(posixpath.join(folder, name))
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -59,8 +70,7 @@ class Reader:
 
     def ref(self, name: str, place: Place) -> ImageRef:
         """Return the image of a name and a place."""
-        read = self.read
-        if place[1] == IN_FILE or read is None:
+        if place[1] == IN_FILE or (read := self.read) is None:
             return ImageRef.file(name, self.root, self.max_pixels)
         return ImageRef(name, lambda: io.BytesIO(read(place)), self.max_pixels)
 
@@ -111,10 +121,8 @@ def require_named(available: Collection[str], config: PairsConfig, where: str, *
     for kind in kinds:
         wanted = getattr(config, f"{kind}_column")
         if wanted is not None and wanted not in available:
-            raise DataError(
-                f"{where} has no column {wanted!r}, only {_shown(available)}; "
-                f"name one of them as {kind}_column"
-            )
+            problem = f"no column {wanted!r}, only {_shown(available)}"
+            raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
 
 
 def find_column(available: Collection[str], config: PairsConfig, kind: str, where: str) -> str:
@@ -137,25 +145,22 @@ def checked_rows(
     """Check records and yield those with a usable caption, as rows of `Pairs`."""
     empty = 0
     for record in records:
-        name, where = picture_name(record), record.where
+        name, where = record.name, record.where
         person = checked_person(record.person, where)
         group = checked_person(record.group, where, "group")
         empty += group is None
         if config.group_column is not None and person is not None:
-            raise DataError(
-                f"{where} names a person, and persons are never split; leave out --group-column "
-                f"{config.group_column}, or name another --person-column"
-            )
+            fix = f"leave out --group-column {config.group_column}, or name another --person-column"
+            raise DataError(f"{where} names a person, and persons are never split; {fix}")
         captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
         if captions:
             row = {"name": name, "captions": captions, "person": person, "group": group}
             number = pair_id(name, captions)
             yield row | {"split": record.split, "id": number, "place": record.place}
     if config.group_column is not None and empty:
-        raise DataError(
-            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
-            f"could stand on either side; fill it, or leave those pairs out"
-        )
+        problem = f"is empty for {counted(empty, 'pair')}, which could stand on either side"
+        fix = "fill it, or leave those pairs out"
+        raise DataError(f"--group-column {config.group_column} {problem}; {fix}")
 
 
 def printable(name: str) -> str:
@@ -181,9 +186,8 @@ def checked_image_name(value: object, where: str) -> str:
     if "\0" in value or not is_text(value):
         raise DataError(f"{where}: the image path {brief(value)} holds characters no path may have")
     if "://" in value:
-        raise DataError(
-            f"{where}: the image {brief(value)} is an address; download the images and name files"
-        )
+        fix = "download the images and name files"
+        raise DataError(f"{where}: the image {brief(value)} is an address; {fix}")
     # Data made on Windows has its separators and drives, which Path does not see elsewhere.
     foreign = PureWindowsPath(value)
     if foreign.root:  # any absolute path has one
@@ -192,21 +196,8 @@ def checked_image_name(value: object, where: str) -> str:
         problem = "climbs out of the image folder with '..'"
     else:
         return value
-    raise DataError(
-        f"{where}: the image path {brief(value)} {problem}; write it relative to the image "
-        f"folder, or name a folder that it lies under as --images"
-    )
-
-
-def picture_name(record: Record) -> str:
-    """Return the name that tells a record's picture from all others."""
-    if record.place[1] != IN_FILE:
-        return printable(str(record.image))
-    # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
-    below = _below(record.image, record.images)
-    folder, name = (record.folder, record.image) if below is None else ("", below)
-    name = checked_image_name(name, record.where).replace("\\", "/")
-    return posixpath.normpath(posixpath.join(folder, name))
+    fix = "write it relative to the image folder, or name a folder that it lies under as --images"
+    raise DataError(f"{where}: the image path {brief(value)} {problem}; {fix}")
 
 
 def _below(path: object, images: Path | None) -> str | None:
@@ -246,21 +237,17 @@ def _checked_caption(caption: object, where: str, max_chars: int) -> str:
     if isinstance(caption, DataError):  # there is none, or the reader found none
         raise caption
     if not isinstance(caption, str):
-        raise DataError(
-            f"{where}: the caption is {brief(caption)}, not a string or a list of strings; "
-            f"write the caption as text"
-        )
-    if len(caption) > max_chars:
-        raise DataError(
-            f"{where}: the caption has {len(caption)} characters, more than the {max_chars} "
-            f"allowed; shorten it or raise max_caption_chars"
-        )
-    if not any(character.isalnum() for character in caption) or not is_text(caption):
-        raise DataError(
-            f"{where}: the caption {brief(caption)} holds no word that could be masked; "
-            f"write one or remove it"
-        )
-    return caption.strip()
+        problem = f"is {brief(caption)}, not a string or a list of strings"
+        fix = "write the caption as text"
+    elif len(caption) > max_chars:
+        problem = f"has {len(caption)} characters, more than the {max_chars} allowed"
+        fix = "shorten it or raise max_caption_chars"
+    elif not any(character.isalnum() for character in caption) or not is_text(caption):
+        problem = f"{brief(caption)} holds no word that could be masked"
+        fix = "write one or remove it"
+    else:
+        return caption.strip()
+    raise DataError(f"{where}: the caption {problem}; {fix}")
 
 
 def checked_person(value: object, where: str, what: str = "person") -> str | None:
