@@ -71,10 +71,8 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
     special, others = list[str](), list[str]()
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"the gallery folder '{error.filename}' cannot be listed ({error.strerror}); correct "
-            f"its permissions"
-        ) from error
+        problem = f"the gallery folder '{error.filename}' cannot be listed ({error.strerror})"
+        raise DataError(f"{problem}; correct its permissions") from error
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -70,10 +70,8 @@ class PersonSource(PicturedExamples[ViewedPersons]):
     ) -> Sequence[ViewedPersons | StandIn[ViewedPersons]]:
         """Return one process's share of a step; see `PicturedExamples.micro_batches`."""
         if self.step_size < world_size:
-            raise ConfigError(
-                f"a step has {self.step_size} pairs and there are {world_size} processes: each "
-                f"needs one at least; raise --batch-pairs"
-            )
+            problem = f"a step has {self.step_size} pairs and there are {world_size} processes"
+            raise ConfigError(f"{problem}: each needs one at least; raise --batch-pairs")
         return super().micro_batches(epoch, step, rank=rank, world_size=world_size)
 
     def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> ViewedPersons:

@@ -66,14 +66,11 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
-    """Return the folder of the images."""
     root = config.root.parent if config.root.is_file() else config.root
     folder = config.images or root / LAYOUTS[config.dataset].images
     if not folder.is_dir():
-        raise DataError(
-            f"there is no folder '{folder}' with the images; put them there, or name another "
-            f"as --images"
-        )
+        fix = "put them there, or name another as --images"
+        raise DataError(f"there is no folder '{folder}' with the images; {fix}")
     return folder
 
 
@@ -81,10 +78,9 @@ def leaks_note(records: Sequence[Record]) -> str:
     """Refuse images that are in two splits; returns a warning about ids that are, or ""."""
     if leaks := _in_several_splits((record.image, record.split) for record in records):
         name, (one, other, *_) = next(iter(leaks.items()))
-        raise DataError(
-            f"in two splits: {counted(len(leaks), 'image')}, first {brief(name)} in {one} and "
-            f"{other}; what is measured on would be trained on; remove it from one of them"
-        )
+        found = f"{counted(len(leaks), 'image')}, first {brief(name)} in {one} and {other}"
+        fix = "what is measured on would be trained on; remove it from one of them"
+        raise DataError(f"in two splits: {found}; {fix}")
     shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""
@@ -99,10 +95,8 @@ def _need_two_persons(records: Sequence[Record], what: str) -> None:
     """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
     count = len({record.person for record in records})
     if count < 2:
-        raise DataError(
-            f"{what} shows {counted(count, 'different person')}: nobody to tell "
-            f"anyone from; bring at least 2"
-        )
+        problem = f"{what} shows {counted(count, 'different person')}: nobody to tell anyone from"
+        raise DataError(f"{problem}; bring at least 2")
 
 
 def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
@@ -160,10 +154,8 @@ def without_missing(
     if count == len(found):
         raise DataError(f"{note}; name the folder that {brief(first.image)} lies in as --images")
     if config.missing_images == "fail":
-        raise DataError(
-            f"{note}, first {brief(first.image)} ({first.where}); bring them, or go on without "
-            f"them with --missing-images skip"
-        )
+        fix = "bring them, or go on without them with --missing-images skip"
+        raise DataError(f"{note}, first {brief(first.image)} ({first.where}); {fix}")
     kept = [record for record in records if found[record.image]]
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
@@ -223,11 +215,9 @@ def merge_pictures(
         known.update(text for text in fresh if isinstance(text, str))
         if first is not record:
             if record.person != first.person:
-                raise DataError(
-                    f"image {brief(record.image)} is said to show person {first.person} "
-                    f"({first.where}) and person {record.person} ({record.where}); correct the "
-                    f"one that is wrong"
-                )
+                one, other = (f"person {r.person} ({r.where})" for r in (first, record))
+                problem = f"image {brief(record.image)} is said to show {one} and {other}"
+                raise DataError(f"{problem}; correct the one that is wrong")
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
