@@ -94,10 +94,8 @@ def _files_in(folder: Path) -> list[Path]:
                 raise DataError(f"{path.parent} has both {both}; remove the one not meant")
         if found:
             return found
-    raise DataError(
-        f"folder {folder} holds no pairs: expected {' or '.join(METADATA)} beside the images, "
-        f"or {' or '.join(CONTAINERS)} files"
-    )
+    expected = f"{' or '.join(METADATA)} beside the images, or {' or '.join(CONTAINERS)} files"
+    raise DataError(f"folder {folder} holds no pairs: expected {expected}")
 
 
 def expand(source: str | Path) -> list[Path]:

@@ -129,8 +129,7 @@ class Pairs:
             left_out = f" ({skipped})" if skipped.count else ""
             raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
         # The records themselves are let go.
-        table = pa.concat_tables(tables).combine_chunks()
-        return cls(table, replace(reader, records=()), skipped)
+        return cls(pa.concat_tables(tables).combine_chunks(), replace(reader, records=()), skipped)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -18,8 +18,10 @@ from maskery.data.pairs.config import PairsConfig
 log = logging.getLogger(__name__)
 
 # The usual names of columns, in `imagefolder`, open_clip and person search.
-IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
-CAPTION_COLUMNS = ("caption", "captions", "title", "text")
+USUAL = {
+    "image": ("image", "file_name", "filepath", "file_path", "image_path", "img_path"),
+    "caption": ("caption", "captions", "title", "text"),
+}
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
 # Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person.
 PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
@@ -86,8 +88,7 @@ def find_columns(available: Collection[str], config: PairsConfig, where: str) ->
     columns = other_columns(available, config, where)
     if "person" not in columns and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
-    kinds = ("image", "caption")
-    return columns | {kind: find_column(available, config, kind, where) for kind in kinds}
+    return columns | {kind: find_column(available, config, kind, where) for kind in USUAL}
 
 
 def other_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
@@ -106,8 +107,7 @@ def person_column(available: Collection[str], config: PairsConfig) -> str | None
     # An `id` is a person only in a published layout: in COCO and many others it numbers captions.
     # Taken for a person, it would put captions of one picture on both sides of a split.
     published = config.id_is_person or any(keys <= set(available) for keys in PUBLISHED)
-    named = config.person_column is None and "id" in available
-    return "id" if named and published else None
+    return "id" if published and config.person_column is None and "id" in available else None
 
 
 def _shown(names: Collection[str]) -> str:
@@ -128,12 +128,11 @@ def require_named(available: Collection[str], config: PairsConfig, where: str, *
 def find_column(available: Collection[str], config: PairsConfig, kind: str, where: str) -> str:
     """Choose one column: the one that the settings name, or the only one with a usual name."""
     require_named(available, config, where, kind)
-    usual = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}[kind]
     named: str | None = getattr(config, f"{kind}_column")
-    found = [name for name in usual if name in available] if named is None else [named]
+    found = [name for name in USUAL[kind] if name in available] if named is None else [named]
     if len(found) == 1:
         return found[0]
-    problem = f"no {kind} column ({', '.join(usual)}), only {_shown(available)}"
+    problem = f"no {kind} column ({', '.join(USUAL[kind])}), only {_shown(available)}"
     if found:
         problem = f"several columns that may hold the {kind}: {_shown(found)}"
     raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
@@ -217,9 +216,7 @@ def _below(path: object, images: Path | None) -> str | None:
     return None
 
 
-def checked_captions(
-    value: object, where: str, max_chars: int, skipped: Skipped
-) -> tuple[str, ...]:
+def checked_captions(value: object, where: str, longest: int, skipped: Skipped) -> tuple[str, ...]:
     """Return the usable captions of a record, stripped; `skipped` is told of each other one."""
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
@@ -227,20 +224,20 @@ def checked_captions(
     captions: list[str] = []
     for caption in values:
         try:
-            captions.append(_checked_caption(caption, where, max_chars))
+            captions.append(_checked_caption(caption, where, longest))
         except DataError as error:
             skipped.report(error)
     return tuple(captions)
 
 
-def _checked_caption(caption: object, where: str, max_chars: int) -> str:
+def _checked_caption(caption: object, where: str, longest: int) -> str:
     if isinstance(caption, DataError):  # there is none, or the reader found none
         raise caption
     if not isinstance(caption, str):
         problem = f"is {brief(caption)}, not a string or a list of strings"
         fix = "write the caption as text"
-    elif len(caption) > max_chars:
-        problem = f"has {len(caption)} characters, more than the {max_chars} allowed"
+    elif len(caption) > longest:
+        problem = f"has {len(caption)} characters, more than the {longest} allowed"
         fix = "shorten it or raise max_caption_chars"
     elif not any(character.isalnum() for character in caption) or not is_text(caption):
         problem = f"{brief(caption)} holds no word that could be masked"

@@ -51,7 +51,6 @@ def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
 
 
 def _open_text(read: ReadTable, paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-    """Open tables that are read by one of the two functions below."""
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
@@ -104,10 +103,8 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
         if not first:
             columns, first = find_columns(row, config, where), named
         for kind in (kind for kind, key in named.items() if key != first[kind]):
-            found, expected = (
-                f"no {kind}" if keys[kind] is None else f"a {kind} as {keys[kind]!r}"
-                for keys in (named, first)
-            )
+            keys = named[kind], first[kind]
+            found, expected = (f"a {kind} as {key!r}" if key else f"no {kind}" for key in keys)
             fix = f"name the {kind} in every record, under one key, or in none"
             raise DataError(f"{where}: the record has {found} and the first one {expected}; {fix}")
         yield read_row(row, columns, where)
@@ -224,8 +221,7 @@ class Table:
         with _sound(self.path):
             # Captions are short: thousands of rows are a few megabytes.
             batches = pq.ParquetFile(self.path).iter_batches(batch_size=4096, columns=wanted)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows):
+            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
                 yield self._record(row, number)
 
     def _record(self, row: dict[str, Any], number: int) -> Record:
