@@ -50,8 +50,7 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         # An id for each caption, from its pair's id and its place there.
         place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
         spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
-        ids = mix(pairs.ids[owners] + spread)
-        super().__init__(read, ids, owners, *sizes, seed)
+        super().__init__(read, mix(pairs.ids[owners] + spread), owners, *sizes, seed)
         self.persons = pairs.persons[owners]
         self.weak_pair_probability = weak_pair_probability
         # The captions of each person, person after person.

@@ -42,7 +42,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     records, missing = without_missing(records, images, config)
     notes = [noise, leaks, missing]
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
-    _need_expected_splits(config, by_split)
+    _need_all_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)
     for split, found in by_split.items():
         by_split[split], note = merge_pictures(found, config, skipped)
@@ -84,11 +84,10 @@ def leaks_note(records: Sequence[Record]) -> str:
     shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""
-    return (
-        f"in more than one split: {counted(len(shared), 'id')}, first {next(iter(shared))}; they "
-        f"count as different persons, as in datasets that number each split anew; where they are "
-        f"the same persons, figures on held-out people would be too good"
-    )
+    found = f"{counted(len(shared), 'id')}, first {next(iter(shared))}"
+    meaning = "they count as different persons, as in datasets that number each split anew"
+    risk = "where they are the same persons, figures on held-out people would be too good"
+    return f"in more than one split: {found}; {meaning}; {risk}"
 
 
 def _need_two_persons(records: Sequence[Record], what: str) -> None:
@@ -109,10 +108,8 @@ def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
         kept = [record for record, own in zip(found, hashes, strict=True) if own not in held]
         held.update(hashes)
         if count := len(found) - len(kept):
-            notes.append(
-                f"left out of the {split} split: {counted(count, 'picture')}, held out as well "
-                f"under other names (links, or files of equal bytes)"
-            )
+            why = "held out as well under other names (links, or files of equal bytes)"
+            notes.append(f"left out of the {split} split: {counted(count, 'picture')}, {why}")
             what = f"without its {counted(count, 'copy', 'copies')}, the {split} split"
             _need_two_persons(kept, what)
         by_split[split] = kept
@@ -126,10 +123,8 @@ def shared_captions(by_split: Mapping[str, Sequence[Record]]) -> str:
         shared |= _in_several_splits((c, r.person) for r in found for c in r.caption)
     if not shared:
         return ""
-    return (
-        f"describe several persons word for word: {counted(len(shared), 'caption')}, first "
-        f"{brief(next(iter(shared)))}: no search can tell whom they mean"
-    )
+    told = f"{counted(len(shared), 'caption')}, first {brief(next(iter(shared)))}"
+    return f"describe several persons word for word: {told}: no search can tell whom they mean"
 
 
 def _in_several_splits(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -160,9 +155,7 @@ def without_missing(
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_expected_splits(
-    config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
-) -> None:
+def _need_all_splits(config: PersonSearchDataConfig, by_split: dict[str, list[Record]]) -> None:
     """Refuse annotations that lack a split that the published dataset has."""
     layout = LAYOUTS[config.dataset]
     absent = [split for split in layout.splits if not by_split[split]]
@@ -178,10 +171,9 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
     # By persons, and by a hash: nobody is on both sides, and every run has the same sides.
     groups = group_ids_of([f"person\0{record.person}" for record in records])
     if (count := len(np.unique(groups))) < 4:
-        raise DataError(
-            f"the training split shows {count} persons, and there is no validation split: at "
-            f"least 4 are needed, two to learn from and two to choose the best epoch by"
-        )
+        problem = f"the training split shows {count} persons, and there is no validation split"
+        rule = "at least 4 are needed, two to learn from and two to choose the best epoch by"
+        raise DataError(f"{problem}: {rule}")
     train, held = split_pairs(groups, share)
     return [records[i] for i in train], [records[i] for i in held]
 
@@ -189,7 +181,6 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
 def _usable(
     captions: list[Any], where: str, config: PersonSearchDataConfig, skipped: Skipped
 ) -> tuple[str, ...]:
-    """Return the usable captions of a record, cleaned."""
     if config.clean_captions:
         most = config.max_words
         captions = [clean_caption(c, most) if isinstance(c, str) else c for c in captions]
@@ -224,8 +215,6 @@ def merge_pictures(
         captions += _usable(fresh, record.where, config, skipped)
     merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
-    note = (
-        f"records that name the picture of an earlier one: {joined:,}; each picture counts once, "
-        f"with the captions of all its records{left_out}"
-    )
-    return merged, note if joined else ""
+    note = f"records that name the picture of an earlier one: {joined:,}"
+    rule = "each picture counts once, with the captions of all its records"
+    return merged, f"{note}; {rule}{left_out}" if joined else ""
