@@ -104,12 +104,10 @@ def _parts(word: str, backend: Tokenizer) -> list[str]:
     return [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
-def grow(
-    described: dict[str, Any], words: Mapping[str, Sequence[int]], first: int
-) -> dict[str, Any]:
+def grow(content: dict[str, Any], words: Mapping[str, Sequence[int]], first: int) -> dict[str, Any]:
     """Return a `tokenizer.json` with words, by their pieces, in its model; ids go from `first`."""
-    model = described["model"]
-    added = {token["id"]: token["content"] for token in described["added_tokens"]}
+    model = content["model"]
+    added = {token["id"]: token["content"] for token in content["added_tokens"]}
     if isinstance(model["vocab"], dict):
         # Added tokens are named, too, or they would get the ids after the longer vocabulary.
         model["vocab"] |= {token: index for index, token in added.items()}
@@ -127,23 +125,23 @@ def grow(
             vocab.append([word, max(rarest, likeliest + 0.1)])
     if model["type"] == "BPE":
         model["ignore_merges"] = True
-        before = described["pre_tokenizer"]
+        before = content["pre_tokenizer"]
         # Metaspace leaves a comma with the word before it until the model cuts them, so new words
         # are set apart from the signs after them.
         if words and "Metaspace" in json.dumps(before):
             pattern = f"(?:{'|'.join(map(re.escape, words))})(?!\\w)"
             split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
             parts = [before, {**split, "invert": False}]
-            described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
-    return described
+            content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    return content
 
 
-def _copy(tokenizer: PreTrainedTokenizerBase, described: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Save and open a tokenizer again, with `described` as its `tokenizer.json`."""
+def _copy(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Save and open a tokenizer again, with `content` as its `tokenizer.json`."""
     with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
-        (folder / "tokenizer.json").write_text(json.dumps(described), "utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
         # Where a list of the vocabulary lies beside it, it may be read instead.
         (folder / "vocab.txt").unlink(missing_ok=True)
         grown = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -32,8 +32,7 @@ Layout = Literal["packed", "padded"]
 POOL_BUDGETS = 64
 # The positions of the draws; 8 to 20 belong to `data.shards`.
 EXAMPLE_ORDER, STEP_ORDER = 0, 4
-# Room above the mean of a random count: one batch in a thousand million has more, if counts are
-# about normal.
+# Room above the mean of a count: one batch in a thousand million has more, if it is about normal.
 DEVIATIONS = 6.0
 
 
@@ -169,8 +168,7 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     total = lengths[chosen]
     num_windows = -(-total // max_tokens)
     documents = np.repeat(chosen, num_windows)
-    first = np.cumsum(num_windows) - num_windows
-    index = np.arange(len(documents)) - np.repeat(first, num_windows)
+    index = np.arange(len(documents)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
     size, longer = (np.repeat(part, num_windows) for part in np.divmod(total, num_windows))
     starts = index * size + np.minimum(index, longer)
     sizes = size + (index < longer)  # the first ones take the remainder, a token each
@@ -194,8 +192,7 @@ class Template:
         """Read it off what the tokenizer does to a one-word text."""
         # "a" may be no letter of its script: then any of the tokens that it has.
         others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
-        probes = chain(["a"], (tokenizer.decode([index]) for index in sorted(others)))
-        for probe in probes:
+        for probe in chain(["a"], (tokenizer.decode([index]) for index in sorted(others))):
             if bare := tokenizer(probe, add_special_tokens=False)["input_ids"]:
                 break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
@@ -204,9 +201,9 @@ class Template:
             end = start + len(bare)
             if full[start:end] == bare:
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
+        problem = f"changes a text when it adds special tokens ({bare} became {full})"
         raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' changes a text when it adds special "
-            f"tokens ({bare} became {full}); use another tokenizer"
+            f"the tokenizer of '{tokenizer.name_or_path}' {problem}; use another tokenizer"
         )
 
 

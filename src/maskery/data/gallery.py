@@ -132,8 +132,9 @@ class GalleryStore:
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
-        fix = "name another with --cache-dir"
-        with explained(f"the index folder '{folder}' cannot be made", fix):
+        with explained(
+            f"the index folder '{folder}' cannot be made", "name another with --cache-dir"
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             (layout,) = database.execute("PRAGMA user_version").fetchone()
@@ -153,9 +154,8 @@ class GalleryStore:
 
     def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
         """Return the contents that are done already, or those of them that could be read."""
-        query = "SELECT digest FROM contents WHERE digest = ?"
-        if readable:
-            query += " AND feature IS NOT NULL"
+        kind = "AND feature IS NOT NULL" if readable else ""
+        query = f"SELECT digest FROM contents WHERE digest = ? {kind}"
         with self._transaction() as database:
             return {d for d in digests if database.execute(query, (d,)).fetchone()}
 
@@ -233,10 +233,9 @@ class GalleryStore:
                 old.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             made.unlink(missing_ok=True)
-            raise DataError(
-                f"the features cannot be written to '{self.folder}' ({reason_of(error)}); free "
-                f"some space there, or name another folder with --cache-dir"
-            ) from error
+            problem = f"the features cannot be written to '{self.folder}' ({reason_of(error)})"
+            fix = "free some space there, or name another folder with --cache-dir"
+            raise DataError(f"{problem}; {fix}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

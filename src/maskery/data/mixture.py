@@ -59,7 +59,7 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
 
 
 class Shares:
-    """What an epoch has of each corpus or set."""
+    """Says what an epoch has of each corpus or set."""
 
     sizes: Sequence[int]  # tokens of each
     taken: Sequence[int]  # those of an epoch

@@ -119,14 +119,11 @@ def hash_rows(input_ids: Ints, boundaries: Ints) -> Ids:
     lengths = np.diff(boundaries)
     within = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths)
     named = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
+    # SplitMix64's outputs of these numbers, of seed 0, so that neighbours share no bits.
+    gamma = np.uint64(GOLDEN_GAMMA)
     # Sums that wrap around; so does the difference of two of them.
-    before = np.append(np.uint64(0), np.cumsum(spread(named)))[boundaries]
-    return spread(np.diff(before) + lengths.astype(np.uint64))
-
-
-def spread(values: Ids) -> Ids:
-    """Return SplitMix64's outputs number `values` of seed 0, so that neighbours share no bits."""
-    return mix(values * np.uint64(GOLDEN_GAMMA))
+    before = np.append(np.uint64(0), np.cumsum(mix(named * gamma)))[boundaries]
+    return mix((np.diff(before) + lengths.astype(np.uint64)) * gamma)
 
 
 class RowSource(TextSource):
@@ -235,9 +232,8 @@ class PythonReader:
 
     def __call__(self, text: str) -> tuple[Ints, Bools, list[tuple[int, int]]]:
         """Return ids (t,), word starts (t,) and character offsets, without special tokens."""
-        parts = re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]
         ids: list[int] = []
-        for part in parts:
+        for part in re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]:
             plain = {"split_special_tokens": part != self.keep or not part}
             ids += self.tokenizer(part, add_special_tokens=False, **plain)["input_ids"]
         row = np.array(ids, np.int64)

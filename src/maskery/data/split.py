@@ -38,15 +38,12 @@ def split(store: TokenStore, tokenizer: PreTrainedTokenizerBase, share: float) -
     A group is known by the least id of its documents, so a corpus without copies is split by the
     hash of each document alone.
     """
-    ids = np.asarray(store.ids)
     groups = _groups(tokenizer, store)
-    names = least_ids(ids, groups)
-    held = _chosen(
-        names,
-        share,
-        f"the corpus has {len(names)} distinct example, and some text must be held out to measure "
-        f"on; cut it finer with --unit line or paragraph, or pass --eval-data FILE",
-    )[groups]
+    names = least_ids(np.asarray(store.ids), groups)
+    why = "some text must be held out to measure on"
+    fix = "cut it finer with --unit line or paragraph, or pass --eval-data FILE"
+    too_few = f"the corpus has {len(names)} distinct example, and {why}; {fix}"
+    held = _chosen(names, share, too_few)[groups]
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -100,10 +97,9 @@ def without_held_out(
     groups = _groups(tokenizer, store, *held)
     leaked = np.isin(groups[chosen], groups[store.num_documents :])
     if leaked.all():
-        raise DataError(
-            "every example of the corpus also stands in --eval-data, so nothing is left to train "
-            "on; name other held-out text, or leave it out to hold out a share"
-        )
+        problem = "every example of the corpus also stands in --eval-data"
+        fix = "name other held-out text, or leave it out to hold out a share"
+        raise DataError(f"{problem}, so nothing is left to train on; {fix}")
     if leaked.any():
         told = "%s examples also stand in --eval-data, or nearly so, and are not trained on"
         log.warning(told, f"{leaked.sum():,}")
