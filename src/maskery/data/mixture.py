@@ -87,10 +87,9 @@ class MixedSource(TextSource, Shares):
         self.members = [np.flatnonzero(of_window == number) for number in range(len(shares))]
         self.sizes = [int(self.lengths[members].sum()) for members in self.members]
         if 0 in self.sizes:
-            raise ConfigError(
-                f"--mix: nothing of corpus {self.sizes.index(0) + 1} is left to train on: it is "
-                f"held out, or stands in another corpus; name more of it"
-            )
+            number = self.sizes.index(0) + 1
+            why = "it is held out, or stands in another corpus; name more of it"
+            raise ConfigError(f"--mix: nothing of corpus {number} is left to train on: {why}")
         whole = min(size / share for size, share in zip(self.sizes, shares, strict=True))
         self.taken = [round(share * whole) for share in shares]
 

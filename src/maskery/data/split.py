@@ -133,7 +133,6 @@ def texts_of(
         yield str(tokenizer.decode(store.tokens[bounds[place] : bounds[place + 1]].tolist()))
 
 
-WORD = re.compile(r"\w+")
 LEAST_OVERLAP = 0.6
 # A band of three equal values among 42 finds 99.99% of pairs at 0.6, and 1 in 30 at 0.1.
 BANDS, ROWS = 42, 3
@@ -146,7 +145,7 @@ MOST_ALIKE = 32
 def as_read(text: str) -> str:
     """Return a text as a reader sees it: words in one Unicode form, without case or punctuation."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(WORD.findall(plain)) or plain.strip()
+    return " ".join(re.findall(r"\w+", plain)) or plain.strip()
 
 
 def copy_groups(texts: Sequence[str]) -> Ints:

@@ -229,9 +229,8 @@ def is_byte_level(backend: Tokenizer) -> bool:
 def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> Bools:
     """Mark the tokens that start a word whatever stands before them: (V,) bool."""
     # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
-    # which split at spaces only; and they take any text for one word where nothing is split before
-    # the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
-    # does a space marker.
+    # which split at spaces only, and any text where nothing is split before the model. So a piece
+    # of a script without spaces starts a word, as in Chinese BERT, and so does a space marker.
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).

@@ -129,8 +129,7 @@ def _special(strip: bool = False) -> list[AddedToken]:
 def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizer
-    # There are too many ideographs for pieces of several, and one that is unknown would make its
-    # whole sentence so.
+    # Ideographs are too many for pieces of several; an unknown one makes its whole sentence so.
     single = pre_tokenizers.Split(Regex(rf"\p{{Han}}|.{{{MAX_WORD_CHARS}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), single])
     unwritten = decoders.Replace(Regex(UNWRITTEN_SPACES), "")

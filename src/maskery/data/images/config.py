@@ -66,13 +66,9 @@ class ViewConfig(Settings):
 
     def for_encoder(self, *, height: int, width: int, mean: Channels, std: Channels) -> Self:
         """Return a copy with unset fields taken from the vision encoder."""
-        return replace(
-            self,
-            height=self.height or height,
-            width=self.width or width,
-            mean=self.mean or mean,
-            std=self.std or std,
-        )
+        height, width = self.height or height, self.width or width
+        mean, std = self.mean or mean, self.std or std
+        return replace(self, height=height, width=width, mean=mean, std=std)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -28,9 +28,7 @@ INK: Colour = (32, 33, 36)
 FAINT: Colour = (110, 113, 118)
 RIGHT: Colour = (24, 128, 56)
 # Pixels.
-FRAME = 4
-GAP = 10
-MARGIN = 16
+FRAME, GAP, MARGIN = 4, 10, 16
 HEADING_SIZE, LABEL_SIZE = 16, 12
 # A column with names below its pictures: room for some fifteen letters.
 NARROWEST = 112

@@ -33,7 +33,6 @@ SUFFIXES = (
     *("apng", "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
     *("mpo", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
 )
-DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
 PAPER = (255, 255, 255)
 # More threads wait for each other, or for the disk.
@@ -114,7 +113,7 @@ def _scale_key(image: Any) -> None:
 
 def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
     """Return a picture of any mode as RGB, detached from its file."""
-    if image.mode in DEEP_GREY_MODES:
+    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # grey of more than 8 bits
         levels = np.asarray(image).astype(np.int64)
         # A TIFF of 32 bits may mean any range by them; Pillow scales a PGM's to 16.
         unknown = image.mode == "I" and kind == "TIFF"

@@ -37,11 +37,8 @@ NOBODY = -1
 CHUNK = 65536
 SCHEMA = pa.schema(
     {
-        "name": pa.large_string(),
+        **dict.fromkeys(("name", "person", "group", "split"), pa.large_string()),
         "captions": pa.large_list(pa.large_string()),
-        "person": pa.large_string(),
-        "group": pa.large_string(),
-        "split": pa.large_string(),
         "id": pa.uint64(),
         "place": pa.list_(pa.int64(), 3),
     }

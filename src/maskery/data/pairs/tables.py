@@ -36,7 +36,6 @@ from maskery.data.pairs.records import (
 
 ReadTable: TypeAlias = Callable[[Path, PairsConfig], Iterator[Record]]
 
-WHITE_SPACE = b" \t\r\n"
 # Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
 GROUPS_KEPT = 4
 # What pyarrow raises on damaged files.
@@ -131,7 +130,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
         for number, line in enumerate(file, start=1):
             # Windows programs write a mark at the start.
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            start = text.strip(WHITE_SPACE)
+            start = text.strip(b" \t\r\n")
             if start[:1] == b"[" and not of_lines:
                 # Blank lines before it count, for messages about places in it.
                 whole = b"\n" * (number - 1) + text + file.read()

@@ -20,8 +20,6 @@ from maskery.data.pairs.tables import read_json
 
 log = logging.getLogger(__name__)
 
-# A tar file is made of blocks of this many bytes.
-BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
 # Members that hold a name or settings of the next one: `tarfile` reads them at once.
@@ -90,8 +88,8 @@ class Shard:
             tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive,
         ):
             for member in archive:
-                blocks = -(-member.size // BLOCK) if member.isreg() else 0
-                end = member.offset_data + blocks * BLOCK
+                blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() else 0
+                end = member.offset_data + blocks * tarfile.BLOCKSIZE
                 if not (member.isreg() or member.isdir()) or member.issparse():
                     problem = f"member {member.name!r} is a link, a device or sparse"
                     raise DataError(f"{self.path}: {problem}; pack the file itself")
@@ -107,7 +105,7 @@ class Shard:
             if chunk.count(0) < len(chunk):
                 problem = f"is damaged at byte {end}, or two shards were joined there"
                 raise DataError(f"{self.path} {problem}; restore it")
-        if size - end < BLOCK:
+        if size - end < tarfile.BLOCKSIZE:
             raise DataError(f"{self.path} is cut short: its end mark is missing; restore it")
 
     def samples(self) -> Iterator[tuple[str, Members]]:

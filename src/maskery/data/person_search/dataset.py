@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -178,15 +177,6 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
     return [records[i] for i in train], [records[i] for i in held]
 
 
-def _usable(
-    captions: list[Any], where: str, config: PersonSearchDataConfig, skipped: Skipped
-) -> tuple[str, ...]:
-    if config.clean_captions:
-        most = config.max_words
-        captions = [clean_caption(c, most) if isinstance(c, str) else c for c in captions]
-    return checked_captions(captions, where, PairsConfig().max_caption_chars, skipped)
-
-
 def merge_pictures(
     records: Iterable[Record], config: PersonSearchDataConfig, skipped: Skipped
 ) -> tuple[list[Record], str]:
@@ -212,7 +202,9 @@ def merge_pictures(
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
-        captions += _usable(fresh, record.where, config, skipped)
+        if config.clean_captions:
+            fresh = [clean_caption(c, config.max_words) if isinstance(c, str) else c for c in fresh]
+        captions += checked_captions(fresh, record.where, PairsConfig().max_caption_chars, skipped)
     merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
     note = f"records that name the picture of an earlier one: {joined:,}"
