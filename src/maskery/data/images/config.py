@@ -7,6 +7,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.ranges import Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
+Size: TypeAlias = tuple[int, int]  # (width, height), in pixels, as Pillow counts
 
 # Red, green and blue, as the families of vision encoders were trained with.
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
@@ -71,7 +72,7 @@ class ViewConfig(Settings):
         return replace(self, height=height, width=width, mean=mean, std=std)
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(width, height), in pixels, as Pillow counts."""
         if self.width is None or self.height is None:
             raise ConfigError("the size of the pictures is not set; set height and width")

@@ -21,7 +21,7 @@ import numpy as np
 from maskery.core.batch import Ids
 from maskery.core.errors import DataError, MissingExtraError, counted, reason_of
 from maskery.core.registry import require
-from maskery.data.images.config import DEFAULT_MAX_PIXELS
+from maskery.data.images.config import DEFAULT_MAX_PIXELS, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,11 +53,7 @@ def _formats() -> list[str]:
 
 
 def load_image(
-    file: BinaryIO,
-    *,
-    name: str,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    near: tuple[int, int] | None = None,
+    file: BinaryIO, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS, near: Size | None = None
 ) -> Image:
     """Decode a picture to RGB, or raise a DataError.
 
@@ -194,7 +190,7 @@ class ImageRef:
         """Refer to bytes in memory."""
         return cls(name, partial(io.BytesIO, content))
 
-    def load(self, near: tuple[int, int] | None = None) -> Image:
+    def load(self, near: Size | None = None) -> Image:
         """Return the RGB picture; `near` as in `load_image`."""
         with self.open() as file:
             # A file is told by its whole path.
@@ -250,7 +246,7 @@ def decode_many(
     refs: Sequence[ImageRef],
     skipped: Skipped,
     *,
-    near: tuple[int, int] | None = None,
+    near: Size | None = None,
     pool: Executor | None = None,
 ) -> list[Image | None]:
     """Decode pictures, None standing for those that were skipped."""

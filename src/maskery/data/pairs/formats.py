@@ -132,8 +132,8 @@ def _ranged(text: str) -> list[str]:
     if not 0 < len(numbers) <= MAX_RANGE:
         fix = f"give a rising one of at most {MAX_RANGE}"
         raise DataError(f"the range {match[0]} has {len(numbers)} numbers; {fix}")
-    names = (f"{text[: match.start()]}{n:0{len(first)}d}{text[match.end() :]}" for n in numbers)
-    return list(chain.from_iterable(_ranged(name) for name in names))
+    written = (RANGE.sub(f"{n:0{len(first)}d}", text, count=1) for n in numbers)
+    return list(chain.from_iterable(map(_ranged, written)))
 
 
 def file_splits(paths: Sequence[Path], root: Path) -> list[str]:

@@ -64,10 +64,8 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     """Read a table whose header is separated by tabs or by commas."""
     reader: Any = None
     try:
-        with (
-            explained(f"{path} cannot be read", "correct the path"),
-            path.open(encoding="utf-8-sig", newline="") as file,
-        ):
+        reading = explained(f"{path} cannot be read", "correct the path")
+        with reading, path.open(encoding="utf-8-sig", newline="") as file:
             start = file.readline()  # the header decides; the reader below starts anew
             file.seek(0)
             # open_clip writes tabs into files called .csv.

@@ -83,10 +83,8 @@ class Shard:
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Yield the regular files; an unsound shard is refused, not read in part."""
         end, problem = 0, f"{self.path} is not a sound, uncompressed tar file"
-        with (
-            explained(problem, "restore or decompress it", *UNSOUND),
-            tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive,
-        ):
+        reading = explained(problem, "restore or decompress it", *UNSOUND)
+        with reading, tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
                 blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() else 0
                 end = member.offset_data + blocks * tarfile.BLOCKSIZE
