@@ -106,8 +106,7 @@ def cut_by_padded_size(lengths: Ints, budget: int, most: float = math.inf) -> In
     """Cut as `cut_by_sum` does, each example of a step as long as its longest; `most` in a step."""
     cuts, longest, count = [0], 0, 0
     for index, length in enumerate(lengths.tolist()):
-        longest = max(longest, length)
-        count += 1
+        longest, count = max(longest, length), count + 1
         if longest * count > budget or count > most:
             cuts.append(index)
             longest, count = length, 1

@@ -75,7 +75,6 @@ class PersonSource(PicturedExamples[ViewedPersons]):
 
     def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> ViewedPersons:
         """Return the batch of some captions in an epoch, and the persons of the crowd."""
-        crowd_ids = torch.from_numpy(self.persons[chosen if crowd is None else crowd])
         members, images = self.readable(chosen, epoch)
         ids = self.ids[members]
         image1, image2 = self.views(images, ids, epoch)
@@ -96,5 +95,5 @@ class PersonSource(PicturedExamples[ViewedPersons]):
             text2=self.captions.batch(others, ids),
             person_ids=torch.from_numpy(persons),
             replaced=torch.from_numpy(replaced.astype(np.int64)),
-            crowd_ids=crowd_ids,
+            crowd_ids=torch.from_numpy(self.persons[chosen if crowd is None else crowd]),
         )
