@@ -20,8 +20,6 @@ from maskery.core.batch import vocabulary_size
 from maskery.core.errors import DataError, ModelError
 from maskery.data.corpus.sentences import Line, read_sentences
 
-TOKENIZER = "tokenizer.json"
-
 
 @dataclass(frozen=True, kw_only=True)
 class AddedWords:
@@ -69,15 +67,14 @@ def add_words(
 def require_growing(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that words cannot be added to."""
     if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' is written in Python, and words are "
-            f"added to fast ones only; use a model with a tokenizer.json"
-        )
-    if getattr(tokenizer.backend_tokenizer.model, "end_of_word_suffix", None):
-        raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' marks the ends of words, and a new one "
-            f"would change how others are cut; use a model with another tokenizer"
-        )
+        problem = "is written in Python, and words are added to fast ones only"
+        fix = "use a model with a tokenizer.json"
+    elif getattr(tokenizer.backend_tokenizer.model, "end_of_word_suffix", None):
+        problem = "marks the ends of words, and a new one would change how others are cut"
+        fix = "use a model with another tokenizer"
+    else:
+        return
+    raise ModelError(f"the tokenizer of '{tokenizer.name_or_path}' {problem}; {fix}")
 
 
 def _refuse(lines: Sequence[Line], backend: Tokenizer | None, source: str | Path) -> None:
@@ -91,13 +88,10 @@ def _fault(line: Line, backend: Tokenizer | None) -> str:
     told = f"line {line.number} is {line.text!r:.60}"
     if len(line.text.split()) > 1:
         return f"{told}, and each line is one word; put the words on lines of their own"
-    parts = [] if backend is None else _parts(line.text, backend)
-    if backend is None or len(parts) == 1:
+    if backend is None or len(parts := _parts(line.text, backend)) == 1:
         return ""
-    return (
-        f"{told}, which this tokenizer always cuts into {' '.join(parts)!r:.80}; give the parts "
-        f"that are worth a token, or remove it"
-    )
+    fix = "give the parts that are worth a token, or remove it"
+    return f"{told}, which this tokenizer always cuts into {' '.join(parts)!r:.80}; {fix}"
 
 
 def _parts(word: str, backend: Tokenizer) -> list[str]:
@@ -110,12 +104,10 @@ def _parts(word: str, backend: Tokenizer) -> list[str]:
     return [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
-def grow(
-    described: dict[str, Any], words: Mapping[str, Sequence[int]], first: int
-) -> dict[str, Any]:
+def grow(content: dict[str, Any], words: Mapping[str, Sequence[int]], first: int) -> dict[str, Any]:
     """Return a `tokenizer.json` with words, by their pieces, in its model; ids go from `first`."""
-    model = described["model"]
-    added = {token["id"]: token["content"] for token in described["added_tokens"]}
+    model = content["model"]
+    added = {token["id"]: token["content"] for token in content["added_tokens"]}
     if isinstance(model["vocab"], dict):
         # Added tokens are named, too, or they would get the ids after the longer vocabulary.
         model["vocab"] |= {token: index for index, token in added.items()}
@@ -133,23 +125,23 @@ def grow(
             vocab.append([word, max(rarest, likeliest + 0.1)])
     if model["type"] == "BPE":
         model["ignore_merges"] = True
-        before = described["pre_tokenizer"]
+        before = content["pre_tokenizer"]
         # Metaspace leaves a comma with the word before it until the model cuts them, so new words
         # are set apart from the signs after them.
         if words and "Metaspace" in json.dumps(before):
             pattern = f"(?:{'|'.join(map(re.escape, words))})(?!\\w)"
             split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
             parts = [before, {**split, "invert": False}]
-            described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
-    return described
+            content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    return content
 
 
-def _copy(tokenizer: PreTrainedTokenizerBase, described: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Save and open a tokenizer again, with `described` as its `tokenizer.json`."""
+def _copy(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Save and open a tokenizer again, with `content` as its `tokenizer.json`."""
     with tempfile.TemporaryDirectory(prefix="maskery-tokenizer-") as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
-        (folder / TOKENIZER).write_text(json.dumps(described), "utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
         # Where a list of the vocabulary lies beside it, it may be read instead.
         (folder / "vocab.txt").unlink(missing_ok=True)
         grown = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -32,8 +32,7 @@ Layout = Literal["packed", "padded"]
 POOL_BUDGETS = 64
 # The positions of the draws; 8 to 20 belong to `data.shards`.
 EXAMPLE_ORDER, STEP_ORDER = 0, 4
-# Room above the mean of a random count: one batch in a thousand million has more, if counts are
-# about normal.
+# Room above the mean of a count: one batch in a thousand million has more, if it is about normal.
 DEVIATIONS = 6.0
 
 
@@ -64,11 +63,8 @@ def plan_epoch(
     lengths: Ints, *, seed: int, epoch: int, batch_tokens: int, layout: Layout = "packed"
 ) -> Plan:
     """Shuffle the examples, (W,) lengths with special tokens, and cut them into steps."""
-    longest = int(lengths.max(initial=0))
-    if longest > batch_tokens:
-        raise over_budget(longest, batch_tokens)
-    names = np.arange(len(lengths), dtype=np.uint64)
-    order = random_order(names, position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
+    require_budget(batch_tokens, int(lengths.max(initial=0)))
+    order = random_order(np.arange(len(lengths)), position=EXAMPLE_ORDER, seed=seed, epoch=epoch)
     if layout == "packed":
         return Plan(order=order, boundaries=cut_by_sum(lengths[order], batch_tokens))
     # Examples of like length share a step, of which padding counts as tokens; ties stay shuffled.
@@ -76,34 +72,31 @@ def plan_epoch(
     order = order[np.lexsort((lengths[order], pool))]
     plan = Plan(order=order, boundaries=cut_by_padded_size(lengths[order], batch_tokens))
     # Else the steps of a pool would come in order of length.
-    names = np.arange(plan.num_steps, dtype=np.uint64)
+    names = np.arange(plan.num_steps)
     return plan.in_order(random_order(names, position=STEP_ORDER, seed=seed, epoch=epoch))
 
 
-def random_order(names: Ids, *, position: int, seed: int, epoch: int) -> Ints:
+def random_order(names: Ids | Ints, *, position: int, seed: int, epoch: int) -> Ints:
     """Return the order of some things by a number drawn for the name of each: (N,) int64.
 
     `position`, a multiple of four, tells the uses of this apart.
     """
-    positions = np.full(len(names), position, np.int64)
-    return np.argsort(random_words(seed, Stream.ORDER, epoch, names, positions), kind="stable")
+    ids, positions = names.astype(np.uint64), np.full(len(names), position, np.int64)
+    return np.argsort(random_words(seed, Stream.ORDER, epoch, ids, positions), kind="stable")
 
 
-def over_budget(longest: int, batch_tokens: int) -> ConfigError:
-    """Return the error for a budget that the longest example exceeds."""
-    return ConfigError(
-        f"--batch-tokens is {batch_tokens}, less than the longest example ({longest} tokens); "
-        f"raise it, or lower --max-length"
-    )
+def require_budget(batch_tokens: int, longest: int) -> None:
+    """Refuse a budget that the longest example exceeds."""
+    if longest > batch_tokens:
+        problem = f"is {batch_tokens}, less than the longest example ({longest} tokens)"
+        raise ConfigError(f"--batch-tokens {problem}; raise it, or lower --max-length")
 
 
 def cut_by_sum(lengths: Ints, budget: int) -> Ints:
     """Cut before what exceeds the budget, or exceeds it by itself: (S + 1,) boundaries."""
-    ends = np.cumsum(lengths)
-    cuts = [0]
+    ends, cuts = np.append(0, np.cumsum(lengths)), [0]
     while cuts[-1] < len(lengths):
-        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        fitting = int(np.searchsorted(ends, done + budget, side="right"))
+        fitting = int(np.searchsorted(ends, ends[cuts[-1]] + budget, side="right")) - 1
         # At least one more: an example over the budget must not stop the loop.
         cuts.append(max(fitting, cuts[-1] + 1))
     return np.array(cuts, np.int64)
@@ -113,8 +106,7 @@ def cut_by_padded_size(lengths: Ints, budget: int, most: float = math.inf) -> In
     """Cut as `cut_by_sum` does, each example of a step as long as its longest; `most` in a step."""
     cuts, longest, count = [0], 0, 0
     for index, length in enumerate(lengths.tolist()):
-        longest = max(longest, length)
-        count += 1
+        longest, count = max(longest, length), count + 1
         if longest * count > budget or count > most:
             cuts.append(index)
             longest, count = length, 1
@@ -175,8 +167,7 @@ def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     total = lengths[chosen]
     num_windows = -(-total // max_tokens)
     documents = np.repeat(chosen, num_windows)
-    first = np.cumsum(num_windows) - num_windows
-    index = np.arange(len(documents)) - np.repeat(first, num_windows)
+    index = np.arange(len(documents)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
     size, longer = (np.repeat(part, num_windows) for part in np.divmod(total, num_windows))
     starts = index * size + np.minimum(index, longer)
     sizes = size + (index < longer)  # the first ones take the remainder, a token each
@@ -200,8 +191,7 @@ class Template:
         """Read it off what the tokenizer does to a one-word text."""
         # "a" may be no letter of its script: then any of the tokens that it has.
         others = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
-        probes = chain(["a"], (tokenizer.decode([index]) for index in sorted(others)))
-        for probe in probes:
+        for probe in chain(["a"], (tokenizer.decode([index]) for index in sorted(others))):
             if bare := tokenizer(probe, add_special_tokens=False)["input_ids"]:
                 break
         full = tokenizer(probe, add_special_tokens=True)["input_ids"]
@@ -210,9 +200,9 @@ class Template:
             end = start + len(bare)
             if full[start:end] == bare:
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
+        problem = f"changes a text when it adds special tokens ({bare} became {full})"
         raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' changes a text when it adds special "
-            f"tokens ({bare} became {full}); use another tokenizer"
+            f"the tokenizer of '{tokenizer.name_or_path}' {problem}; use another tokenizer"
         )
 
 
@@ -227,24 +217,20 @@ def assemble(
 ) -> TokenBatch:
     """Lay stretches of a token array, memory-mapped or not, end to end in special tokens."""
     before, after = len(template.prefix), len(template.suffix)
-    boundaries = np.concatenate(([0], np.cumsum(lengths + before + after)))
+    bounds = np.concatenate(([0], np.cumsum(lengths + before + after)))
     inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     source = inside + np.repeat(firsts, lengths)
-    target = inside + np.repeat(boundaries[:-1] + before, lengths)
-    ids = np.empty(int(boundaries[-1]), np.int64)
+    target = inside + np.repeat(bounds[:-1] + before, lengths)
+    ids = np.empty(int(bounds[-1]), np.int64)
     words = np.ones(len(ids), np.bool_)  # special tokens are words of their own
     ids[target] = tokens[source]
     words[target] = word_starts[source]
-    words[(boundaries[:-1] + before)[lengths > 0]] = True
-    prefixes = boundaries[:-1, None] + np.arange(before)
-    suffixes = boundaries[1:, None] + np.arange(-after, 0)
+    words[(bounds[:-1] + before)[lengths > 0]] = True
+    prefixes = bounds[:-1, None] + np.arange(before)
+    suffixes = bounds[1:, None] + np.arange(-after, 0)
     ids[np.hstack((prefixes, suffixes))] = template.prefix + template.suffix
     return TokenBatch(
-        input_ids=ids,
-        boundaries=boundaries,
-        example_ids=example_ids,
-        starts=starts,
-        word_starts=words,
+        input_ids=ids, boundaries=bounds, example_ids=example_ids, starts=starts, word_starts=words
     )
 
 
@@ -264,9 +250,8 @@ class Batching:
         """The most tokens of a window, special ones not counted."""
         room = self.max_length - self.template.num_special
         if room < 1:
-            raise ConfigError(
-                f"a window would hold {room} tokens besides the special ones; raise --max-length"
-            )
+            problem = f"a window would hold {room} tokens besides the special ones"
+            raise ConfigError(f"{problem}; raise --max-length")
         return room
 
 
@@ -291,9 +276,16 @@ class PlannedSource(ABC, Generic[BatchT]):
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:
-            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": self.step_size}
-            self.kept_plan = epoch, plan_epoch(self.lengths, **named, layout=self.layout)
+            chosen, budget = self.examples(epoch), self.step_size
+            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": budget}
+            plan = plan_epoch(self.lengths[chosen], **named, layout=self.layout)
+            self.kept_plan = epoch, Plan(order=chosen[plan.order], boundaries=plan.boundaries)
         return self.kept_plan[1]
+
+    def examples(self, epoch: int) -> Ints:
+        """Return the examples of an epoch: all of them, once each."""
+        del epoch
+        return np.arange(len(self.lengths))
 
     def limit_micro_batches(self, tokens: int) -> None:
         """Set the most tokens of a micro-batch."""
@@ -352,15 +344,10 @@ class TextSource(PlannedSource[TokenBatch]):
         del epoch, crowd  # each window is the same in all of them
         chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         documents, starts = self.windows.documents[chosen], self.windows.starts[chosen]
-        return assemble(
-            self.store.tokens,
-            self.store.word_starts,
-            np.asarray(self.store.boundaries[documents]) + starts,
-            self.windows.lengths[chosen],
-            np.asarray(self.store.ids[documents]),
-            starts,
-            self.batching.template,
-        )
+        firsts = np.asarray(self.store.boundaries[documents]) + starts
+        stretches = self.store.tokens, self.store.word_starts, firsts, self.windows.lengths[chosen]
+        ids = np.asarray(self.store.ids[documents])
+        return assemble(*stretches, ids, starts, self.batching.template)
 
     def in_order(self) -> Iterator[TokenBatch]:
         """Yield every window once, by length, in batches of the budget: for evaluation."""

@@ -34,8 +34,6 @@ from maskery.data.images.loading import SUFFIXES, ImageRef, open_file
 
 log = logging.getLogger(__name__)
 
-# Enough that two of a million pictures are never taken for one.
-DIGEST_BYTES = 16
 DATABASE, SNAPSHOT = "index.sqlite", "features.safetensors"
 # Version of the tables; files of another are made again.
 LAYOUT = 1
@@ -71,10 +69,8 @@ def find_pictures(folder: Path) -> dict[str, Stamp]:
     special, others = list[str](), list[str]()
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"the gallery folder '{error.filename}' cannot be listed ({error.strerror}); correct "
-            f"its permissions"
-        ) from error
+        problem = f"the gallery folder '{error.filename}' cannot be listed ({error.strerror})"
+        raise DataError(f"{problem}; correct its permissions") from error
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -114,7 +110,8 @@ def read_picture(folder: Path, name: str) -> ImageRef:
 def digest_of(picture: ImageRef) -> bytes:
     """Return a hash of a picture's bytes."""
     with picture.open() as file:
-        return blake2b(file.read(), digest_size=DIGEST_BYTES).digest()
+        # Of 16 bytes, two of a million pictures are never taken for one.
+        return blake2b(file.read(), digest_size=16).digest()
 
 
 class DamagedIndex(Exception):  # noqa: N818
@@ -134,8 +131,9 @@ class GalleryStore:
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
-        fix = "name another with --cache-dir"
-        with explained(f"the index folder '{folder}' cannot be made", fix):
+        with explained(
+            f"the index folder '{folder}' cannot be made", "name another with --cache-dir"
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             (layout,) = database.execute("PRAGMA user_version").fetchone()
@@ -155,9 +153,8 @@ class GalleryStore:
 
     def known(self, digests: Iterable[bytes], *, readable: bool = False) -> set[bytes]:
         """Return the contents that are done already, or those of them that could be read."""
-        query = "SELECT digest FROM contents WHERE digest = ?"
-        if readable:
-            query += " AND feature IS NOT NULL"
+        kind = "AND feature IS NOT NULL" if readable else ""
+        query = f"SELECT digest FROM contents WHERE digest = ? {kind}"
         with self._transaction() as database:
             return {d for d in digests if database.execute(query, (d,)).fetchone()}
 
@@ -235,10 +232,9 @@ class GalleryStore:
                 old.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             made.unlink(missing_ok=True)
-            raise DataError(
-                f"the features cannot be written to '{self.folder}' ({reason_of(error)}); free "
-                f"some space there, or name another folder with --cache-dir"
-            ) from error
+            problem = f"the features cannot be written to '{self.folder}' ({reason_of(error)})"
+            fix = "free some space there, or name another folder with --cache-dir"
+            raise DataError(f"{problem}; {fix}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -15,7 +15,7 @@ import numpy as np
 from maskery.core.batch import Ints, TokenBatch
 from maskery.core.errors import ConfigError, meant
 from maskery.core.task import StandIn
-from maskery.data.batching import Batching, Bounds, Plan, TextSource, plan_epoch, random_order
+from maskery.data.batching import Batching, Bounds, TextSource, random_order
 from maskery.data.shards.source import ShardSource, TokenShards
 from maskery.data.store import Documents
 
@@ -58,7 +58,20 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
     return [found[one] for one in corpora]
 
 
-class MixedSource(TextSource):
+class Shares:
+    """Says what an epoch has of each corpus or set."""
+
+    sizes: Sequence[int]  # tokens of each
+    taken: Sequence[int]  # those of an epoch
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Return what of each corpus an epoch has, in words."""
+        parts = zip(names, self.taken, self.sizes, strict=True)
+        told = (f"{tokens:,} ({tokens / size:.0%}) of {name}" for name, tokens, size in parts)
+        return f"tokens of an epoch: {', '.join(told)}"
+
+
+class MixedSource(TextSource, Shares):
     """The batches of a run over the documents of several corpora, in shares of tokens."""
 
     def __init__(
@@ -74,48 +87,26 @@ class MixedSource(TextSource):
         self.members = [np.flatnonzero(of_window == number) for number in range(len(shares))]
         self.sizes = [int(self.lengths[members].sum()) for members in self.members]
         if 0 in self.sizes:
-            raise ConfigError(
-                f"--mix: nothing of corpus {self.sizes.index(0) + 1} is left to train on: it is "
-                f"held out, or stands in another corpus; name more of it"
-            )
+            number = self.sizes.index(0) + 1
+            why = "it is held out, or stands in another corpus; name more of it"
+            raise ConfigError(f"--mix: nothing of corpus {number} is left to train on: {why}")
         whole = min(size / share for size, share in zip(self.sizes, shares, strict=True))
-        self.taken = [round(share * whole) for share in shares]  # Tokens of each in an epoch
+        self.taken = [round(share * whole) for share in shares]
 
-    def describe(self, names: Sequence[str]) -> str:
-        """Return what of each corpus an epoch has, in words."""
-        return _described(names, self.taken, self.sizes)
-
-    def plan(self, epoch: int) -> Plan:
-        """Return the steps of an epoch; the latest is kept."""
-        if self.kept_plan is None or self.kept_plan[0] != epoch:
-            parts = [self._part(number, epoch) for number in range(len(self.members))]
-            chosen, budget = np.concatenate(parts), self.batching.batch_tokens
-            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": budget}
-            plan = plan_epoch(self.lengths[chosen], **named, layout=self.layout)
-            self.kept_plan = epoch, Plan(order=chosen[plan.order], boundaries=plan.boundaries)
-        return self.kept_plan[1]
-
-    def _part(self, number: int, epoch: int) -> Ints:
-        """Return the windows of a corpus that begin in an epoch's part of its stream."""
-        members, size, taken = self.members[number], self.sizes[number], self.taken[number]
-        first, last = epoch * taken, (epoch + 1) * taken
+    def examples(self, epoch: int) -> Ints:
+        """Return the windows that begin in an epoch's part of the stream of each corpus."""
         found = [np.zeros(0, np.int64)]
-        for turn in range(first // size, -(-last // size)):
-            names = members.astype(np.uint64)
-            drawn = random_order(names, position=STREAM_ORDER, seed=self.seed, epoch=turn)
-            order = members[drawn]
-            starts = turn * size + np.cumsum(self.lengths[order]) - self.lengths[order]
-            found.append(order[(starts >= first) & (starts < last)])
+        for members, size, taken in zip(self.members, self.sizes, self.taken, strict=True):
+            first, last = epoch * taken, (epoch + 1) * taken
+            for turn in range(first // size, -(-last // size)):
+                drawn = random_order(members, position=STREAM_ORDER, seed=self.seed, epoch=turn)
+                order = members[drawn]
+                starts = turn * size + np.cumsum(self.lengths[order]) - self.lengths[order]
+                found.append(order[(starts >= first) & (starts < last)])
         return np.concatenate(found)
 
 
-def _described(names: Sequence[str], taken: Sequence[int], sizes: Sequence[int]) -> str:
-    parts = zip(names, taken, sizes, strict=True)
-    told = (f"{tokens:,} ({tokens / size:.0%}) of {name}" for name, tokens, size in parts)
-    return f"tokens of an epoch: {', '.join(told)}"
-
-
-class MixedShards:
+class MixedShards(Shares):
     """The batches of a run over several sets of shards; implements `core.task.BatchSource`.
 
     Each set has a part of the token budget, and steps of its own in that part. The set whose steps
@@ -135,11 +126,9 @@ class MixedShards:
         # Room for one sequence each, the rest by shares: every part can hold the longest.
         rest = batching.batch_tokens - len(sets) * batching.max_length
         if rest < 0:
-            raise ConfigError(
-                f"--batch-tokens is {batching.batch_tokens}: a step of {len(sets)} corpora needs "
-                f"room for a sequence of each, {len(sets)} x {batching.max_length} tokens; raise "
-                f"it, or lower --max-length"
-            )
+            room = f"{len(sets)} x {batching.max_length} tokens; raise it, or lower --max-length"
+            need = f"a step of {len(sets)} corpora needs room for a sequence of each, {room}"
+            raise ConfigError(f"--batch-tokens is {batching.batch_tokens}: {need}")
         budgets = [batching.max_length + int(share * rest) for share in shares]
         self.batching = batching
         self.parts = [
@@ -165,10 +154,6 @@ class MixedShards:
         """Set the most tokens of a micro-batch."""
         for part in self.parts:
             part.limit_micro_batches(tokens)
-
-    def describe(self, names: Sequence[str]) -> str:
-        """Return what of each set an epoch has, in words."""
-        return _described(names, self.taken, self.sizes)
 
     def num_steps(self, epoch: int) -> int:
         """Return the number of steps of an epoch, the same for all."""

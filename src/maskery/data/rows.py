@@ -42,12 +42,10 @@ def tokenise_rows(
     token is lost; empty texts give none.
     """
     template = Template.of(tokenizer)
-    room = max_length - template.num_special
-    if room < 1:
-        raise DataError(
-            f"max_length is {max_length}, which leaves no room beside {template.num_special} "
-            f"special tokens; raise it"
-        )
+    added = template.num_special
+    if (room := max_length - added) < 1:
+        problem = f"max_length is {max_length}, which leaves no room beside {added} special tokens"
+        raise DataError(f"{problem}; raise it")
     ids, starts, lengths = tokenise.encode_texts(texts, tokenizer)
     firsts = np.concatenate(([0], np.cumsum(lengths)))
     cuts = (np.arange(a, b, room) for a, b in pairwise(firsts))
@@ -74,26 +72,23 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
         raise DataError("a batch has no rows; give the collator at least one")
     if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
         raise DataError("a row has no 'input_ids': tokenise the texts first")
-    names = rows[0].keys()
     for row in rows:
-        if row.keys() != names:
-            odd = min(row.keys() ^ names)
-            raise DataError(f"a row has no '{odd}', and another has: give it to all or to none")
+        if odd := sorted(row.keys() ^ rows[0].keys()):
+            raise DataError(f"a row has no '{odd[0]}', and another has: give it to all or to none")
     columns = [row["input_ids"] for row in rows]
     fix = "give one number for each token, as a tokenizer does without return_tensors"
     with explained("the input_ids of a row are no list of ids", fix, *UNREADABLE):
-        boundaries = np.cumsum([0, *map(len, columns)], dtype=np.int64)
+        bounds = np.cumsum([0, *map(len, columns)], dtype=np.int64)
         ids = flat_column(columns, np.int64)
-        if ids.shape != (boundaries[-1],):
+        if ids.shape != (bounds[-1],):
             raise ValueError(f"they have {columns[0].ndim} dimensions")
-    word_starts = np.ones(len(ids), np.bool_)
+    words = np.ones(len(ids), np.bool_)
     if "word_starts" in rows[0]:
-        starts = [row["word_starts"] for row in rows]
+        given = [row["word_starts"] for row in rows]
         with explained("the word_starts of a row are no list", "give one for each id", *UNREADABLE):
-            agree = [*map(len, starts)] == [*map(len, columns)]
-        if not agree:
-            raise DataError("input_ids and word_starts of a row must agree in length")
-        word_starts = flat_column(starts, np.bool_)
+            if [*map(len, given)] != [*map(len, columns)]:
+                raise DataError("input_ids and word_starts of a row must agree in length")
+        words = flat_column(given, np.bool_)
     if "example_id" in rows[0]:
         # Negative ids, as of datasets of int64, are those of the same bits.
         given = [row["example_id"] for row in rows]
@@ -101,15 +96,12 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
             whole = [*map(int, given)]  # of tables with gaps as 5.0, of text files as "5"
             if any(a != b for a, b in zip(whole, given, strict=True) if not isinstance(b, str)):
                 raise ValueError("it has a fraction")
-        example_ids = np.array([number & (1 << 64) - 1 for number in whole], np.uint64)
+        names = np.array([number & (1 << 64) - 1 for number in whole], np.uint64)
     else:
-        example_ids = hash_rows(ids, boundaries)
+        names = hash_rows(ids, bounds)
+    starts = np.zeros(len(rows), np.int64)
     return TokenBatch(
-        input_ids=ids,
-        boundaries=boundaries,
-        example_ids=example_ids,
-        starts=np.zeros(len(rows), np.int64),
-        word_starts=word_starts,
+        input_ids=ids, boundaries=bounds, example_ids=names, starts=starts, word_starts=words
     )
 
 
@@ -127,14 +119,11 @@ def hash_rows(input_ids: Ints, boundaries: Ints) -> Ids:
     lengths = np.diff(boundaries)
     within = np.arange(len(input_ids)) - np.repeat(boundaries[:-1], lengths)
     named = (within.astype(np.uint64) << np.uint64(32)) + input_ids.astype(np.uint64)
+    # SplitMix64's outputs of these numbers, of seed 0, so that neighbours share no bits.
+    gamma = np.uint64(GOLDEN_GAMMA)
     # Sums that wrap around; so does the difference of two of them.
-    before = np.append(np.uint64(0), np.cumsum(spread(named)))[boundaries]
-    return spread(np.diff(before) + lengths.astype(np.uint64))
-
-
-def spread(values: Ids) -> Ids:
-    """Return SplitMix64's outputs number `values` of seed 0, so that neighbours share no bits."""
-    return mix(values * np.uint64(GOLDEN_GAMMA))
+    before = np.append(np.uint64(0), np.cumsum(mix(named * gamma)))[boundaries]
+    return mix((np.diff(before) + lengths.astype(np.uint64)) * gamma)
 
 
 class RowSource(TextSource):
@@ -243,9 +232,8 @@ class PythonReader:
 
     def __call__(self, text: str) -> tuple[Ints, Bools, list[tuple[int, int]]]:
         """Return ids (t,), word starts (t,) and character offsets, without special tokens."""
-        parts = re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]
         ids: list[int] = []
-        for part in parts:
+        for part in re.split(f"({re.escape(self.keep)})", text) if self.keep else [text]:
             plain = {"split_special_tokens": part != self.keep or not part}
             ids += self.tokenizer(part, add_special_tokens=False, **plain)["input_ids"]
         row = np.array(ids, np.int64)

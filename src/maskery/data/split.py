@@ -38,15 +38,12 @@ def split(store: TokenStore, tokenizer: PreTrainedTokenizerBase, share: float) -
     A group is known by the least id of its documents, so a corpus without copies is split by the
     hash of each document alone.
     """
-    ids = np.asarray(store.ids)
     groups = _groups(tokenizer, store)
-    names = least_ids(ids, groups)
-    held = _chosen(
-        names,
-        share,
-        f"the corpus has {len(names)} distinct example, and some text must be held out to measure "
-        f"on; cut it finer with --unit line or paragraph, or pass --eval-data FILE",
-    )[groups]
+    names = least_ids(np.asarray(store.ids), groups)
+    why = "some text must be held out to measure on"
+    fix = "cut it finer with --unit line or paragraph, or pass --eval-data FILE"
+    too_few = f"the corpus has {len(names)} distinct example, and {why}; {fix}"
+    held = _chosen(names, share, too_few)[groups]
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -74,10 +71,8 @@ def split_by_value(
     train = np.flatnonzero(~np.isin(copies, copies[held]))
     measured = np.flatnonzero(held & ~trained)
     if not len(train) or not len(measured):
-        raise DataError(
-            "--group-column: texts of one side all have copies on the other; name another column, "
-            "or remove the copies"
-        )
+        problem = "--group-column: texts of one side all have copies on the other"
+        raise DataError(f"{problem}; name another column, or remove the copies")
     if left_out := len(ids) - len(train) - len(measured):
         log.warning("%s examples have copies in held-out groups and are left out", f"{left_out:,}")
     return train, measured
@@ -96,23 +91,19 @@ def _chosen(names: Ids, share: float, too_few: str) -> Bools:
 
 
 def without_held_out(
-    store: TokenStore,
-    documents: Ints,
-    held_out: Sequence[TokenStore],
-    tokenizer: PreTrainedTokenizerBase,
+    store: TokenStore, chosen: Ints, held: Sequence[TokenStore], tokenizer: PreTrainedTokenizerBase
 ) -> Ints:
     """Return those documents of a corpus that have no copy or near-copy in the held-out texts."""
-    groups = _groups(tokenizer, store, *held_out)
-    leaked = np.isin(groups[documents], groups[store.num_documents :])
+    groups = _groups(tokenizer, store, *held)
+    leaked = np.isin(groups[chosen], groups[store.num_documents :])
     if leaked.all():
-        raise DataError(
-            "every example of the corpus also stands in --eval-data, so nothing is left to train "
-            "on; name other held-out text, or leave it out to hold out a share"
-        )
+        problem = "every example of the corpus also stands in --eval-data"
+        fix = "name other held-out text, or leave it out to hold out a share"
+        raise DataError(f"{problem}, so nothing is left to train on; {fix}")
     if leaked.any():
         told = "%s examples also stand in --eval-data, or nearly so, and are not trained on"
         log.warning(told, f"{leaked.sum():,}")
-    return documents[~leaked]
+    return chosen[~leaked]
 
 
 def sample(store: Documents, documents: Ints, most_tokens: int) -> Ints:
@@ -142,7 +133,6 @@ def texts_of(
         yield str(tokenizer.decode(store.tokens[bounds[place] : bounds[place + 1]].tolist()))
 
 
-WORD = re.compile(r"\w+")
 LEAST_OVERLAP = 0.6
 # A band of three equal values among 42 finds 99.99% of pairs at 0.6, and 1 in 30 at 0.1.
 BANDS, ROWS = 42, 3
@@ -155,7 +145,7 @@ MOST_ALIKE = 32
 def as_read(text: str) -> str:
     """Return a text as a reader sees it: words in one Unicode form, without case or punctuation."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(WORD.findall(plain)) or plain.strip()
+    return " ".join(re.findall(r"\w+", plain)) or plain.strip()
 
 
 def copy_groups(texts: Sequence[str]) -> Ints:

@@ -61,10 +61,8 @@ def own_folder(cache_dir: Path, name: str) -> Path:
             # Another user could put anything there; in a folder as /tmp nobody replaces another's.
             shared = path == cache_dir and found.st_mode & stat.S_ISVTX
             if found.st_uid != os.geteuid() and not shared:
-                raise DataError(
-                    f"the cache folder '{path}' belongs to another user; name one of your own "
-                    f"with --cache-dir or MASKERY_CACHE"
-                )
+                fix = "name one of your own with --cache-dir or MASKERY_CACHE"
+                raise DataError(f"the cache folder '{path}' belongs to another user; {fix}")
         if found.st_mode & 0o077:
             # `mkdir` leaves a folder that was there with the permissions that it had.
             folder.chmod(0o700)
@@ -235,12 +233,8 @@ def write_store(
 def _write_files(
     partial: Path, parts: Iterable[Part], vocab_size: int, about: dict[str, Any], stack: ExitStack
 ) -> None:
-    types: dict[str, type[np.generic]] = {
-        "tokens": token_type(vocab_size),
-        "word_starts": np.bool_,
-        "boundaries": np.int64,
-        "ids": np.uint64,
-    }
+    kinds = token_type(vocab_size), np.bool_, np.int64, np.uint64
+    types = dict(zip(("tokens", "word_starts", "boundaries", "ids"), kinds, strict=True))
     streams = {n: stack.enter_context(create_owned(partial / f"{n}.bin")) for n in types}
     files: dict[str, dict[str, Any]] = {
         name: {"dtype": np.dtype(kind).name, "items": 0, "crc32": 0} for name, kind in types.items()

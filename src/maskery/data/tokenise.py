@@ -63,7 +63,6 @@ UNSPACED = (
 )
 _BOUNDS = np.array([edge for first, last in UNSPACED for edge in (first, last + 1)], np.uint32)
 
-
 Encoded = tuple[Ints, Bools, Ints]
 Encode = Callable[[list[str]], Encoded]
 Batch = tuple[list[str], list[int]]
@@ -99,10 +98,9 @@ def tokenise(
                 yield part
                 bar.update(corpus.bytes_read - bar.n)
         if num_tokens == 0:
-            raise DataError(
-                f"the corpus holds no tokens for the tokenizer of '{tokenizer.name_or_path}'; name "
-                f"a corpus with text in a script that it knows"
-            )
+            problem = f"holds no tokens for the tokenizer of '{tokenizer.name_or_path}'"
+            fix = "name a corpus with text in a script that it knows"
+            raise DataError(f"the corpus {problem}; {fix}")
 
     write_store(folder, parts(), vocab_size=vocab_size, about=about)
     if unusual := corpus.report.describe():
@@ -231,9 +229,8 @@ def is_byte_level(backend: Tokenizer) -> bool:
 def starts_word_table(vocabulary: Mapping[str, int], byte_level: bool) -> Bools:
     """Mark the tokens that start a word whatever stands before them: (V,) bool."""
     # Word ids alone take a Chinese sentence for one word in Metaspace and byte-level tokenizers,
-    # which split at spaces only; and they take any text for one word where nothing is split before
-    # the model. So a piece of a script without spaces starts a word, as in Chinese BERT, and so
-    # does a space marker.
+    # which split at spaces only, and any text where nothing is split before the model. So a piece
+    # of a script without spaces starts a word, as in Chinese BERT, and so does a space marker.
     table = np.zeros(max(vocabulary.values(), default=-1) + 1, np.bool_)
     alphabet = byte_level_alphabet() if byte_level else {}
     # Elsewhere Ġ is a letter (of Maltese).
@@ -290,10 +287,8 @@ def segmenter() -> Callable[[str], list[str]] | None:
     try:
         from icu4py.breakers import WordBreaker
     except ImportError:
-        log.warning(
-            "the text holds scripts without spaces, in which each token counts as a word; for "
-            "their words: pip install 'maskery[words]'"
-        )
+        told = "the text holds scripts without spaces, in which each token counts as a word"
+        log.warning("%s; for their words: pip install 'maskery[words]'", told)
         return None
     # The dictionaries are the same in every locale.
     return lambda text: [str(word) for word in WordBreaker(text, "en")]

@@ -15,17 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from maskery.core.bars import byte_bar
@@ -70,7 +62,6 @@ UNWRITTEN_SPACES = (
     r"| (?=[\p{Han}\p{Hiragana}\p{Katakana}ー])"
 )
 
-
 Texts = Callable[[str], Iterator[str]]
 
 
@@ -83,9 +74,8 @@ def learnt_tokenizer(
         try:
             return AutoTokenizer.from_pretrained(kept, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the tokenizer in '{kept}' is damaged; start afresh with another --output"
-            ) from error
+            fix = "start afresh with another --output"
+            raise ModelError(f"the tokenizer in '{kept}' is damaged; {fix}") from error
     tokenizer = train_tokenizer(corpus, config, progress=progress)
     # The folder of a finished run may be one that is only read.
     if kept is not None and os.access(kept.parent, os.W_OK):
@@ -121,10 +111,9 @@ def train_tokenizer(
         steps += [normalizers.NFD(), normalizers.StripAccents()]
     normalizer = normalizers.Sequence([*steps, normalizers.NFC()])
     backend = _LEARN[config.tokenizer](config, normalizer, texts)
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
+    ends = [(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
     roles = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL}
     return PreTrainedTokenizerFast(
@@ -132,16 +121,15 @@ def train_tokenizer(
     )
 
 
-def _special(lstrip: bool = False) -> list[AddedToken]:
+def _special(strip: bool = False) -> list[AddedToken]:
     """Return the special tokens; the mask takes a space before it where words have theirs."""
-    return [AddedToken(t, special=True, lstrip=lstrip and t == "[MASK]") for t in SPECIAL]
+    return [AddedToken(t, special=True, lstrip=strip and t == "[MASK]") for t in SPECIAL]
 
 
 def _learn_wordpiece(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizer
-    # There are too many ideographs for pieces of several, and one that is unknown would make its
-    # whole sentence so.
+    # Ideographs are too many for pieces of several; an unknown one makes its whole sentence so.
     single = pre_tokenizers.Split(Regex(rf"\p{{Han}}|.{{{MAX_WORD_CHARS}}}"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), single])
     unwritten = decoders.Replace(Regex(UNWRITTEN_SPACES), "")
@@ -160,7 +148,7 @@ def _train_pieces(backend: Tokenizer, config: VocabularyConfig, texts: Texts) ->
         word = backend.normalizer.normalize_str(f"a{character}")
         return [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(word)] == [word]
 
-    trainer = trainers.WordPieceTrainer(
+    trainer = WordPieceTrainer(
         vocab_size=config.vocab_size,
         special_tokens=_special() + [CONTINUING + c for c in alphabet if may_continue(c)],
         initial_alphabet=alphabet,
@@ -181,9 +169,9 @@ def _learn_bpe(config: VocabularyConfig, normalizer: Any, texts: Texts) -> Token
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=_special(lstrip=True),
+        special_tokens=_special(strip=True),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -202,11 +190,8 @@ def _learn_unigram(config: VocabularyConfig, normalizer: Any, texts: Texts) -> T
     rare = re.compile(f"[^\\s{re.escape(''.join(alphabet))}]+")
     read = map(normalizer.normalize_str, texts("learning a vocabulary"))
     known = (rare.sub(" ", text) for text in read)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=room,
-        special_tokens=_special(lstrip=True),
-        unk_token="[UNK]",
-        show_progress=False,
+    trainer = UnigramTrainer(
+        vocab_size=room, special_tokens=_special(strip=True), unk_token="[UNK]", show_progress=False
     )
     backend.train_from_iterator(known, trainer)
     pieces = json.loads(backend.to_str())["model"]["vocab"][len(SPECIAL) :]
@@ -216,9 +201,8 @@ def _learn_unigram(config: VocabularyConfig, normalizer: Any, texts: Texts) -> T
     scored += [(least, f"<0x{byte:02X}>") for byte in range(NUM_BYTES)]
     vocabulary = [(token, 0.0) for token in SPECIAL] + [(piece, -score) for score, piece in scored]
     backend.model = models.Unigram(vocabulary, unk_id=1, byte_fallback=True)
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()]
-    )
+    parts = [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first"), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(parts)
     return backend
 
 

@@ -7,6 +7,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.ranges import Needs, Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
+Size: TypeAlias = tuple[int, int]  # (width, height), in pixels, as Pillow counts
 
 # Red, green and blue, as the families of vision encoders were trained with.
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
@@ -71,16 +72,12 @@ class ViewConfig(Settings):
 
     def for_encoder(self, *, height: int, width: int, mean: Channels, std: Channels) -> Self:
         """Return a copy with unset fields taken from the vision encoder."""
-        return replace(
-            self,
-            height=self.height or height,
-            width=self.width or width,
-            mean=self.mean or mean,
-            std=self.std or std,
-        )
+        height, width = self.height or height, self.width or width
+        mean, std = self.mean or mean, self.std or std
+        return replace(self, height=height, width=width, mean=mean, std=std)
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(width, height), in pixels, as Pillow counts."""
         if self.width is None or self.height is None:
             raise ConfigError("the size of the pictures is not set; set height and width")

@@ -16,22 +16,19 @@ import numpy as np
 
 from maskery.core.errors import DataError
 from maskery.core.random import Float32Array
-from maskery.data.images.loading import pillow
+from maskery.data.images.loading import PAPER, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Colour: TypeAlias = tuple[int, int, int]
 
-# Of a sheet: its ground, headings, labels, and the frame of a picture that is right.
-PAPER: Colour = (255, 255, 255)
+# Of a sheet: headings, labels, and the frame of a picture that is right.
 INK: Colour = (32, 33, 36)
 FAINT: Colour = (110, 113, 118)
 RIGHT: Colour = (24, 128, 56)
 # Pixels.
-FRAME = 4
-GAP = 10
-MARGIN = 16
+FRAME, GAP, MARGIN = 4, 10, 16
 HEADING_SIZE, LABEL_SIZE = 16, 12
 # A column with names below its pictures: room for some fifteen letters.
 NARROWEST = 112

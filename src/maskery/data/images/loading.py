@@ -21,7 +21,7 @@ import numpy as np
 from maskery.core.batch import Ids
 from maskery.core.errors import DataError, MissingExtraError, counted, reason_of
 from maskery.core.registry import require
-from maskery.data.images.config import DEFAULT_MAX_PIXELS
+from maskery.data.images.config import DEFAULT_MAX_PIXELS, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,6 @@ SUFFIXES = (
     *("apng", "avif", "bmp", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg"),
     *("mpo", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
 )
-DEEP_GREY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # The colour behind transparent pixels.
 PAPER = (255, 255, 255)
 # More threads wait for each other, or for the disk.
@@ -54,11 +53,7 @@ def _formats() -> list[str]:
 
 
 def load_image(
-    file: BinaryIO,
-    *,
-    name: str,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    near: tuple[int, int] | None = None,
+    file: BinaryIO, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS, near: Size | None = None
 ) -> Image:
     """Decode a picture to RGB, or raise a DataError.
 
@@ -76,10 +71,8 @@ def load_image(
             if not width * height:
                 raise DataError(f"image {name} has {width} x {height} pixels, none; remove it")
             if width * height > max_pixels:
-                raise DataError(
-                    f"image {name} has {width} x {height} pixels, more than the {max_pixels} "
-                    f"allowed; shrink it or raise max_pixels"
-                )
+                problem = f"has {width} x {height} pixels, more than the {max_pixels} allowed"
+                raise DataError(f"image {name} {problem}; shrink it or raise max_pixels")
             if near is not None:
                 # A JPEG of at least twice that size is decoded at a half, a quarter or an eighth,
                 # several times faster. An EXIF turn may exchange the sides.
@@ -94,15 +87,11 @@ def load_image(
     except (DataError, MissingExtraError):
         raise
     except module.UnidentifiedImageError as error:
-        raise DataError(
-            f"image {name} is not a picture of a known format ({', '.join(_formats())}); "
-            f"convert or remove it"
-        ) from error
+        problem = f"is not a picture of a known format ({', '.join(_formats())})"
+        raise DataError(f"image {name} {problem}; convert or remove it") from error
     except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
-        raise DataError(
-            f"image {name} has far more than {max_pixels} pixels and may be a decompression bomb; "
-            f"shrink or remove it"
-        ) from error
+        problem = f"has far more than {max_pixels} pixels and may be a decompression bomb"
+        raise DataError(f"image {name} {problem}; shrink or remove it") from error
     except Exception as error:
         # Pillow's decoders raise nearly every built-in exception on damaged input.
         why = reason_of(error, most=200)
@@ -120,23 +109,21 @@ def _scale_key(image: Any) -> None:
 
 def _as_rgb(image: Image, name: str, kind: str | None) -> Image:
     """Return a picture of any mode as RGB, detached from its file."""
-    if image.mode in DEEP_GREY_MODES:
+    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # grey of more than 8 bits
         levels = np.asarray(image).astype(np.int64)
         # A TIFF of 32 bits may mean any range by them; Pillow scales a PGM's to 16.
         unknown = image.mode == "I" and kind == "TIFF"
         if unknown or levels.min() < 0 or levels.max() > 65535:
-            raise DataError(
-                f"image {name} has 32-bit grey levels, from {levels.min()} to {levels.max()}, of "
-                f"unknown range or outside 16 bits; convert it to 8 bits"
-            )
+            found = f"32-bit grey levels, from {levels.min()} to {levels.max()}"
+            fix = "of unknown range or outside 16 bits; convert it to 8 bits"
+            raise DataError(f"image {name} has {found}, {fix}")
         # Rounded, not cut off: the brightest level stays the brightest.
         grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
         grey[levels == image.info.get("transparency", -1)] = PAPER[0]
         image = pillow().fromarray(grey)
     if image.mode == "F":
-        raise DataError(
-            f"image {name} has floating-point pixels, whose range is unknown; convert it to 8 bits"
-        )
+        problem = "has floating-point pixels, whose range is unknown"
+        raise DataError(f"image {name} {problem}; convert it to 8 bits")
     if image.has_transparency_data or image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if profile := image.info.get("icc_profile"):
@@ -181,10 +168,8 @@ def open_file(path: Path, within: Path | None = None) -> BinaryIO:
         return path.open("rb")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or "cannot be resolved"
-        raise DataError(
-            f"image {path} cannot be read ({reason}); restore it, or correct its path or "
-            f"permissions"
-        ) from error
+        fix = "restore it, or correct its path or permissions"
+        raise DataError(f"image {path} cannot be read ({reason}); {fix}") from error
 
 
 @dataclass(frozen=True)
@@ -205,7 +190,7 @@ class ImageRef:
         """Refer to bytes in memory."""
         return cls(name, partial(io.BytesIO, content))
 
-    def load(self, near: tuple[int, int] | None = None) -> Image:
+    def load(self, near: Size | None = None) -> Image:
         """Return the RGB picture; `near` as in `load_image`."""
         with self.open() as file:
             # A file is told by its whole path.
@@ -261,7 +246,7 @@ def decode_many(
     refs: Sequence[ImageRef],
     skipped: Skipped,
     *,
-    near: tuple[int, int] | None = None,
+    near: Size | None = None,
     pool: Executor | None = None,
 ) -> list[Image | None]:
     """Decode pictures, None standing for those that were skipped."""

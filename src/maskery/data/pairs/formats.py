@@ -75,14 +75,12 @@ def _format_of(paths: Sequence[Path], source: object) -> str:
     suffixes = sorted({path.suffix.lower() for path in paths})
     first, *others = {ENDINGS.get(suffix, suffix) for suffix in suffixes}
     if others:
-        raise DataError(
-            f"{source} names files of several formats ({', '.join(suffixes)}); name one format"
-        )
+        problem = f"{source} names files of several formats ({', '.join(suffixes)})"
+        raise DataError(f"{problem}; name one format")
     if suffixes[0] not in ENDINGS:
-        raise DataError(
-            f"{paths[0]} has the ending {suffixes[0]!r}; pairs are read from {', '.join(ENDINGS)} "
-            f"and from folders; for another format add --reader FILE.py:NAME"
-        )
+        known = f"pairs are read from {', '.join(ENDINGS)} and from folders"
+        fix = "for another format add --reader FILE.py:NAME"
+        raise DataError(f"{paths[0]} has the ending {suffixes[0]!r}; {known}; {fix}")
     return first
 
 
@@ -96,10 +94,8 @@ def _files_in(folder: Path) -> list[Path]:
                 raise DataError(f"{path.parent} has both {both}; remove the one not meant")
         if found:
             return found
-    raise DataError(
-        f"folder {folder} holds no pairs: expected {' or '.join(METADATA)} beside the images, "
-        f"or {' or '.join(CONTAINERS)} files"
-    )
+    expected = f"{' or '.join(METADATA)} beside the images, or {' or '.join(CONTAINERS)} files"
+    raise DataError(f"folder {folder} holds no pairs: expected {expected}")
 
 
 def expand(source: str | Path) -> list[Path]:
@@ -113,10 +109,9 @@ def expand(source: str | Path) -> list[Path]:
     if RANGE.search(text):
         paths = [Path(name) for name in _ranged(text)]
         if missing := [path for path in paths if not path.is_file()]:
-            raise DataError(
-                f"{len(missing)} of the {len(paths)} files that {text} names are missing, first "
-                f"{missing[0]}; restore them or correct the range"
-            )
+            count = f"{len(missing)} of the {len(paths)} files that {text} names"
+            fix = "restore them or correct the range"
+            raise DataError(f"{count} are missing, first {missing[0]}; {fix}")
         return paths
     # Path.glob takes no absolute pattern.
     names = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
@@ -135,12 +130,10 @@ def _ranged(text: str) -> list[str]:
     first, last = match.groups()
     numbers = range(int(first), int(last) + 1)
     if not 0 < len(numbers) <= MAX_RANGE:
-        raise DataError(
-            f"the range {match[0]} has {len(numbers)} numbers; give a rising one of at most "
-            f"{MAX_RANGE}"
-        )
-    names = (f"{text[: match.start()]}{n:0{len(first)}d}{text[match.end() :]}" for n in numbers)
-    return list(chain.from_iterable(_ranged(name) for name in names))
+        fix = f"give a rising one of at most {MAX_RANGE}"
+        raise DataError(f"the range {match[0]} has {len(numbers)} numbers; {fix}")
+    written = (RANGE.sub(f"{n:0{len(first)}d}", text, count=1) for n in numbers)
+    return list(chain.from_iterable(map(_ranged, written)))
 
 
 def file_splits(paths: Sequence[Path], root: Path) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +37,8 @@ NOBODY = -1
 CHUNK = 65536
 SCHEMA = pa.schema(
     {
-        "name": pa.large_string(),
+        **dict.fromkeys(("name", "person", "group", "split"), pa.large_string()),
         "captions": pa.large_list(pa.large_string()),
-        "person": pa.large_string(),
-        "group": pa.large_string(),
-        "split": pa.large_string(),
         "id": pa.uint64(),
         "place": pa.list_(pa.int64(), 3),
     }
@@ -129,8 +126,7 @@ class Pairs:
             left_out = f" ({skipped})" if skipped.count else ""
             raise DataError(f"{source} holds no pairs{left_out}; name a source that does")
         # The records themselves are let go.
-        table = pa.concat_tables(tables).combine_chunks()
-        return cls(table, replace(reader, records=()), skipped)
+        return cls(pa.concat_tables(tables).combine_chunks(), replace(reader, records=()), skipped)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -175,28 +171,22 @@ def _of_split(
         split = of_file if record.split is None else str(record.split)
         found[split] = None
         if config.split is not None and split is None:
-            raise DataError(
-                f"{record.where} has no {SPLIT_COLUMN!r}, so split {config.split!r} cannot be "
-                f"chosen; leave split out"
-            )
+            problem = f"has no {SPLIT_COLUMN!r}, so split {config.split!r} cannot be chosen"
+            raise DataError(f"{record.where} {problem}; leave split out")
         if None in found and len(found) > 1:
-            raise DataError(
-                f"{record.where}: {source} holds records with a {SPLIT_COLUMN!r} and records "
-                f"without; name the split of every record, or of none"
-            )
+            problem = f"{source} holds records with a {SPLIT_COLUMN!r} and records without"
+            fix = "name the split of every record, or of none"
+            raise DataError(f"{record.where}: {problem}; {fix}")
         if config.split is None or split == config.split:
             yield replace(record, split=split)
     if empty := set(reader.splits).difference(found):
         raise DataError(f"{source}: split {min(empty)!r} holds no pairs; fill or remove its files")
+    known = ", ".join(map(brief, found)) or "none"
     if config.split is None and len(found) > 1 and (not several or None in halves(found)):
-        raise DataError(
-            f"{source} holds several splits ({', '.join(map(brief, found))}); choose one as split"
-        )
+        raise DataError(f"{source} holds several splits ({known}); choose one as split")
     if config.split is not None and config.split not in found:
-        raise DataError(
-            f"{source} has no split {config.split!r}, only "
-            f"{', '.join(map(brief, found)) or 'none'}; choose one of these"
-        )
+        problem = f"{source} has no split {config.split!r}, only {known}"
+        raise DataError(f"{problem}; choose one of these")
 
 
 def group_ids(pairs: Pairs) -> Ids:
@@ -226,10 +216,9 @@ def split_pairs(groups: Ids, share: float) -> tuple[Ints, Ints]:
     """Split pairs into training and held-out ones, about `share` of groups (N,), by their hash."""
     unique = np.unique(groups)
     if len(unique) < 3:
-        raise DataError(
-            f"the pairs show {len(unique)} different pictures or persons, and at least 3 are "
-            f"needed: one to learn from and two to measure on; bring more, or pass --eval-pairs"
-        )
+        problem = f"the pairs show {len(unique)} different pictures or persons"
+        rule = "at least 3 are needed: one to learn from and two to measure on"
+        raise DataError(f"{problem}, and {rule}; bring more, or pass --eval-pairs")
     order = unique[np.argsort(mix(unique), kind="stable")]
     # The hash decides, whatever share it happens to hit; at the ends at least two and one are left.
     count = int(np.clip(is_held_out(unique, share).sum(), 2, len(unique) - 1))
@@ -240,21 +229,17 @@ def split_pairs(groups: Ids, share: float) -> tuple[Ints, Ints]:
 def wrong_pairs(groups: Ids, among: Ints) -> Ints:
     """Return for each pair of `among`, (M,), a fixed one of another group among them."""
     own = groups[among]
-    unique = np.unique(own)
+    unique, counts = np.unique(own, return_counts=True)
     if len(unique) < 2:
         raise DataError(
             "all held-out pairs show the same picture or person, so there is no wrong picture to "
             "compare with; hold out more, or bring other --eval-pairs"
         )
+    members = np.split(np.argsort(own, kind="stable"), np.cumsum(counts)[:-1])  # of each group
     # Each group's wrong one is the next in a circle by hash: the same in every run, and no
     # neighbour of the file, which may be of the same kind.
-    order = unique[np.argsort(mix(unique), kind="stable")]
-    following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
-    members: dict[int, list[int]] = {}
-    places = []  # of each pair in its group
-    for index, group in zip(among.tolist(), own.tolist(), strict=True):
-        found = members.setdefault(group, [])
-        places.append(len(found))
-        found.append(index)
-    others = [members[following[group]] for group in own.tolist()]
-    return np.array([o[place % len(o)] for o, place in zip(others, places, strict=True)], np.int64)
+    order = np.argsort(mix(unique), kind="stable").tolist()
+    wrong = np.empty_like(among)
+    for group, following in pairwise([*order, order[0]]):
+        wrong[members[group]] = np.resize(among[members[following]], len(members[group]))
+    return wrong

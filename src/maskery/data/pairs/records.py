@@ -18,8 +18,10 @@ from maskery.data.pairs.config import PairsConfig
 log = logging.getLogger(__name__)
 
 # The usual names of columns, in `imagefolder`, open_clip and person search.
-IMAGE_COLUMNS = ("image", "file_name", "filepath", "file_path", "image_path", "img_path")
-CAPTION_COLUMNS = ("caption", "captions", "title", "text")
+USUAL = {
+    "image": ("image", "file_name", "filepath", "file_path", "image_path", "img_path"),
+    "caption": ("caption", "captions", "title", "text"),
+}
 PERSON_COLUMN, GROUP_COLUMN, SPLIT_COLUMN = "person", "group", "split"
 # Keys of a record of CUHK-PEDES and ICFG-PEDES, and of RSTPReid: there `id` is a person.
 PUBLISHED = ({"id", "captions", "file_path"}, {"id", "captions", "img_path"})
@@ -46,6 +48,17 @@ class Record:
     folder: str = ""  # folder of the table that names the image, below the root of all images
     images: Path | None = None  # the root, where absolute paths below it are allowed
 
+    @property
+    def name(self) -> str:
+        """The name that tells its picture from all others; a DataError if it can have none."""
+        if self.place[1] != IN_FILE:
+            return printable(str(self.image))
+        # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
+        below = _below(self.image, self.images)
+        folder, name = (self.folder, self.image) if below is None else ("", below)
+        name = checked_image_name(name, self.where).replace("\\", "/")
+        return posixpath.normpath(posixpath.join(folder, name))
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -59,8 +72,7 @@ class Reader:
 
     def ref(self, name: str, place: Place) -> ImageRef:
         """Return the image of a name and a place."""
-        read = self.read
-        if place[1] == IN_FILE or read is None:
+        if place[1] == IN_FILE or (read := self.read) is None:
             return ImageRef.file(name, self.root, self.max_pixels)
         return ImageRef(name, lambda: io.BytesIO(read(place)), self.max_pixels)
 
@@ -76,8 +88,7 @@ def find_columns(available: Collection[str], config: PairsConfig, where: str) ->
     columns = other_columns(available, config, where)
     if "person" not in columns and "id" in available:
         log.info("%s: 'id' is not read as a person; if it is one, add --person-column id", where)
-    kinds = ("image", "caption")
-    return columns | {kind: find_column(available, config, kind, where) for kind in kinds}
+    return columns | {kind: find_column(available, config, kind, where) for kind in USUAL}
 
 
 def other_columns(available: Collection[str], config: PairsConfig, where: str) -> Columns:
@@ -96,8 +107,7 @@ def person_column(available: Collection[str], config: PairsConfig) -> str | None
     # An `id` is a person only in a published layout: in COCO and many others it numbers captions.
     # Taken for a person, it would put captions of one picture on both sides of a split.
     published = config.id_is_person or any(keys <= set(available) for keys in PUBLISHED)
-    named = config.person_column is None and "id" in available
-    return "id" if named and published else None
+    return "id" if published and config.person_column is None and "id" in available else None
 
 
 def _shown(names: Collection[str]) -> str:
@@ -111,21 +121,18 @@ def require_named(available: Collection[str], config: PairsConfig, where: str, *
     for kind in kinds:
         wanted = getattr(config, f"{kind}_column")
         if wanted is not None and wanted not in available:
-            raise DataError(
-                f"{where} has no column {wanted!r}, only {_shown(available)}; "
-                f"name one of them as {kind}_column"
-            )
+            problem = f"no column {wanted!r}, only {_shown(available)}"
+            raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
 
 
 def find_column(available: Collection[str], config: PairsConfig, kind: str, where: str) -> str:
     """Choose one column: the one that the settings name, or the only one with a usual name."""
     require_named(available, config, where, kind)
-    usual = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}[kind]
     named: str | None = getattr(config, f"{kind}_column")
-    found = [name for name in usual if name in available] if named is None else [named]
+    found = [name for name in USUAL[kind] if name in available] if named is None else [named]
     if len(found) == 1:
         return found[0]
-    problem = f"no {kind} column ({', '.join(usual)}), only {_shown(available)}"
+    problem = f"no {kind} column ({', '.join(USUAL[kind])}), only {_shown(available)}"
     if found:
         problem = f"several columns that may hold the {kind}: {_shown(found)}"
     raise DataError(f"{where} has {problem}; name one of them as {kind}_column")
@@ -137,25 +144,22 @@ def checked_rows(
     """Check records and yield those with a usable caption, as rows of `Pairs`."""
     empty = 0
     for record in records:
-        name, where = picture_name(record), record.where
+        name, where = record.name, record.where
         person = checked_person(record.person, where)
         group = checked_person(record.group, where, "group")
         empty += group is None
         if config.group_column is not None and person is not None:
-            raise DataError(
-                f"{where} names a person, and persons are never split; leave out --group-column "
-                f"{config.group_column}, or name another --person-column"
-            )
+            fix = f"leave out --group-column {config.group_column}, or name another --person-column"
+            raise DataError(f"{where} names a person, and persons are never split; {fix}")
         captions = checked_captions(record.caption, where, config.max_caption_chars, skipped)
         if captions:
             row = {"name": name, "captions": captions, "person": person, "group": group}
             number = pair_id(name, captions)
             yield row | {"split": record.split, "id": number, "place": record.place}
     if config.group_column is not None and empty:
-        raise DataError(
-            f"--group-column {config.group_column} is empty for {counted(empty, 'pair')}, which "
-            f"could stand on either side; fill it, or leave those pairs out"
-        )
+        problem = f"is empty for {counted(empty, 'pair')}, which could stand on either side"
+        fix = "fill it, or leave those pairs out"
+        raise DataError(f"--group-column {config.group_column} {problem}; {fix}")
 
 
 def printable(name: str) -> str:
@@ -181,9 +185,8 @@ def checked_image_name(value: object, where: str) -> str:
     if "\0" in value or not is_text(value):
         raise DataError(f"{where}: the image path {brief(value)} holds characters no path may have")
     if "://" in value:
-        raise DataError(
-            f"{where}: the image {brief(value)} is an address; download the images and name files"
-        )
+        fix = "download the images and name files"
+        raise DataError(f"{where}: the image {brief(value)} is an address; {fix}")
     # Data made on Windows has its separators and drives, which Path does not see elsewhere.
     foreign = PureWindowsPath(value)
     if foreign.root:  # any absolute path has one
@@ -192,21 +195,8 @@ def checked_image_name(value: object, where: str) -> str:
         problem = "climbs out of the image folder with '..'"
     else:
         return value
-    raise DataError(
-        f"{where}: the image path {brief(value)} {problem}; write it relative to the image "
-        f"folder, or name a folder that it lies under as --images"
-    )
-
-
-def picture_name(record: Record) -> str:
-    """Return the name that tells a record's picture from all others."""
-    if record.place[1] != IN_FILE:
-        return printable(str(record.image))
-    # A file has one name however its path is written: `a/./b.jpg` is `a/b.jpg`.
-    below = _below(record.image, record.images)
-    folder, name = (record.folder, record.image) if below is None else ("", below)
-    name = checked_image_name(name, record.where).replace("\\", "/")
-    return posixpath.normpath(posixpath.join(folder, name))
+    fix = "write it relative to the image folder, or name a folder that it lies under as --images"
+    raise DataError(f"{where}: the image path {brief(value)} {problem}; {fix}")
 
 
 def _below(path: object, images: Path | None) -> str | None:
@@ -226,9 +216,7 @@ def _below(path: object, images: Path | None) -> str | None:
     return None
 
 
-def checked_captions(
-    value: object, where: str, max_chars: int, skipped: Skipped
-) -> tuple[str, ...]:
+def checked_captions(value: object, where: str, longest: int, skipped: Skipped) -> tuple[str, ...]:
     """Return the usable captions of a record, stripped; `skipped` is told of each other one."""
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
@@ -236,31 +224,27 @@ def checked_captions(
     captions: list[str] = []
     for caption in values:
         try:
-            captions.append(_checked_caption(caption, where, max_chars))
+            captions.append(_checked_caption(caption, where, longest))
         except DataError as error:
             skipped.report(error)
     return tuple(captions)
 
 
-def _checked_caption(caption: object, where: str, max_chars: int) -> str:
+def _checked_caption(caption: object, where: str, longest: int) -> str:
     if isinstance(caption, DataError):  # there is none, or the reader found none
         raise caption
     if not isinstance(caption, str):
-        raise DataError(
-            f"{where}: the caption is {brief(caption)}, not a string or a list of strings; "
-            f"write the caption as text"
-        )
-    if len(caption) > max_chars:
-        raise DataError(
-            f"{where}: the caption has {len(caption)} characters, more than the {max_chars} "
-            f"allowed; shorten it or raise max_caption_chars"
-        )
-    if not any(character.isalnum() for character in caption) or not is_text(caption):
-        raise DataError(
-            f"{where}: the caption {brief(caption)} holds no word that could be masked; "
-            f"write one or remove it"
-        )
-    return caption.strip()
+        problem = f"is {brief(caption)}, not a string or a list of strings"
+        fix = "write the caption as text"
+    elif len(caption) > longest:
+        problem = f"has {len(caption)} characters, more than the {longest} allowed"
+        fix = "shorten it or raise max_caption_chars"
+    elif not any(character.isalnum() for character in caption) or not is_text(caption):
+        problem = f"{brief(caption)} holds no word that could be masked"
+        fix = "write one or remove it"
+    else:
+        return caption.strip()
+    raise DataError(f"{where}: the caption {problem}; {fix}")
 
 
 def checked_person(value: object, where: str, what: str = "person") -> str | None:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +31,11 @@ from maskery.data.pairs.records import (
     brief,
     find_columns,
     person_column,
-    picture_name,
     read_row,
 )
 
-WHITE_SPACE = b" \t\r\n"
+ReadTable: TypeAlias = Callable[[Path, PairsConfig], Iterator[Record]]
+
 # Row groups whose images stay in memory: a few, as each may hold hundreds of megabytes.
 GROUPS_KEPT = 4
 # What pyarrow raises on damaged files.
@@ -49,13 +49,7 @@ def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
     return path.parent.relative_to(root).as_posix()
 
 
-def _open_text(
-    read: Callable[[Path, PairsConfig], Iterator[Record]],
-    paths: Sequence[Path],
-    config: PairsConfig,
-    root: Path,
-) -> Reader:
-    """Open tables that are read by one of the two functions below."""
+def _open_text(read: ReadTable, paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
@@ -70,10 +64,8 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     """Read a table whose header is separated by tabs or by commas."""
     reader: Any = None
     try:
-        with (
-            explained(f"{path} cannot be read", "correct the path"),
-            path.open(encoding="utf-8-sig", newline="") as file,
-        ):
+        reading = explained(f"{path} cannot be read", "correct the path")
+        with reading, path.open(encoding="utf-8-sig", newline="") as file:
             start = file.readline()  # the header decides; the reader below starts anew
             file.seek(0)
             # open_clip writes tabs into files called .csv.
@@ -85,10 +77,8 @@ def csv_records(path: Path, config: PairsConfig) -> Iterator[Record]:
             for row in filter(None, reader):
                 where = f"{path}, line {reader.line_num}"
                 if len(row) != len(header):
-                    raise DataError(
-                        f"{where}: {len(row)} fields where the header has {len(header)}; quote "
-                        f"fields that hold the separator"
-                    )
+                    problem = f"{len(row)} fields where the header has {len(header)}"
+                    raise DataError(f"{where}: {problem}; quote fields that hold the separator")
                 yield read_row(dict(zip(header, row, strict=True)), columns, where)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not valid UTF-8 ({error.reason}); save it as UTF-8") from error
@@ -103,22 +93,17 @@ def json_records(path: Path, config: PairsConfig) -> Iterator[Record]:
     first: dict[str, str | None] = {}
     for row, where in _json_rows(path):
         if not isinstance(row, dict):
-            raise DataError(
-                f"{where}: found {brief(row)} where an object with image and caption is expected"
-            )
+            expected = "an object with image and caption is expected"
+            raise DataError(f"{where}: found {brief(row)} where {expected}")
         split = None if row.get(SPLIT_COLUMN) is None else SPLIT_COLUMN
         named = {"split": split, "person": person_column(row, config)}
         if not first:
             columns, first = find_columns(row, config, where), named
         for kind in (kind for kind, key in named.items() if key != first[kind]):
-            found, expected = (
-                f"no {kind}" if keys[kind] is None else f"a {kind} as {keys[kind]!r}"
-                for keys in (named, first)
-            )
-            raise DataError(
-                f"{where}: the record has {found} and the first one {expected}; name the {kind} "
-                f"in every record, under one key, or in none"
-            )
+            keys = named[kind], first[kind]
+            found, expected = (f"a {kind} as {key!r}" if key else f"no {kind}" for key in keys)
+            fix = f"name the {kind} in every record, under one key, or in none"
+            raise DataError(f"{where}: the record has {found} and the first one {expected}; {fix}")
         yield read_row(row, columns, where)
 
 
@@ -127,9 +112,8 @@ def read_json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: byte {error.start} is not valid UTF-8; save the file as UTF-8"
-        ) from error
+        problem = f"byte {error.start} is not valid UTF-8"
+        raise DataError(f"{where}: {problem}; save the file as UTF-8") from error
     except RecursionError as error:
         raise DataError(f"{where}: the JSON is nested too deeply; flatten it") from error
     except ValueError as error:
@@ -144,7 +128,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
         for number, line in enumerate(file, start=1):
             # Windows programs write a mark at the start.
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            start = text.strip(WHITE_SPACE)
+            start = text.strip(b" \t\r\n")
             if start[:1] == b"[" and not of_lines:
                 # Blank lines before it count, for messages about places in it.
                 whole = b"\n" * (number - 1) + text + file.read()
@@ -153,10 +137,8 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
             elif start:
                 of_lines, where = True, f"{path}, line {number}"
                 if start == b"{":
-                    raise DataError(
-                        f"{where}: an object over several lines; expected a list of records, "
-                        f"or one record on each line"
-                    )
+                    fix = "expected a list of records, or one record on each line"
+                    raise DataError(f"{where}: an object over several lines; {fix}")
                 yield read_json(text, where), where
 
 
@@ -178,7 +160,7 @@ def open_parquet(paths: Sequence[Path], config: PairsConfig, root: Path) -> Read
 
         def file(path: object) -> ImageRef:
             record = Record(image=path, where=where, folder=table.folder, images=config.images)
-            return ImageRef.file(picture_name(record), images)
+            return ImageRef.file(record.name, images)
 
         group = int(np.searchsorted(table.first_rows, row, side="right")) - 1
         value = group_of(number, group)[row - int(table.first_rows[group])].as_py()
@@ -225,10 +207,8 @@ class Table:
         is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
         if not (is_bytes or is_struct or self.is_path):
-            raise DataError(
-                f"{path}: column {self.image!r} is of type {kind}; expected bytes, "
-                f"paths, or Hugging Face's struct of both"
-            )
+            expected = "expected bytes, paths, or Hugging Face's struct of both"
+            raise DataError(f"{path}: column {self.image!r} is of type {kind}; {expected}")
 
     def records(self) -> Iterator[Record]:
         """Yield every row, without its image bytes."""
@@ -238,8 +218,7 @@ class Table:
         with _sound(self.path):
             # Captions are short: thousands of rows are a few megabytes.
             batches = pq.ParquetFile(self.path).iter_batches(batch_size=4096, columns=wanted)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows):
+            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
                 yield self._record(row, number)
 
     def _record(self, row: dict[str, Any], number: int) -> Record:

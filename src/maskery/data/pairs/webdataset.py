@@ -20,8 +20,6 @@ from maskery.data.pairs.tables import read_json
 
 log = logging.getLogger(__name__)
 
-# A tar file is made of blocks of this many bytes.
-BLOCK = 512
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
 # Members that hold a name or settings of the next one: `tarfile` reads them at once.
@@ -40,9 +38,8 @@ Members: TypeAlias = dict[str, tarfile.TarInfo]
 def open_webdataset(paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
     """Open one or more shards."""
     if config.images is not None:
-        raise DataError(
-            f"images is {config.images}, but tar shards hold their images themselves; leave it out"
-        )
+        problem = f"images is {config.images}, but tar shards hold their images themselves"
+        raise DataError(f"{problem}; leave it out")
 
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
@@ -86,18 +83,14 @@ class Shard:
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Yield the regular files; an unsound shard is refused, not read in part."""
         end, problem = 0, f"{self.path} is not a sound, uncompressed tar file"
-        with (
-            explained(problem, "restore or decompress it", *UNSOUND),
-            tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive,
-        ):
+        reading = explained(problem, "restore or decompress it", *UNSOUND)
+        with reading, tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
-                blocks = -(-member.size // BLOCK) if member.isreg() else 0
-                end = member.offset_data + blocks * BLOCK
+                blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() else 0
+                end = member.offset_data + blocks * tarfile.BLOCKSIZE
                 if not (member.isreg() or member.isdir()) or member.issparse():
-                    raise DataError(
-                        f"{self.path}: member {member.name!r} is a link, a device or sparse; pack "
-                        f"the file itself"
-                    )
+                    problem = f"member {member.name!r} is a link, a device or sparse"
+                    raise DataError(f"{self.path}: {problem}; pack the file itself")
                 if member.isreg():
                     yield member
                 # The archive would remember every member.
@@ -108,11 +101,9 @@ class Shard:
         self.file.seek(min(end, size))
         while chunk := self.file.read(1 << 20):
             if chunk.count(0) < len(chunk):
-                raise DataError(
-                    f"{self.path} is damaged at byte {end}, or two shards were joined there; "
-                    f"restore it"
-                )
-        if size - end < BLOCK:
+                problem = f"is damaged at byte {end}, or two shards were joined there"
+                raise DataError(f"{self.path} {problem}; restore it")
+        if size - end < tarfile.BLOCKSIZE:
             raise DataError(f"{self.path} is cut short: its end mark is missing; restore it")
 
     def samples(self) -> Iterator[tuple[str, Members]]:
@@ -148,10 +139,8 @@ class Shard:
         images = [s for s in members if (s in SUFFIXES if asked is None else s == asked)]
         if len(images) != 1:
             found = ", ".join(f".{suffix}" for suffix in members)
-            raise DataError(
-                f"{where} has {len(images)} images among its members ({found}); one is expected, "
-                f"or name the suffix as image_column"
-            )
+            fix = "one is expected, or name the suffix as image_column"
+            raise DataError(f"{where} has {len(images)} images among its members ({found}); {fix}")
         image = members[images[0]]
         caption, row = self._annotation(members, where)
         columns = other_columns(row, self.config, where) if row else {}
@@ -171,9 +160,8 @@ class Shard:
             if "txt" in members and self.config.caption_column is None:
                 return self._text(members["txt"]).decode("utf-8-sig"), row
             if not row:
-                raise DataError(
-                    f"{where} has neither a .txt nor a .json member with its caption; add one"
-                )
+                problem = "has neither a .txt nor a .json member with its caption"
+                raise DataError(f"{where} {problem}; add one")
             return row[find_column(row, self.config, "caption", where)], row
         except UnicodeDecodeError:
             return DataError(f"{where}: its .txt member is not valid UTF-8; mend it"), row
@@ -183,9 +171,7 @@ class Shard:
 
     def _text(self, member: tarfile.TarInfo) -> bytes:
         if member.size > MAX_TEXT_BYTES:
-            raise DataError(
-                f"{self.path}: member {member.name!r} has {member.size} bytes, more than the "
-                f"{MAX_TEXT_BYTES} allowed for text; shorten it"
-            )
+            problem = f"has {member.size} bytes, more than the {MAX_TEXT_BYTES} allowed for text"
+            raise DataError(f"{self.path}: member {member.name!r} {problem}; shorten it")
         self.file.seek(member.offset_data)
         return self.file.read(member.size)

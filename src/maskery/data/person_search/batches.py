@@ -50,8 +50,7 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         # An id for each caption, from its pair's id and its place there.
         place = np.arange(len(owners)) - np.searchsorted(owners, owners, side="left")
         spread = (place.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_GAMMA)
-        ids = mix(pairs.ids[owners] + spread)
-        super().__init__(read, ids, owners, *sizes, seed)
+        super().__init__(read, mix(pairs.ids[owners] + spread), owners, *sizes, seed)
         self.persons = pairs.persons[owners]
         self.weak_pair_probability = weak_pair_probability
         # The captions of each person, person after person.
@@ -70,15 +69,12 @@ class PersonSource(PicturedExamples[ViewedPersons]):
     ) -> Sequence[ViewedPersons | StandIn[ViewedPersons]]:
         """Return one process's share of a step; see `PicturedExamples.micro_batches`."""
         if self.step_size < world_size:
-            raise ConfigError(
-                f"a step has {self.step_size} pairs and there are {world_size} processes: each "
-                f"needs one at least; raise --batch-pairs"
-            )
+            problem = f"a step has {self.step_size} pairs and there are {world_size} processes"
+            raise ConfigError(f"{problem}: each needs one at least; raise --batch-pairs")
         return super().micro_batches(epoch, step, rank=rank, world_size=world_size)
 
     def batch(self, chosen: Ints, epoch: int = 0, crowd: Ints | None = None) -> ViewedPersons:
         """Return the batch of some captions in an epoch, and the persons of the crowd."""
-        crowd_ids = torch.from_numpy(self.persons[chosen if crowd is None else crowd])
         members, images = self.readable(chosen, epoch)
         ids = self.ids[members]
         # Each caption itself or, by chance, any of its person.
@@ -97,5 +93,5 @@ class PersonSource(PicturedExamples[ViewedPersons]):
             text2=self.captions.batch(others, ids),
             person_ids=torch.from_numpy(persons),
             replaced=torch.from_numpy(replaced.astype(np.int64)),
-            crowd_ids=crowd_ids,
+            crowd_ids=torch.from_numpy(self.persons[chosen if crowd is None else crowd]),
         )

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
     records, missing = without_missing(records, images, config)
     notes = [noise, leaks, missing]
     by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
-    _need_expected_splits(config, by_split)
+    _need_all_splits(config, by_split)
     skipped = Skipped("caption", config.on_bad_caption)
     for split, found in by_split.items():
         by_split[split], note = merge_pictures(found, config, skipped)
@@ -66,14 +65,11 @@ def open_person_search(config: PersonSearchDataConfig) -> PersonSearchData:
 
 
 def _image_folder(config: PersonSearchDataConfig) -> Path:
-    """Return the folder of the images."""
     root = config.root.parent if config.root.is_file() else config.root
     folder = config.images or root / LAYOUTS[config.dataset].images
     if not folder.is_dir():
-        raise DataError(
-            f"there is no folder '{folder}' with the images; put them there, or name another "
-            f"as --images"
-        )
+        fix = "put them there, or name another as --images"
+        raise DataError(f"there is no folder '{folder}' with the images; {fix}")
     return folder
 
 
@@ -81,28 +77,24 @@ def leaks_note(records: Sequence[Record]) -> str:
     """Refuse images that are in two splits; returns a warning about ids that are, or ""."""
     if leaks := _in_several_splits((record.image, record.split) for record in records):
         name, (one, other, *_) = next(iter(leaks.items()))
-        raise DataError(
-            f"in two splits: {counted(len(leaks), 'image')}, first {brief(name)} in {one} and "
-            f"{other}; what is measured on would be trained on; remove it from one of them"
-        )
+        found = f"{counted(len(leaks), 'image')}, first {brief(name)} in {one} and {other}"
+        fix = "what is measured on would be trained on; remove it from one of them"
+        raise DataError(f"in two splits: {found}; {fix}")
     shared = _in_several_splits((record.person, record.split) for record in records)
     if not shared:
         return ""
-    return (
-        f"in more than one split: {counted(len(shared), 'id')}, first {next(iter(shared))}; they "
-        f"count as different persons, as in datasets that number each split anew; where they are "
-        f"the same persons, figures on held-out people would be too good"
-    )
+    found = f"{counted(len(shared), 'id')}, first {next(iter(shared))}"
+    meaning = "they count as different persons, as in datasets that number each split anew"
+    risk = "where they are the same persons, figures on held-out people would be too good"
+    return f"in more than one split: {found}; {meaning}; {risk}"
 
 
 def _need_two_persons(records: Sequence[Record], what: str) -> None:
     """Refuse a split in which nobody can be mistaken: all of its figures would be 100%."""
     count = len({record.person for record in records})
     if count < 2:
-        raise DataError(
-            f"{what} shows {counted(count, 'different person')}: nobody to tell "
-            f"anyone from; bring at least 2"
-        )
+        problem = f"{what} shows {counted(count, 'different person')}: nobody to tell anyone from"
+        raise DataError(f"{problem}; bring at least 2")
 
 
 def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
@@ -115,10 +107,8 @@ def drop_copies(by_split: dict[str, list[Record]], images: Path) -> list[str]:
         kept = [record for record, own in zip(found, hashes, strict=True) if own not in held]
         held.update(hashes)
         if count := len(found) - len(kept):
-            notes.append(
-                f"left out of the {split} split: {counted(count, 'picture')}, held out as well "
-                f"under other names (links, or files of equal bytes)"
-            )
+            why = "held out as well under other names (links, or files of equal bytes)"
+            notes.append(f"left out of the {split} split: {counted(count, 'picture')}, {why}")
             what = f"without its {counted(count, 'copy', 'copies')}, the {split} split"
             _need_two_persons(kept, what)
         by_split[split] = kept
@@ -132,10 +122,8 @@ def shared_captions(by_split: Mapping[str, Sequence[Record]]) -> str:
         shared |= _in_several_splits((c, r.person) for r in found for c in r.caption)
     if not shared:
         return ""
-    return (
-        f"describe several persons word for word: {counted(len(shared), 'caption')}, first "
-        f"{brief(next(iter(shared)))}: no search can tell whom they mean"
-    )
+    told = f"{counted(len(shared), 'caption')}, first {brief(next(iter(shared)))}"
+    return f"describe several persons word for word: {told}: no search can tell whom they mean"
 
 
 def _in_several_splits(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -160,17 +148,13 @@ def without_missing(
     if count == len(found):
         raise DataError(f"{note}; name the folder that {brief(first.image)} lies in as --images")
     if config.missing_images == "fail":
-        raise DataError(
-            f"{note}, first {brief(first.image)} ({first.where}); bring them, or go on without "
-            f"them with --missing-images skip"
-        )
+        fix = "bring them, or go on without them with --missing-images skip"
+        raise DataError(f"{note}, first {brief(first.image)} ({first.where}); {fix}")
     kept = [record for record in records if found[record.image]]
     return kept, f"{note} and are left out, first {brief(first.image)}"
 
 
-def _need_expected_splits(
-    config: PersonSearchDataConfig, by_split: dict[str, list[Record]]
-) -> None:
+def _need_all_splits(config: PersonSearchDataConfig, by_split: dict[str, list[Record]]) -> None:
     """Refuse annotations that lack a split that the published dataset has."""
     layout = LAYOUTS[config.dataset]
     absent = [split for split in layout.splits if not by_split[split]]
@@ -186,22 +170,11 @@ def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Reco
     # By persons, and by a hash: nobody is on both sides, and every run has the same sides.
     groups = group_ids_of([f"person\0{record.person}" for record in records])
     if (count := len(np.unique(groups))) < 4:
-        raise DataError(
-            f"the training split shows {count} persons, and there is no validation split: at "
-            f"least 4 are needed, two to learn from and two to choose the best epoch by"
-        )
+        problem = f"the training split shows {count} persons, and there is no validation split"
+        rule = "at least 4 are needed, two to learn from and two to choose the best epoch by"
+        raise DataError(f"{problem}: {rule}")
     train, held = split_pairs(groups, share)
     return [records[i] for i in train], [records[i] for i in held]
-
-
-def _usable(
-    captions: list[Any], where: str, config: PersonSearchDataConfig, skipped: Skipped
-) -> tuple[str, ...]:
-    """Return the usable captions of a record, cleaned."""
-    if config.clean_captions:
-        most = config.max_words
-        captions = [clean_caption(c, most) if isinstance(c, str) else c for c in captions]
-    return checked_captions(captions, where, PairsConfig().max_caption_chars, skipped)
 
 
 def merge_pictures(
@@ -223,19 +196,17 @@ def merge_pictures(
         known.update(text for text in fresh if isinstance(text, str))
         if first is not record:
             if record.person != first.person:
-                raise DataError(
-                    f"image {brief(record.image)} is said to show person {first.person} "
-                    f"({first.where}) and person {record.person} ({record.where}); correct the "
-                    f"one that is wrong"
-                )
+                one, other = (f"person {r.person} ({r.where})" for r in (first, record))
+                problem = f"image {brief(record.image)} is said to show {one} and {other}"
+                raise DataError(f"{problem}; correct the one that is wrong")
             joined, repeated = joined + 1, repeated + len(own) - len(fresh)
             if own and not fresh:
                 continue
-        captions += _usable(fresh, record.where, config, skipped)
+        if config.clean_captions:
+            fresh = [clean_caption(c, config.max_words) if isinstance(c, str) else c for c in fresh]
+        captions += checked_captions(fresh, record.where, PairsConfig().max_caption_chars, skipped)
     merged = [replace(first, caption=own) for first, _, own in pictures.values() if own]
     left_out = f"; captions left out that it had already: {repeated:,}" if repeated else ""
-    note = (
-        f"records that name the picture of an earlier one: {joined:,}; each picture counts once, "
-        f"with the captions of all its records{left_out}"
-    )
-    return merged, note if joined else ""
+    note = f"records that name the picture of an earlier one: {joined:,}"
+    rule = "each picture counts once, with the captions of all its records"
+    return merged, f"{note}; {rule}{left_out}" if joined else ""

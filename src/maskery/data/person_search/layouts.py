@@ -17,7 +17,7 @@ import numpy as np
 
 from maskery.core.errors import DataError, counted, explained
 from maskery.data.pairs.config import PairsConfig
-from maskery.data.pairs.records import Record, brief, checked_person, picture_name
+from maskery.data.pairs.records import Record, brief, checked_person
 from maskery.data.pairs.tables import json_records, read_json
 from maskery.data.person_search.config import SPLITS, DatasetName, PersonSearchDataConfig
 
@@ -33,10 +33,8 @@ def keyed_records(path: Path, _: PairsConfig, *, flat: bool) -> Iterator[Record]
         found = read_json(path.read_bytes(), str(path))
     for named in found if isinstance(found, list) else [found]:
         if not isinstance(named, dict):
-            raise DataError(
-                f"{path} holds {brief(named)} where an object from pictures to their captions "
-                f"must stand; correct it"
-            )
+            expected = "an object from pictures to their captions"
+            raise DataError(f"{path} holds {brief(named)} where {expected} must stand; correct it")
         for name, value in named.items():
             captions = value
             if isinstance(value, dict):
@@ -106,10 +104,9 @@ def read_annotations(config: PersonSearchDataConfig) -> Iterator[Record]:
         except DataError as error:
             for other, its in LAYOUTS.items() if "has no column" in str(error) else ():
                 if its.image_key != layout.image_key and repr(its.image_key) in str(error):
-                    raise DataError(
-                        f"{path}: its records name the image {its.image_key!r} as {its.title} "
-                        f"does, not {layout.image_key!r} as {layout.title}; give --dataset {other}"
-                    ) from error
+                    found = f"its records name the image {its.image_key!r} as {its.title} does"
+                    asked = f"not {layout.image_key!r} as {layout.title}; give --dataset {other}"
+                    raise DataError(f"{path}: {found}, {asked}") from error
             raise
 
 
@@ -141,22 +138,17 @@ def _checked(layout: Layout, record: Record, split: str | None) -> Record:
     if named is None and (layout.image_key == "image" or layout.splits == TRAIN):
         named = "train"
     if named not in SPLITS:
-        raise DataError(
-            f"{record.where}: the split is {brief(named)}; it must be one of {', '.join(SPLITS)}"
-        )
+        rule = f"it must be one of {', '.join(SPLITS)}"
+        raise DataError(f"{record.where}: the split is {brief(named)}; {rule}")
     if split is not None and record.split not in (None, split):
-        raise DataError(
-            f"{record.where}: the split is {brief(record.split)} in the file of {split}; move the "
-            f"record to the file of its split"
-        )
+        problem = f"the split is {brief(record.split)} in the file of {split}"
+        raise DataError(f"{record.where}: {problem}; move the record to the file of its split")
     person = checked_person(record.person, record.where)
     if person is None:
-        raise DataError(
-            f"{record.where}: no person is named; person search needs an id for each image"
-        )
+        rule = "person search needs an id for each image"
+        raise DataError(f"{record.where}: no person is named; {rule}")
     captions = record.caption if isinstance(record.caption, list) else [record.caption]
-    name = picture_name(record)
-    return replace(record, split=named, person=person, image=name, caption=captions)
+    return replace(record, split=named, person=person, image=record.name, caption=captions)
 
 
 def exchanged(records: Sequence[Record], path: Path) -> tuple[list[Record], str]:
@@ -172,11 +164,10 @@ def exchanged(records: Sequence[Record], path: Path) -> tuple[list[Record], str]
         raise DataError(f"the noise file '{path}' is no .npy that can be read: {error}") from error
     is_whole = index.shape == (count,) and index.dtype.kind in "iu"
     if not is_whole or (count and not 0 <= index.min() <= index.max() < count):
-        raise DataError(
-            f"the noise file '{path}' has the shape {index.shape} of {index.dtype}: it must hold a "
-            f"number from 0 to {count - 1} for each of the {count:,} training captions; name the "
-            f"file that was made for this dataset"
-        )
+        rule = f"a number from 0 to {count - 1} for each of the {count:,} training captions"
+        fix = "name the file that was made for this dataset"
+        shape = f"has the shape {index.shape} of {index.dtype}"
+        raise DataError(f"the noise file '{path}' {shape}: it must hold {rule}; {fix}")
     given = iter([captions[i] for i in index.tolist()])
     moved = int((index != np.arange(len(index))).sum())
     return [

@@ -30,8 +30,8 @@ from maskery.data.batching import (
     TextSource,
     cut_by_sum,
     cut_windows,
-    over_budget,
     random_order,
+    require_budget,
 )
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.shards.manifest import TOKENIZER, LengthCounts, Manifest, ShardEntry, read_shards
@@ -73,8 +73,7 @@ class TokenShards:
                 "with a larger --held-out-share"
             )
         # The same ones in every run, whatever its seed.
-        names = np.arange(len(entries), dtype=np.uint64)
-        order = random_order(names, position=HELD_OUT_ORDER, seed=0, epoch=0)
+        order = random_order(np.arange(len(entries)), position=HELD_OUT_ORDER, seed=0, epoch=0)
         tokens = np.cumsum([entries[number].tokens for number in order])
         # One is read whole, however many tokens it has.
         count = max(1, int(np.searchsorted(tokens, max_tokens, side="right")))
@@ -235,7 +234,7 @@ class ShardSource:
 
 def shard_blocks(num_shards: int, together: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Put the shards in the random order of an epoch, in blocks of `together`."""
-    numbers = np.arange(num_shards, dtype=np.uint64)
+    numbers = np.arange(num_shards)
     order = random_order(numbers, position=SHARD_ORDER, seed=seed, epoch=epoch).tolist()
     return [order[first : first + together] for first in range(0, num_shards, together)]
 
@@ -278,8 +277,7 @@ def count_steps(histogram: Ints, *, batch_tokens: int, layout: Layout) -> int:
     if not len(present):
         return 0
     longest = int(present[-1])
-    if longest > batch_tokens:
-        raise over_budget(longest, batch_tokens)
+    require_budget(batch_tokens, longest)
     if layout == "padded":
         return len(padded_cuts(histogram, batch_tokens)) - 1
     tokens = int(present @ histogram[present])
