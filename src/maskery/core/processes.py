@@ -48,8 +48,7 @@ class Processes:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sum a few numbers over all processes, each by itself, in float64."""
-        total: list[float] = self.add(torch.tensor(values, dtype=torch.float64)).tolist()
-        return total
+        return self.add(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return the numbers of each process, equally many, by rank; in float64."""

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+import pkgutil
 import re
 import sys
 import traceback
@@ -70,8 +71,7 @@ class Registry(Generic[T]):
             self.check(choice)
             found = self._things.get(choice)
             if isinstance(found, str):
-                module, _, attribute = found.partition(":")
-                return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+                return pkgutil.resolve_name(found)  # type: ignore[no-any-return]
             if found is None:
                 found = load_plugin(choice, flag=self.flag, contract=self.contract)
         if not self._fits(found):
@@ -130,9 +130,8 @@ def trust(choices: Iterable[str]) -> None:
     for choice in choices:
         match = PLUGIN.fullmatch(choice)
         if match is None:
-            raise PluginError(
-                f"--trust is '{choice}': it must be FILE.py:NAME, as config.yaml says"
-            )
+            rule = "it must be FILE.py:NAME, as config.yaml says"
+            raise PluginError(f"--trust is '{choice}': {rule}")
         _named.add((_module_name(Path(match["file"])), match["name"]))
 
 

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -60,9 +60,8 @@ def is_main_process() -> bool:
 
 def keep_freed_memory() -> bool:
     """Let large tensors come from memory that this process has had before, where glibc can."""
-    # By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
-    # step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
-    # grow.
+    # Else glibc returns every tensor of more than 32 MB to the system when it is freed, and a step
+    # on a CPU waits while its pages come back, filled with zeros. Peak memory may grow.
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -76,9 +75,8 @@ def keep_freed_memory() -> bool:
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import what a command needs in about two thirds of the time (`benchmarks/start_up.py`)."""
-    # Importing torch and Transformers makes millions of objects that stay, and the collector goes
-    # over all of them again and again. Here it waits, and what is there at the end of the first
-    # such block is left out of every later pass too.
+    # Importing torch makes millions of objects that stay, and the collector goes over them again
+    # and again. Here it waits, and leaves out for good what is there at the first block's end.
     if not gc.isenabled():
         yield
         return
@@ -95,22 +93,19 @@ class Interrupted(KeyboardInterrupt):
     """A signal, by its number, ends work in its midst; whatever Ctrl-C undoes is undone."""
 
 
-class StopSignals:
+class StopSignals(ExitStack):
     """Remembers the first signal; a second one ends the process. A context manager."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received: int | None = None  # the number of the first signal
         self._at = 0.0
         self._interrupts = False
 
     def __enter__(self) -> Self:
         taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        self._handled = _handled(taken, self.handle)
-        self._handled.__enter__()
+        self.enter_context(_handled(taken, self.handle))
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handled.__exit__(None, None, None)
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
