@@ -11,8 +11,6 @@ from maskery.core.registry import plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
-Quoting = Literal["auto", "on", "off"]
-TokenizerKind = Literal["wordpiece", "bpe", "unigram", "bert-uncased"]
 AUTO: Literal["auto"] = "auto"
 # The command line and config.yaml have strings only; in Python a reader may be an object.
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ class CorpusConfig(Settings):
     reaches into records, and title,body (or title body, after the corpus) joins several columns."""
     join: str = r"\n"
     r"""Put between joined columns; \n is a line end, \t a tab."""
-    quoting: Quoting = AUTO
+    quoting: Literal["auto", "on", "off"] = AUTO
     """Quotes in tables: on, they may enclose fields with separators and line ends; off, they are
     text. auto: on in .csv, off in .tsv."""
     encoding: str = "utf-8"
@@ -154,7 +152,7 @@ class VocabularyConfig(Settings):
 
     vocab_size: Annotated[int, Range(100)] = 8000
     """Most pieces of the vocabulary that --model scratch:... learns."""
-    tokenizer: TokenizerKind = "wordpiece"
+    tokenizer: Literal["wordpiece", "bpe", "unigram", "bert-uncased"] = "wordpiece"
     """Kind of pieces that --model scratch:... learns. wordpiece; bpe: of bytes; unigram: bytes for
     what is rare. The last two know any character and keep every space. bert-uncased: wordpiece in
     lower case and without accents, as earlier versions made it."""

@@ -40,13 +40,10 @@ OURS: dict[str, Any] = {
     "parquet": f"{RECORDS}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
-SUFFIXES = dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text") | {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
+SUFFIXES = {
+    **dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text"),
+    **dict.fromkeys([".jsonl", ".ndjson"], "jsonl"),
+    **{f".{name}": name for name in ("json", "csv", "tsv", "parquet")},
 }
 # A README or a log lies in many folders of data without being data; these count when they are
 # named, or matched by a glob that ends in their suffix.

@@ -183,7 +183,9 @@ def decoded_blocks(
             if strict and "\0" in text:
                 raise UnicodeError("a NUL character")
         except UnicodeError as error:
-            raise _bad_text(name, state, data, offset, source, head, bool(on_bad_text)) from error
+            place, bad = _first_bad(name, state, data)
+            problem = _bad_text(name, bad, head, skippable=on_bad_text is not None)
+            raise DataError(f"{source}: byte {offset + place} {problem}") from error
         # Files with a mark that were put end to end have marks inside.
         yield newlines.decode(text.replace("\ufeff", ""), not data)
         if not data:
@@ -259,17 +261,8 @@ def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]
     return name, 0
 
 
-def _bad_text(
-    name: str,
-    state: tuple[bytes, int],
-    data: bytes,
-    offset: int,
-    source: str,
-    head: bytes,
-    skippable: bool,  # with --on-bad-text
-) -> DataError:
-    """Return the error for the first bad text of a block that is known to have some."""
-    place, bad = _first_bad(name, state, data)
+def _bad_text(name: str, bad: bytes | None, head: bytes, *, skippable: bool) -> str:
+    """Return the end of a message: a bad byte or, None, a NUL character, and the fix."""
     if looks := next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), ""):
         fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
     elif bad is None:
@@ -279,7 +272,7 @@ def _bad_text(
         fix = "pass the --encoding the file is in (such as cp1252, latin-1 or utf-16)"
         fix += ", or --on-bad-text skip or replace" * skippable
     what = "is a NUL character" if bad is None else f"is not valid {name} (0x{bad.hex()})"
-    return DataError(f"{source}: byte {offset + place} {what}; {fix}")
+    return f"{what}; {fix}"
 
 
 def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, bytes | None]:

@@ -106,10 +106,6 @@ class Epoch:
         block = int(np.searchsorted(self.firsts, step, side="right")) - 1
         return block, step - int(self.firsts[block])
 
-    def block_steps(self, block: int) -> int:
-        """Return the number of steps of a block."""
-        return int(self.firsts[block + 1] - self.firsts[block])
-
 
 class ShardSource:
     """The batches of a run over shards; implements `core.task.BatchSource`.
@@ -224,7 +220,8 @@ class ShardSource:
         order = window_order(numbers, num_windows, seed=seed, epoch=epoch)
         if layout == "padded":
             order = order[np.argsort(source.lengths[order], kind="stable")]
-        first, steps = int(known.firsts[block]), known.block_steps(block)
+        first = int(known.firsts[block])
+        steps = int(known.firsts[block + 1]) - first
         boundaries = cut_exactly(source.lengths[order], steps, batch_tokens=budget, layout=layout)
         plan = Plan(order=order, boundaries=boundaries)
         if layout == "padded":  # steps of like length are neighbours until then
