@@ -13,7 +13,7 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import BLOCK_BYTES, Example, Reading, ReadingReport, examples
 from maskery.data.corpus.files import find_files, hub_name
 from maskery.data.corpus.formats import format_of, is_portable, read_texts, split_suffix
-from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.streams import cannot_read, named_in_errors
 
 if TYPE_CHECKING:
     from maskery.data.corpus.dataset_corpus import GivenTexts
@@ -227,8 +227,5 @@ def _content_hash(path: Path) -> bytes:
     """Hash a file's content; of a remote one, what it is known by, without reading it."""
     if stamp := getattr(path, "stamp", None):
         return blake2b(f"{path} {stamp}".encode(), digest_size=32).digest()
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with named_in_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()

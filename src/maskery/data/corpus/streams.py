@@ -116,6 +116,15 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 
 
 @contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file in the block into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+@contextmanager
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
 ) -> Iterator[io.BufferedReader]:
@@ -123,11 +132,8 @@ def open_stream(
 
     `on_read` is told the bytes of the file, before decompression, as they are read.
     """
-    try:
-        # Unbuffered, so that no more is read than is counted.
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with named_in_errors(path):
+        file = path.open("rb", buffering=0)  # so that no more is read than is counted
     with file:
         blocks = _file_blocks(path, file, on_read, span or (0, sys.maxsize))
         yield io.BufferedReader(BlockStream(blocks), CHUNK_BYTES)

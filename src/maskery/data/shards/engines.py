@@ -92,8 +92,8 @@ def _start_worker(job: Job) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
-    sentinel = parent.sentinel
-    threading.Thread(target=lambda: wait([sentinel]) and os._exit(1), daemon=True).start()
+    ended = partial(wait, [parent.sentinel])
+    threading.Thread(target=lambda: ended() and os._exit(1), daemon=True).start()
     _worker = job
 
 

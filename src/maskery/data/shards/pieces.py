@@ -31,7 +31,7 @@ from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
 from maskery.data.corpus.record_files import parquet_errors
-from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.streams import named_in_errors
 from maskery.data.shards.manifest import ShardEntry, check_sound, is_count, write_bytes, write_shard
 from maskery.data.shards.places import find_damage
 from maskery.data.store import Documents
@@ -57,7 +57,6 @@ RECORDS = "records"
 # more characters than bytes, and stays below.
 OVERFULL = 1.25
 
-Kind = Literal["whole", "bytes", "row groups"]
 RecordT = TypeVar("RecordT")
 Done = tuple[int, int, list[str]]
 
@@ -71,7 +70,7 @@ class Span:
 
     file: int
     size: int  # about its bytes
-    kind: Kind = "whole"
+    kind: Literal["whole", "bytes", "row groups"] = "whole"
     start: int = 0
     end: int = 0
 
@@ -142,20 +141,17 @@ def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> in
         return min(max(offset, 0), size)
     pattern = PARAGRAPH_END if paragraphs else LINE_END
     start, held = offset - 1, b""
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            while block := file.read(BLOCK_BYTES):
-                held += block
-                found = pattern.search(held)
-                # The byte after it must be known.
-                if found and start + found.end() < size and found.end() < len(held):
-                    return start + found.end()
-                # An end may lie across two blocks.
-                start += max(0, len(held) - LONGEST_END)
-                held = held[-LONGEST_END:]
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with named_in_errors(path), path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            held += block
+            found = pattern.search(held)
+            # The byte after it must be known.
+            if found and start + found.end() < size and found.end() < len(held):
+                return start + found.end()
+            # An end may lie across two blocks.
+            start += max(0, len(held) - LONGEST_END)
+            held = held[-LONGEST_END:]
     return size
 
 
@@ -211,6 +207,27 @@ class Job:
         """The function from texts to tokens."""
         return encoder(self.tokenizer)
 
+    def load_shard(self, piece: int, number: int) -> "ShardRecord | None":
+        """Return the record of a shard, or None if there is no valid one."""
+
+        def parse(lengths: Any, **entries: Any) -> ShardRecord:
+            read = {name: entry and ShardEntry(**entry) for name, entry in entries.items()}
+            return ShardRecord(lengths=lengths, **read)
+
+        return self._load(parse, f"{piece:06d}-{number:04d}")
+
+    def load_piece(self, piece: int) -> "PieceRecord | None":
+        """Return the record of a finished piece, or None if there is no valid one."""
+        return self._load(PieceRecord, f"{piece:06d}")
+
+    def _load(self, parse: Callable[..., RecordT], name: str) -> RecordT | None:
+        try:
+            data = json.loads((self.folder / RECORDS / f"{name}.json").read_bytes())
+            # A record of another plan counts as none.
+            return parse(**data) if data.pop("fingerprint") == self.fingerprint else None
+        except (OSError, *MALFORMED):
+            return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
@@ -255,8 +272,8 @@ def do_piece(number: int, job: Job) -> Done:
     Returns the piece's number, the tokens that were made now, and what was found damaged.
     """
     damaged: list[str] = []
-    if finished := load_piece(number, job):
-        found = [load_shard(number, i, job) for i in range(finished.shards)]
+    if finished := job.load_piece(number):
+        found = [job.load_shard(number, i) for i in range(finished.shards)]
         damage = [record.damage(job.folder) if record else "its record" for record in found]
         damaged = [what for what in damage if what]
         if not damaged:
@@ -267,15 +284,14 @@ def do_piece(number: int, job: Job) -> Done:
     made = count = 0
     examples = read_piece(job.pieces[number], job.corpus)
     for count, batches in enumerate(stretches(examples, job.config.shard_bytes), start=1):
-        record = load_shard(number, count - 1, job)
+        record = job.load_shard(number, count - 1)
         if record is not None and record.damage(job.folder) is None:
             for _ in batches:  # read on, without tokenising
                 pass
         else:
             made += write_stretch(f"{number:06d}-{count - 1:04d}", batches, job, job.encode)
     counts = {**vars(job.corpus.report)}
-    encodings = dict(counts.pop("encodings"))
-    about = PieceRecord(shards=count, report=counts, encodings=encodings)
+    about = PieceRecord(shards=count, encodings=dict(counts.pop("encodings")), report=counts)
     write_record(f"{number:06d}", about, job)
     return number, made, damaged
 
@@ -319,27 +335,3 @@ def write_record(name: str, record: ShardRecord | PieceRecord, job: Job) -> None
     """Write a record: whole, or not at all."""
     text = json.dumps({"fingerprint": job.fingerprint, **asdict(record)})
     write_bytes(job.folder / RECORDS / f"{name}.json", text.encode())
-
-
-def load_shard(piece: int, number: int, job: Job) -> ShardRecord | None:
-    """Return the record of a shard, or None if there is no valid one."""
-
-    def parse(lengths: Any, **entries: Any) -> ShardRecord:
-        read = {name: entry and ShardEntry(**entry) for name, entry in entries.items()}
-        return ShardRecord(lengths=lengths, **read)
-
-    return _load(parse, f"{piece:06d}-{number:04d}", job)
-
-
-def load_piece(piece: int, job: Job) -> PieceRecord | None:
-    """Return the record of a finished piece, or None if there is no valid one."""
-    return _load(PieceRecord, f"{piece:06d}", job)
-
-
-def _load(parse: Callable[..., RecordT], name: str, job: Job) -> RecordT | None:
-    try:
-        data = json.loads((job.folder / RECORDS / f"{name}.json").read_bytes())
-        # A record of another plan counts as none.
-        return parse(**data) if data.pop("fingerprint") == job.fingerprint else None
-    except (OSError, *MALFORMED):
-        return None

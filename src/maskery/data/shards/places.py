@@ -19,18 +19,10 @@ from urllib.parse import urlsplit
 
 from maskery.core.errors import DataError
 from maskery.core.system import sha256_of
-from maskery.data.corpus.files import (
-    MANIFEST,
-    PLAN,
-    RemoteFile,
-    asked,
-    is_address,
-    open_address,
-    protocols,
-    unreadable,
-)
+from maskery.data.corpus import files
+from maskery.data.corpus.files import MANIFEST, PLAN, RemoteFile, is_address, unreadable
 from maskery.data.corpus.formats import SUFFIXES, split_suffix
-from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.streams import named_in_errors
 from maskery.data.shards.manifest import FileEntry
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 
@@ -73,10 +65,8 @@ class Place:
                 f"the shards in '{self.folder}' are not complete; repeat the maskery tokenize "
                 f"command that began them"
             )
-        try:
+        with named_in_errors(path):
             return path.read_bytes()
-        except OSError as error:
-            raise cannot_read(path, error) from error
 
     def fetch(self, entry: FileEntry, folder: str = "") -> Path:
         """Return the path of a local file whose checksum is right: a shard, or one beside it."""
@@ -164,7 +154,7 @@ class RemotePlace(Place):
 
     def _tried(self, file: str, read: Callable[[BinaryIO], T]) -> T:
         """Read a file of the address, again after a pause where the network may be at fault."""
-        filesystem, root = open_address(self.name)
+        filesystem, root = files.open_address(self.name)
         pauses = iter(PAUSES)
         while True:
             try:
@@ -233,7 +223,7 @@ class RemoteFolder(RemoteFile):
 
     def write_bytes(self, data: bytes) -> None:
         """Write it whole, in one request; a process that is killed in it leaves nothing."""
-        with asked(self, "written"):
+        with files.asked(self, "written"):
             self.filesystem.pipe_file(self.path, data)
 
     def _asked(self, method: str, **how: Any) -> Any:
@@ -250,8 +240,8 @@ def output_folder(name: str) -> Path:
     """Return the folder that shards are written to: a path, or a `RemoteFolder`."""
     if not is_address(name):
         return Path(name).expanduser()
-    filesystem, path = open_address(name)
-    if "file" in protocols(filesystem):
+    filesystem, path = files.open_address(name)
+    if "file" in files.protocols(filesystem):
         return Path(path)
     return cast(Path, RemoteFolder(filesystem, path.rstrip("/"), None, None))
 
