@@ -53,8 +53,7 @@ class Range:
         if value in self.words:
             return True
         # Any comparison with NaN is False, so each condition is one that must hold.
-        kind = Integral if self.whole else Real
-        if isinstance(value, bool) or not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
         if not -math.inf < number < math.inf:
             return False
@@ -134,8 +133,7 @@ def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
         choices = [str(one) for one in allowed]
         rule, hint = f"be one of {', '.join(choices)}", meant(str(value), choices)[2:]
     else:
-        flag = f"--{name.replace('_', '-')}"
-        rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
+        rule, hint = allowed.rule, allowed.hint.replace("{flag}", f"--{name.replace('_', '-')}")
         if any(isinstance(v, bool) for v in values):
             rule = f"be a number, and {rule}"
         elif allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
