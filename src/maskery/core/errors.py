@@ -18,8 +18,7 @@ def reason_of(error: BaseException, *, most: int = 300) -> str:
     return words if len(words) <= most else f"{words[: most - 3]}..."
 
 
-# Control characters but for tab and newline, and those that turn the direction of writing: a
-# terminal obeys them.
+# A terminal obeys control characters (not tab and newline), and those that turn the writing.
 _OBEYED = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F))
 _HARMLESS = {code: ascii(chr(code))[1:-1] for code in (*_OBEYED, *range(0x2066, 0x206A))}
 

@@ -162,8 +162,7 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
 
 
 def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleType:
-    # Registered under a name of its own, so that its objects can be pickled for worker processes
-    # and two flags that name one file share its state.
+    # Registered, so that worker processes can unpickle its objects and two flags share its state.
     resolved, module_name = path.resolve(), _module_name(path)
     if module_name in sys.modules:
         return sys.modules[module_name]
@@ -194,12 +193,11 @@ def _module_name(path: Path) -> str:
 
 
 def plugin_identity(choice: str) -> str:
-    """Return a plug-in's name with its file's hash, for a run's identity; other names stay.
+    """Return a plug-in's name with its file's hash; a run resumed with a changed one is another.
 
     One that depends on more than its file (a table, a model) returns that as bytes from a function
-    `run_identity` of its own.
+    `run_identity` of its own. Other names stay.
     """
-    # So a run that is resumed with a changed plug-in is another run.
     match = PLUGIN.fullmatch(choice)
     if match is None:
         return choice

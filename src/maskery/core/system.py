@@ -35,9 +35,7 @@ from maskery.core.errors import ConfigError, StoppedError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # Of `mallopt`, from glibc's <malloc.h>
 TOP_PAD = 64 << 20  # The heap grows by this much at a time, not for each tensor of a step
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# A launcher passes on the Ctrl-C that the terminal has already sent to everyone: within these
-# seconds a second signal is taken for an echo of the first.
-ECHO_SECONDS = 2.0
+ECHO_SECONDS = 2.0  # A second signal within these is a launcher that passes on the first
 NOTICE = b"\nstopping after this step, with a checkpoint; a second signal stops at once\n"
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -204,10 +202,8 @@ def flush_tree(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
-    """Write a file; until it is whole, what was there stays. After an OSError nothing is left.
-
-    Processes that may write the same file at once each name a suffix of their own as `aside`.
-    """
+    """Write a file; until it is whole, what was there stays. After an OSError nothing is left."""
+    # Processes that may write the same file at once each name a suffix of their own as `aside`.
     partial = path.with_name(f"{path.name}.{aside}")
     try:
         partial.write_bytes(data)

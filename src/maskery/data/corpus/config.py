@@ -178,8 +178,8 @@ class VocabularyConfig(Settings):
 
     def new_pieces(self, start: str) -> str:
         """Return what follows the name of a start in model cards; nothing for a trained model."""
-        scratch = start.startswith("scratch:")
-        return f" with new pieces ({self.described_vocabulary()})" if scratch else ""
+        pieces = f" with new pieces ({self.described_vocabulary()})"
+        return pieces if start.startswith("scratch:") else ""
 
     def learns(self) -> dict[str, str]:
         """Return what a continuation must share; earlier versions had one kind and no name."""

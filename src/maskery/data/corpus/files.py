@@ -193,8 +193,7 @@ def near_names(path: Path) -> str:
 
 def instead_of(path: Path) -> str:
     """Return what to try in place of a missing path or pattern; empty if nothing is like it."""
-    # On Windows, `as_posix` has turned them all, so that the path stays itself.
-    slashed = Path(path.as_posix().replace("\\", "/"))
+    slashed = Path(path.as_posix().replace("\\", "/"))  # on Windows, this is the path itself
     near = near_names(slashed)
     if slashed != path and glob.glob(str(slashed), recursive=True):  # noqa: PTH207
         near = str(slashed)
@@ -334,10 +333,8 @@ class Finder:
 
 
 def _found(filesystem: Any, root: str, plain: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and description of what lies in a folder or matches a pattern.
-
-    `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
-    """
+    """Yield name and description of what lies in a folder or matches a pattern."""
+    # `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
     is_glob = not plain.startswith(root)
     if "s3" not in protocols(filesystem):
         yield from (filesystem.glob if is_glob else filesystem.find)(root, detail=True).items()

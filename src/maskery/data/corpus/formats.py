@@ -45,8 +45,7 @@ SUFFIXES = {
     **dict.fromkeys([".jsonl", ".ndjson"], "jsonl"),
     **{f".{name}": name for name in ("json", "csv", "tsv", "parquet")},
 }
-# A README or a log lies in many folders of data without being data; these count when they are
-# named, or matched by a glob that ends in their suffix.
+# In a folder, a README or a log is no data; these count when they are named, also by a glob.
 NAMED_ONLY = {".md", ".rst", ".log"}
 BREAK = re.compile(r"\n\s*\n")
 

@@ -18,8 +18,7 @@ from maskery.data.corpus.streams import cannot_read, named_in_errors
 if TYPE_CHECKING:
     from maskery.data.corpus.dataset_corpus import GivenTexts
 
-# Raised whenever the same files give other examples than before, so that stores are rebuilt.
-READING_VERSION = 2
+READING_VERSION = 2  # Raised when the same files give other examples, so that stores are rebuilt
 
 
 class Corpus:
@@ -209,10 +208,8 @@ class Corpus:
         self.bytes_read += num_bytes
 
     def _no_text(self, report: ReadingReport) -> DataError:
-        if self._source:
-            what = self._source.name
-        elif len(self.files) == 1:
-            what = str(self.files[0])
+        if self._source or len(self.files) == 1:
+            what = self._source.name if self._source else str(self.files[0])
         else:
             what = f"the {len(self.files)} files from {self.files[0]} to {self.files[-1]}"
         if report.skipped:
