@@ -48,13 +48,9 @@ def in_processes(job: Job, numbers: Sequence[int]) -> Generator[Done]:
     if count <= 1 or stays_here(job):
         yield from (do_piece(number, job) for number in numbers)
         return
-    pool = ProcessPoolExecutor(
-        count,
-        # A forked process would inherit the tokenizer's threads in the middle of their work.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job,),
-    )
+    # A forked process would inherit the tokenizer's threads in the middle of their work.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, spawn, initializer=_start_worker, initargs=(job,))
     try:
         with signals_held():
             futures = [pool.submit(_work, number) for number in numbers]
@@ -86,7 +82,6 @@ _worker: Job | None = None
 
 
 def _start_worker(job: Job) -> None:
-    """Prepare a process for its pieces."""
     global _worker
     # One process, one thread; and none outlives the command, were it killed.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

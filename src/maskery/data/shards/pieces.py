@@ -40,10 +40,8 @@ from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_ba
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Raised whenever the same files are cut elsewhere than before.
-CUTTING_VERSION = 1
-# Read at once in search of a line end, which is nearly always in the first block.
-BLOCK_BYTES = 1 << 20
+CUTTING_VERSION = 1  # Raised whenever the same files are cut elsewhere than before
+BLOCK_BYTES = 1 << 20  # Read at once in search of a line end
 # Encodings in which the byte 0x0A is a line end wherever it stands.
 LINE_ENCODINGS = re.compile(
     r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*"
@@ -156,11 +154,8 @@ def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> in
 
 
 def plan_fingerprint(corpus: Corpus, sharding: ShardingConfig, tokenizer: str) -> str:
-    """Hash everything that decides what the shards hold, but for the content of the files.
-
-    Their names (without folders) and sizes stand for it: reading a corpus of many terabytes once
-    more on every machine would cost more than it gives.
-    """
+    """Hash everything that decides what the shards hold; names and sizes stand for the content."""
+    # Reading many terabytes once more on every machine would cost more than it gives.
     config, digest = corpus.config, blake2b(digest_size=16)
     digest.update(f"({CUTTING_VERSION}, {READING_VERSION}, {config.signature()})".encode())
     digest.update(repr((sharding.shard_bytes, sharding.held_out_share, tokenizer)).encode())
@@ -180,8 +175,7 @@ def read_piece(piece: Piece, corpus: Corpus) -> Iterator[Example]:
         if span.kind == "bytes":
             path, size = corpus.files[span.file], corpus.sizes[span.file]
             assert size is not None  # else it would not have been cut
-            is_text = format_of(path, corpus.config) == "text"
-            whole = is_text and corpus.config.unit == "paragraph"
+            whole = corpus.config.unit == "paragraph" and format_of(path, corpus.config) == "text"
             start, end = (line_boundary(path, at, size, paragraphs=whole) for at in (start, end))
         if span.kind == "whole":
             yield from corpus.read_file(span.file)

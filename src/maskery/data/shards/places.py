@@ -29,12 +29,9 @@ from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# A shard is never held in memory whole to be copied.
-COPY_BYTES = 1 << 22
-# Seconds between attempts to read from an address.
-PAUSES = (1.0, 5.0, 25.0)
-# An address may send anything; what is read of it into memory is bounded.
-MAX_MANIFEST_BYTES = 1 << 30
+COPY_BYTES = 1 << 22  # A shard is never held in memory whole to be copied
+PAUSES = (1.0, 5.0, 25.0)  # Seconds between attempts to read from an address
+MAX_MANIFEST_BYTES = 1 << 30  # An address may send anything
 
 
 def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
@@ -88,8 +85,7 @@ class RemotePlace(Place):
     def __init__(
         self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        name = address.rstrip("/")
-        # An address holds characters that no file name may have.
+        name = address.rstrip("/")  # which holds characters that no file name may have
         here = blake2b(name.encode(), digest_size=8).hexdigest()
         super().__init__(own_folder(cache_dir, "shards") / here)
         self.name, self.sleep = name, sleep

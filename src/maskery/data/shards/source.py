@@ -40,8 +40,7 @@ from maskery.data.store import Documents
 
 # The positions of the draws; 0 and 4 belong to `data.batching`.
 SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
-# Window w of shard s is drawn for as s * 2**40 + w.
-WINDOW_BITS = 40
+WINDOW_BITS = 40  # Window w of shard s is drawn for as s * 2**40 + w
 
 
 class TokenShards:
@@ -292,8 +291,7 @@ def padded_cuts(histogram: Ints, batch_tokens: int) -> Ints:
         fits, end = batch_tokens // length, done + int(histogram[length])
         if start + fits < end:
             # The open step ends where this length no longer fits, but takes none back.
-            first = max(start + fits, done)
-            edges = np.arange(first, end, fits, dtype=np.int64)
+            edges = np.arange(max(start + fits, done), end, fits, dtype=np.int64)
             cuts.append(edges)
             start = int(edges[-1])
         done = end
