@@ -148,9 +148,8 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
         )
     trust([choice])
     if not path.is_file():
-        raise PluginError(
-            f"{flag} {choice}: there is no file '{path}'; name a Python file and {contract} in it"
-        )
+        fix = f"name a Python file and {contract} in it"
+        raise PluginError(f"{flag} {choice}: there is no file '{path}'; {fix}")
     module = _run_file(path, flag=flag, choice=choice, contract=contract)
     if not hasattr(module, name):
         own = sorted(n for n in vars(module) if not n.startswith("_"))

@@ -155,9 +155,8 @@ class Reading:
     def refuse(self, problem: str) -> None:
         """Skip the text at hand if the config says so, or fail."""
         if self.config.on_bad_text != "skip":
-            raise DataError(
-                f"{self.place} {problem}; mend it, or pass --on-bad-text skip to leave it out"
-            )
+            fix = "mend it, or pass --on-bad-text skip to leave it out"
+            raise DataError(f"{self.place} {problem}; {fix}")
         self.report.skipped += 1
 
     def missing_column(self, found: Iterable[object], group: str | None = None) -> DataError:
@@ -165,10 +164,8 @@ class Reading:
         columns = [repr(str(name)) for name in found]
         names = ", ".join(columns[:20]) + ", ..." * (len(columns) > 20)
         flag = "--text-column" if group is None else "--group-column"
-        return DataError(
-            f"{self.place} has no column {group or self.config.text_column!r}; there "
-            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
-        )
+        fix = f"there {'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
+        return DataError(f"{self.place} has no column {group or self.config.text_column!r}; {fix}")
 
     def read_group(self, record: Mapping[str, object]) -> None:
         """Take note of a record's group, if groups are read."""
@@ -248,10 +245,8 @@ class Reading:
         policy = self.config.on_bad_text
         if policy == "fail":
             what = "a NUL character" if "\0" in text else "half a surrogate pair"
-            raise DataError(
-                f"{self.place} holds {what}, which is not text; mend it, or pass "
-                "--on-bad-text skip or replace"
-            )
+            fix = "mend it, or pass --on-bad-text skip or replace"
+            raise DataError(f"{self.place} holds {what}, which is not text; {fix}")
         if policy == "skip":
             self.report.skipped += 1
             return None

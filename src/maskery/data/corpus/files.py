@@ -130,9 +130,8 @@ def unreadable(source: object, error: Exception, done: str = "read") -> MaskeryE
     """Return the error for an address that cannot be read or written, in one line."""
     why = reason_of(error)
     if isinstance(error, ImportError):
-        return MissingExtraError(
-            f"'{source}' needs a package that is not installed ({why}); install it with pip"
-        )
+        fix = "install it with pip"
+        return MissingExtraError(f"'{source}' needs a package that is not installed ({why}); {fix}")
     refused = isinstance(error, PermissionError) or "credentials" in why.lower()
     check = "credentials, and what they allow" if refused else "address and the network"
     if not is_address(str(source)):
@@ -237,9 +236,8 @@ class Finder:
         if path.is_file():
             return [self._supported(path)]
         if exists:
-            raise DataError(
-                f"{path} is neither a file nor a folder; write its text to a file first"
-            )
+            fix = "write its text to a file first"
+            raise DataError(f"{path} is neither a file nor a folder; {fix}")
         if glob.has_magic(source):
             return self._glob_files(path)
         raise DataError(f"{path} does not exist; {instead_of(path) or 'check the name'}")

@@ -156,10 +156,8 @@ class CorpusFile(io.TextIOBase):
                 break
             line += part
             if len(line) > most:
-                raise DataError(
-                    f"{self.name} has a line longer than {most:,} characters; cut it, or read the "
-                    "file by parts with `file.read(size)`"
-                )
+                fix = "cut it, or read the file by parts with `file.read(size)`"
+                raise DataError(f"{self.name} has a line longer than {most:,} characters; {fix}")
         return line
 
     def read(self, size: int | None = -1, /) -> str:

@@ -149,8 +149,6 @@ def on_slurm(job: Job, share: Callable[..., None]) -> str:
     try:
         executor.run()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise DataError(
-            f"sbatch cannot be run ({reason_of(error)}); --executor slurm sends jobs from a "
-            f"machine of the cluster that has it"
-        ) from error
+        fix = "--executor slurm sends jobs from a machine of the cluster that has it"
+        raise DataError(f"sbatch cannot be run ({reason_of(error)}); {fix}") from error
     return str(executor.job_id)

@@ -54,10 +54,8 @@ def make_shards(
 ) -> Made:
     """Make what is missing of a corpus's shards, and their manifest; or send the work to Slurm."""
     if not corpus.files:
-        raise DataError(
-            "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
-            "lines files and name their folder"
-        )
+        fix = "download its Parquet or JSON lines files and name their folder"
+        raise DataError(f"tokenize cuts files, and a dataset has none here; {fix}")
     job = plan_job(corpus, tokenizer, folder, config)
     if config.executor != "local" and (what := stays_here(job)):
         raise DataError(
@@ -123,10 +121,8 @@ def claim_folder(folder: Path, fingerprint: str) -> None:
         names = [path.name for path in folder.iterdir()]
         if not plan.is_file():
             if others := [name for name in names if not name.startswith(PLAN)]:
-                raise DataError(
-                    f"the folder '{folder}' holds other things ({min(others)}); name an empty "
-                    "or new one"
-                )
+                fix = "name an empty or new one"
+                raise DataError(f"the folder '{folder}' holds other things ({min(others)}); {fix}")
             write_bytes(plan, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
         if fingerprint.encode() not in plan.read_bytes():
             raise DataError(
@@ -159,15 +155,11 @@ def write_manifest(job: Job) -> Manifest:
     found = [job.load_shard(n, i) for n, piece in enumerate(pieces) for i in range(piece.shards)]
     records = list(filter(None, found))
     if len(pieces) < len(job.pieces) or len(records) < len(found):
-        raise DataError(
-            f"records of '{job.folder}' are damaged, or not seen from here; repeat maskery "
-            f"tokenize with a folder that all its machines share"
-        )
+        fix = "repeat maskery tokenize with a folder that all its machines share"
+        raise DataError(f"records of '{job.folder}' are damaged, or not seen from here; {fix}")
     if not any(record.train for record in records):
-        raise DataError(
-            "the corpus holds no tokens to train on; name a corpus with text in a script that the "
-            "tokenizer knows"
-        )
+        fix = "name a corpus with text in a script that the tokenizer knows"
+        raise DataError(f"the corpus holds no tokens to train on; {fix}")
     total, encodings = Counter[str](), Counter[str]()
     for piece in pieces:
         total.update(piece.report)

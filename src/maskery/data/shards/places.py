@@ -58,10 +58,8 @@ class Place:
         """Return the bytes of `shards.json`."""
         path = self.folder / MANIFEST
         if not path.is_file():
-            raise DataError(
-                f"the shards in '{self.folder}' are not complete; repeat the maskery tokenize "
-                f"command that began them"
-            )
+            fix = "repeat the maskery tokenize command that began them"
+            raise DataError(f"the shards in '{self.folder}' are not complete; {fix}")
         with named_in_errors(path):
             return path.read_bytes()
 
@@ -69,10 +67,8 @@ class Place:
         """Return the path of a local file whose checksum is right: a shard, or one beside it."""
         path = self.folder / f"{folder}{entry.file}"
         if damage := find_damage(path, entry.bytes, entry.sha256):
-            raise DataError(
-                f"'{path}' is damaged ({damage}); make it anew by repeating the maskery tokenize "
-                f"command that made it"
-            )
+            fix = "make it anew by repeating the maskery tokenize command that made it"
+            raise DataError(f"'{path}' is damaged ({damage}); {fix}")
         return path
 
     def trim(self, keep: int) -> None:
