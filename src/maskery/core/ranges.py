@@ -196,8 +196,6 @@ def local_path(value: str | Path, name: str) -> Path:
     if address is None:
         return Path(value)
     if address[1] != "file":
-        raise ConfigError(
-            f"{name} is the address '{address[1]}://{address[2]}': it must be a path on this "
-            f"machine; name one, and copy to or from the address"
-        )
+        rule = "it must be a path on this machine; name one, and copy to or from the address"
+        raise ConfigError(f"{name} is the address '{address[1]}://{address[2]}': {rule}")
     return Path(f"/{address[2]}")

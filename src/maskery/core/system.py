@@ -144,9 +144,8 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt as stop:
         number = stop.args[0] if isinstance(stop, Interrupted) else signal.SIGINT
-        raise StoppedError(
-            f"stopped by {signal.Signals(number).name}; {how_to_go_on}", exit_code=128 + number
-        ) from None
+        message = f"stopped by {signal.Signals(number).name}; {how_to_go_on}"
+        raise StoppedError(message, exit_code=128 + number) from None
 
 
 @contextmanager

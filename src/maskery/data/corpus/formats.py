@@ -104,10 +104,9 @@ def read_texts(reading: Reading) -> Iterator[str]:
         if isinstance(reading.path, Path):
             raise
         # At an address, every file system has errors of its own.
-        raise DataError(
-            f"{reading.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
-            "check the address and the network"
-        ) from error
+        why = f"{type(error).__name__}: {reason_of(error)}"
+        fix = "check the address and the network"
+        raise DataError(f"{reading.source} cannot be read ({why}); {fix}") from error
 
 
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:

@@ -91,10 +91,8 @@ class RemotePlace(Place):
         try:
             data = self._tried(MANIFEST, lambda stream: stream.read(MAX_MANIFEST_BYTES + 1))
         except FileNotFoundError as error:
-            raise DataError(
-                f"'{self.name}' has no {MANIFEST}: there are no complete shards of maskery "
-                "tokenize; check the address"
-            ) from error
+            why = "there are no complete shards of maskery tokenize; check the address"
+            raise DataError(f"'{self.name}' has no {MANIFEST}: {why}") from error
         if len(data) > MAX_MANIFEST_BYTES:
             raise DataError(f"'{self.name}/{MANIFEST}' is larger than a gigabyte; it is no list")
         return data
