@@ -78,11 +78,11 @@ class MaskedTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticShapes:
-    """Sizes to which every micro-batch of a run is filled up, for steps that are compiled."""
+    """Sizes to which every micro-batch of a run is filled up, for steps that are compiled.
 
-    # A packed batch has other sizes at every step, and a compiled step would be compiled again for
-    # each. With these, the sequences of a batch are followed by padding tokens in sequences of
-    # their own, which no other sequence sees and nothing is learned from.
+    The sequences of a batch are followed by padding tokens in sequences of their own, which no
+    other sequence sees and nothing is learned from.
+    """
 
     num_tokens: int  # T
     num_segments: int  # Sequences, padding and empty ones included

@@ -4,14 +4,9 @@ Every error a user can cause derives from `MaskeryError`. Its message is one lin
 value, the rule it breaks and the fix; the command line prints that line and exits with code 2.
 """
 
+from collections import abc
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-# For type checkers alone: a test takes every class in here for an error.
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
 
 # Python's errors for JSON, or arrays, of another shape than expected.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -23,8 +18,7 @@ def reason_of(error: BaseException, *, most: int = 300) -> str:
     return words if len(words) <= most else f"{words[: most - 3]}..."
 
 
-# Control characters but for tab and newline, and those that turn the direction of writing: a
-# terminal obeys them.
+# A terminal obeys control characters (not tab and newline), and those that turn the writing.
 _OBEYED = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F))
 _HARMLESS = {code: ascii(chr(code))[1:-1] for code in (*_OBEYED, *range(0x2066, 0x206A))}
 
@@ -39,12 +33,12 @@ def counted(count: float, what: str, several: str = "") -> str:
     return f"{count:,.0f} {what if count == 1 else several or f'{what}s'}"
 
 
-def listed(names: "Sequence[str]", most: int) -> str:
+def listed(names: abc.Sequence[str], most: int) -> str:
     """Return the first names of a list, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
-def meant(word: str, known: "Iterable[str]") -> str:
+def meant(word: str, known: abc.Iterable[str]) -> str:
     """Return the end of a message about a word that is not known: which one may be meant."""
     known = list(known) if word else []
     found = get_close_matches(word, known, n=1) or [one for one in known if one.startswith(word)]
@@ -108,7 +102,7 @@ def explained(
     *errors: type[Exception],  # the file system's where none are named
     kind: type[MaskeryError] = DataError,
     most: int = 300,
-) -> "Iterator[None]":
+) -> abc.Iterator[None]:
     """Turn others' errors in a block into one line of ours: `problem (reason); fix`."""
     caught = errors or (OSError,)
     try:

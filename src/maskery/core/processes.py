@@ -48,8 +48,7 @@ class Processes:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sum a few numbers over all processes, each by itself, in float64."""
-        total: list[float] = self.add(torch.tensor(values, dtype=torch.float64)).tolist()
-        return total
+        return self.add(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return the numbers of each process, equally many, by rank; in float64."""
@@ -137,9 +136,8 @@ def launch(processes: int | None, arguments: Sequence[str]) -> int | None:
     """Run a command in processes of this machine; returns its exit code, None to run it here."""
     launched = launched_world_size()
     if "RANK" in os.environ and processes not in (None, launched):
-        raise ConfigError(
-            f"--processes is {processes}, and the launcher has started {launched}; leave it out"
-        )
+        started = f"the launcher has started {launched}"
+        raise ConfigError(f"--processes is {processes}, and {started}; leave it out")
     count = processes or torch.accelerator.device_count()
     # A launcher has started this process already, or there is nothing to share.
     if "RANK" in os.environ or count <= 1:

@@ -123,8 +123,7 @@ def random_rows(
             words[chosen, lane] = block[lane]
     flat = words.reshape(-1)
     # Drop the words before each run's first position and after its last.
-    run_starts = np.cumsum(lengths) - lengths
-    gaps = 4 * offsets + (starts & 3) - run_starts
+    gaps = 4 * offsets + (starts & 3) - (np.cumsum(lengths) - lengths)
     if not gaps.any() and len(flat) == int(lengths.sum()):
         return flat
     kept: UInt32Array = flat[np.arange(int(lengths.sum())) + np.repeat(gaps, lengths)]

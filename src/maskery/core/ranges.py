@@ -53,8 +53,7 @@ class Range:
         if value in self.words:
             return True
         # Any comparison with NaN is False, so each condition is one that must hold.
-        kind = Integral if self.whole else Real
-        if isinstance(value, bool) or not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
         if not -math.inf < number < math.inf:
             return False
@@ -148,8 +147,7 @@ def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
         choices = [str(one) for one in allowed]
         rule, hint = f"be one of {', '.join(choices)}", meant(str(value), choices)[2:]
     else:
-        flag = f"--{name.replace('_', '-')}"
-        rule, hint = allowed.rule, allowed.hint.replace("{flag}", flag)
+        rule, hint = allowed.rule, allowed.hint.replace("{flag}", f"--{name.replace('_', '-')}")
         if any(isinstance(v, bool) for v in values):
             rule = f"be a number, and {rule}"
         elif allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
@@ -228,8 +226,6 @@ def local_path(value: str | Path, name: str) -> Path:
     if address is None:
         return Path(value)
     if address[1] != "file":
-        raise ConfigError(
-            f"{name} is the address '{address[1]}://{address[2]}': it must be a path on this "
-            f"machine; name one, and copy to or from the address"
-        )
+        rule = "it must be a path on this machine; name one, and copy to or from the address"
+        raise ConfigError(f"{name} is the address '{address[1]}://{address[2]}': {rule}")
     return Path(f"/{address[2]}")

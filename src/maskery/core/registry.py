@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+import pkgutil
 import re
 import sys
 import traceback
@@ -70,8 +71,7 @@ class Registry(Generic[T]):
             self.check(choice)
             found = self._things.get(choice)
             if isinstance(found, str):
-                module, _, attribute = found.partition(":")
-                return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+                return pkgutil.resolve_name(found)  # type: ignore[no-any-return]
             if found is None:
                 found = load_plugin(choice, flag=self.flag, contract=self.contract)
         if not self._fits(found):
@@ -130,9 +130,8 @@ def trust(choices: Iterable[str]) -> None:
     for choice in choices:
         match = PLUGIN.fullmatch(choice)
         if match is None:
-            raise PluginError(
-                f"--trust is '{choice}': it must be FILE.py:NAME, as config.yaml says"
-            )
+            rule = "it must be FILE.py:NAME, as config.yaml says"
+            raise PluginError(f"--trust is '{choice}': {rule}")
         _named.add((_module_name(Path(match["file"])), match["name"]))
 
 
@@ -149,9 +148,8 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
         )
     trust([choice])
     if not path.is_file():
-        raise PluginError(
-            f"{flag} {choice}: there is no file '{path}'; name a Python file and {contract} in it"
-        )
+        fix = f"name a Python file and {contract} in it"
+        raise PluginError(f"{flag} {choice}: there is no file '{path}'; {fix}")
     module = _run_file(path, flag=flag, choice=choice, contract=contract)
     if not hasattr(module, name):
         own = sorted(n for n in vars(module) if not n.startswith("_"))
@@ -163,8 +161,7 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
 
 
 def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleType:
-    # Registered under a name of its own, so that its objects can be pickled for worker processes
-    # and two flags that name one file share its state.
+    # Registered, so that worker processes can unpickle its objects and two flags share its state.
     resolved, module_name = path.resolve(), _module_name(path)
     if module_name in sys.modules:
         return sys.modules[module_name]
@@ -197,12 +194,11 @@ def _module_name(path: Path) -> str:
 
 
 def plugin_identity(choice: str) -> str:
-    """Return a plug-in's name with its file's hash, for a run's identity; other names stay.
+    """Return a plug-in's name with its file's hash; a run resumed with a changed one is another.
 
     One that depends on more than its file (a table, a model) returns that as bytes from a function
-    `run_identity` of its own.
+    `run_identity` of its own. Other names stay.
     """
-    # So a run that is resumed with a changed plug-in is another run.
     match = PLUGIN.fullmatch(choice)
     if match is None:
         return choice

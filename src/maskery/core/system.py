@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -35,9 +35,7 @@ from maskery.core.errors import ConfigError, StoppedError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # Of `mallopt`, from glibc's <malloc.h>
 TOP_PAD = 64 << 20  # The heap grows by this much at a time, not for each tensor of a step
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# A launcher passes on the Ctrl-C that the terminal has already sent to everyone: within these
-# seconds a second signal is taken for an echo of the first.
-ECHO_SECONDS = 2.0
+ECHO_SECONDS = 2.0  # A second signal within these is a launcher that passes on the first
 NOTICE = b"\nstopping after this step, with a checkpoint; a second signal stops at once\n"
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -60,9 +58,8 @@ def is_main_process() -> bool:
 
 def keep_freed_memory() -> bool:
     """Let large tensors come from memory that this process has had before, where glibc can."""
-    # By default glibc returns every tensor of more than 32 MB to the system when it is freed, and a
-    # step on a CPU waits while the same pages are given back and filled with zeros. Peak memory may
-    # grow.
+    # Else glibc returns every tensor of more than 32 MB to the system when it is freed, and a step
+    # on a CPU waits while its pages come back, filled with zeros. Peak memory may grow.
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -76,9 +73,8 @@ def keep_freed_memory() -> bool:
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import what a command needs in about two thirds of the time (`benchmarks/start_up.py`)."""
-    # Importing torch and Transformers makes millions of objects that stay, and the collector goes
-    # over all of them again and again. Here it waits, and what is there at the end of the first
-    # such block is left out of every later pass too.
+    # Importing torch makes millions of objects that stay, and the collector goes over them again
+    # and again. Here it waits, and leaves out for good what is there at the first block's end.
     if not gc.isenabled():
         yield
         return
@@ -95,22 +91,19 @@ class Interrupted(KeyboardInterrupt):
     """A signal, by its number, ends work in its midst; whatever Ctrl-C undoes is undone."""
 
 
-class StopSignals:
+class StopSignals(ExitStack):
     """Remembers the first signal; a second one ends the process. A context manager."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.received: int | None = None  # the number of the first signal
         self._at = 0.0
         self._interrupts = False
 
     def __enter__(self) -> Self:
         taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        self._handled = _handled(taken, self.handle)
-        self._handled.__enter__()
+        self.enter_context(_handled(taken, self.handle))
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handled.__exit__(None, None, None)
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -151,9 +144,8 @@ def signals_stop(how_to_go_on: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt as stop:
         number = stop.args[0] if isinstance(stop, Interrupted) else signal.SIGINT
-        raise StoppedError(
-            f"stopped by {signal.Signals(number).name}; {how_to_go_on}", exit_code=128 + number
-        ) from None
+        message = f"stopped by {signal.Signals(number).name}; {how_to_go_on}"
+        raise StoppedError(message, exit_code=128 + number) from None
 
 
 @contextmanager
@@ -209,10 +201,8 @@ def flush_tree(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes, *, aside: str = "partial") -> None:
-    """Write a file; until it is whole, what was there stays. After an OSError nothing is left.
-
-    Processes that may write the same file at once each name a suffix of their own as `aside`.
-    """
+    """Write a file; until it is whole, what was there stays. After an OSError nothing is left."""
+    # Processes that may write the same file at once each name a suffix of their own as `aside`.
     partial = path.with_name(f"{path.name}.{aside}")
     try:
         partial.write_bytes(data)

@@ -187,10 +187,8 @@ def varlen_attention(
     from 0 to T, of segments that may be empty and have at most `longest` tokens.
     """
     if how.dropout > 0.0:
-        raise ConfigError(
-            f"attention dropout is {how.dropout}, and variable-length attention has none; leave it "
-            f"off, or train with --layout padded"
-        )
+        problem = f"attention dropout is {how.dropout}, and variable-length attention has none"
+        raise ConfigError(f"{problem}; leave it off, or train with --layout padded")
     if not can_flash(query):
         return padded_attention(query, key, value, boundaries, longest, how)
     from torch.nn.attention.varlen import varlen_attn

@@ -74,10 +74,8 @@ def checkpoint(hf: PreTrainedModel) -> None:
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
-        raise ModelError(
-            f"{type(hf).__name__} cannot recompute its layers; leave out --checkpoint-activations, "
-            f"and lower --micro-batch-tokens"
-        ) from error
+        fix = "leave out --checkpoint-activations, and lower --micro-batch-tokens"
+        raise ModelError(f"{type(hf).__name__} cannot recompute its layers; {fix}") from error
     # Which rows the last layer is computed for is forgotten by then (`models/masked_lm.py`).
     switches = [one for one in hf.modules() if getattr(one, "gradient_checkpointing", False)]
     switches[-1].gradient_checkpointing = False

@@ -61,10 +61,9 @@ def resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if (folder := _model_folder(path)) is None:
-            raise ModelError(
-                f"the folder '{name}' has no config.json: it is no Hugging Face model; "
-                f"name a folder written by save_pretrained, or a run folder of maskery train"
-            )
+            problem = f"the folder '{name}' has no config.json: it is no Hugging Face model"
+            fix = "name a folder written by save_pretrained, or a run folder of maskery train"
+            raise ModelError(f"{problem}; {fix}")
         return str(folder)
     if path.is_file():
         raise ModelError(f"'{name}' is a file: --model takes a folder or a hub name")
@@ -172,10 +171,8 @@ def require_rows(
         fault = f"has ids up to {size - 1}"
         if tokenizer.mask_token_id >= rows:
             fault = f"adds the mask token '{tokenizer.mask_token}' as the id {size - 1}"
-        raise ModelError(
-            f"the tokenizer {fault} and {name} has {rows} rows: they do not belong together; use "
-            f"the model's own tokenizer"
-        )
+        problem = f"the tokenizer {fault} and {name} has {rows} rows: they do not belong together"
+        raise ModelError(f"{problem}; use the model's own tokenizer")
 
 
 def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str, Any]]:

@@ -111,10 +111,8 @@ def as_loaded(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Loaded:
     """Take a model object in the place of one that is loaded by name; see `as_masked_lm`."""
     hf = model if isinstance(model, PreTrainedModel) else _wrapped(model, tokenizer)
     if hf.get_output_embeddings() is None and not isinstance(hf, OwnModel):
-        raise ModelError(
-            f"{type(hf).__name__} has no masked-language-modelling head; load it with "
-            f"AutoModelForMaskedLM"
-        )
+        problem = f"{type(hf).__name__} has no masked-language-modelling head"
+        raise ModelError(f"{problem}; load it with AutoModelForMaskedLM")
     require_mask(tokenizer)
     require_rows(type(model).__name__, hf, tokenizer)
     if hf.config.model_type in PACKABLE:  # Maskery's attention computes the same
@@ -134,10 +132,8 @@ def load_own_weights(module: nn.Module, folder: str | Path) -> None:
         if unknown:
             raise RuntimeError(f"the module has no '{unknown[0]}'")
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(
-            f"the weights '{path}' do not fit {type(module).__name__}: {reason_of(error)}; make "
-            f"the module as it was trained"
-        ) from error
+        problem = f"the weights '{path}' do not fit {type(module).__name__}: {reason_of(error)}"
+        raise ModelError(f"{problem}; make the module as it was trained") from error
 
 
 def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
@@ -147,10 +143,8 @@ def _wrapped(module: Any, tokenizer: PreTrainedTokenizerBase) -> OwnModel:
     if not isinstance(getattr(module, "vocab_size", None), int):
         missing = ["vocab_size", *missing]
     if missing:
-        raise ModelError(
-            f"{type(module).__name__} has no {', '.join(missing)}; a plain module needs {NEEDED} "
-            f"(docs/extending.md)"
-        )
+        problem = f"{type(module).__name__} has no {', '.join(missing)}"
+        raise ModelError(f"{problem}; a plain module needs {NEEDED} (docs/extending.md)")
     width = _check_shapes(module, pad=int(tokenizer.pad_token_id or 0))
     config = OwnConfig(
         vocab_size=module.vocab_size,

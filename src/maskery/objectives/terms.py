@@ -123,10 +123,9 @@ def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, 
             weights[choice] = weight
         # Of the terms that know persons, every task of persons has this one.
         if choice not in known and (choice in TERMS or (choice == "id" and "prd" not in known)):
-            raise ConfigError(
-                f"--term {choice}: this kind of run has the terms {', '.join(known)}; "
-                f"'{choice}' needs to know persons: maskery train person-search"
-            )
+            problem = f"--term {choice}: this kind of run has the terms {', '.join(known)}"
+            fix = f"'{choice}' needs to know persons: maskery train person-search"
+            raise ConfigError(f"{problem}; {fix}")
     return weights
 
 
@@ -147,10 +146,8 @@ def load_terms(
     seen: dict[str, str] = {}
     for term in terms:
         if term.name in seen:
-            raise PluginError(
-                f"--term {term.choice}: '{seen[term.name]}' is named '{term.name}' too; give one "
-                f"of them another `name`"
-            )
+            problem = f"--term {term.choice}: '{seen[term.name]}' is named '{term.name}' too"
+            raise PluginError(f"{problem}; give one of them another `name`")
         seen[term.name] = term.choice
     return terms
 

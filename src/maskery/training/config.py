@@ -164,10 +164,8 @@ class TrainingConfig(BaseTrainingConfig):
         super().__post_init__()
         self.require_evaluations()
         if self.micro_batch_tokens == "auto" and self.compile:
-            raise ConfigError(
-                "--compile needs to know its shapes before memory is measured; give a number for "
-                "--micro-batch-tokens"
-            )
+            problem = "--compile needs to know its shapes before memory is measured"
+            raise ConfigError(f"{problem}; give a number for --micro-batch-tokens")
         most = self.batch_tokens or CPU_TOKENS
         if isinstance(self.micro_batch_tokens, int) and self.micro_batch_tokens > most:
             raise ConfigError(

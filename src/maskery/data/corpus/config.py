@@ -11,8 +11,6 @@ from maskery.core.registry import plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
-Quoting = Literal["auto", "on", "off"]
-TokenizerKind = Literal["wordpiece", "bpe", "unigram", "bert-uncased"]
 AUTO: Literal["auto"] = "auto"
 OF_SCRATCH = Needs("model", "scratch:")
 # The command line and config.yaml have strings only; in Python a reader may be an object.
@@ -41,7 +39,7 @@ class CorpusConfig(Settings):
     reaches into records, and title,body (or title body, after the corpus) joins several columns."""
     join: str = r"\n"
     r"""Put between joined columns; \n is a line end, \t a tab."""
-    quoting: Quoting = AUTO
+    quoting: Literal["auto", "on", "off"] = AUTO
     """Quotes in tables: on, they may enclose fields with separators and line ends; off, they are
     text. auto: on in .csv, off in .tsv."""
     encoding: str = "utf-8"
@@ -155,7 +153,9 @@ class VocabularyConfig(Settings):
 
     vocab_size: Annotated[int, Range(100), OF_SCRATCH] = 8000
     """Most pieces of the vocabulary that --model scratch:... learns."""
-    tokenizer: Annotated[TokenizerKind, OF_SCRATCH] = "wordpiece"
+    tokenizer: Annotated[Literal["wordpiece", "bpe", "unigram", "bert-uncased"], OF_SCRATCH] = (
+        "wordpiece"
+    )
     """Kind of pieces that --model scratch:... learns. wordpiece; bpe: of bytes; unigram: bytes for
     what is rare. The last two know any character and keep every space. bert-uncased: wordpiece in
     lower case and without accents, as earlier versions made it."""
@@ -181,8 +181,8 @@ class VocabularyConfig(Settings):
 
     def new_pieces(self, start: str) -> str:
         """Return what follows the name of a start in model cards; nothing for a trained model."""
-        scratch = start.startswith("scratch:")
-        return f" with new pieces ({self.described_vocabulary()})" if scratch else ""
+        pieces = f" with new pieces ({self.described_vocabulary()})"
+        return pieces if start.startswith("scratch:") else ""
 
     def learns(self) -> dict[str, str]:
         """Return what a continuation must share; earlier versions had one kind and no name."""

@@ -46,10 +46,8 @@ class GivenTexts:
 
     def failure(self, error: Exception, reading: Reading) -> DataError:
         """Return one line for an error while reading."""
-        return DataError(
-            f"{reading.place} cannot be read ({type(error).__name__}: {reason_of(error)}); "
-            "mend what you pass"
-        )
+        why = f"{type(error).__name__}: {reason_of(error)}"
+        return DataError(f"{reading.place} cannot be read ({why}); mend what you pass")
 
     def fingerprint(self) -> str | None:
         """Return what the content is known by, or None if it must be read to know it."""

@@ -18,10 +18,8 @@ from maskery.core.errors import ConfigError, DataError
 from maskery.data.corpus.config import CorpusConfig
 
 NOT_SPACE = re.compile(r"\S")
-# Read at once: so much that calls cost nothing beside decoding, and little beside a run's memory.
-BLOCK_BYTES = 1 << 20
-# A JSON line, a JSON value or a CSV row must be held whole to be understood.
-MAX_RECORD_CHARS = 1 << 26
+BLOCK_BYTES = 1 << 20  # Read at once: calls cost nothing beside decoding
+MAX_RECORD_CHARS = 1 << 26  # A JSON line or value, or a CSV row, is held whole
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
 # 2014): the increment, then the shifts and multipliers of its finaliser.
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -39,8 +37,7 @@ class Example(NamedTuple):
 def example_id(text: str) -> int:
     """Return the id of a text: the first 8 bytes, little-endian, of BLAKE2b (RFC 7693) of UTF-8.
 
-    The id depends on the content alone: it stays when files move or are sorted anew, and
-    duplicates share it, so that no text is both trained on and held out.
+    It stays when files move, and duplicates share it: no text is both trained on and held out.
     """
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -158,9 +155,8 @@ class Reading:
     def refuse(self, problem: str) -> None:
         """Skip the text at hand if the config says so, or fail."""
         if self.config.on_bad_text != "skip":
-            raise DataError(
-                f"{self.place} {problem}; mend it, or pass --on-bad-text skip to leave it out"
-            )
+            fix = "mend it, or pass --on-bad-text skip to leave it out"
+            raise DataError(f"{self.place} {problem}; {fix}")
         self.report.skipped += 1
 
     def missing_column(self, found: Iterable[object], group: str | None = None) -> DataError:
@@ -168,10 +164,8 @@ class Reading:
         columns = [repr(str(name)) for name in found]
         names = ", ".join(columns[:20]) + ", ..." * (len(columns) > 20)
         flag = "--text-column" if group is None else "--group-column"
-        return DataError(
-            f"{self.place} has no column {group or self.config.text_column!r}; there "
-            f"{'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
-        )
+        fix = f"there {'is' if len(columns) == 1 else 'are'} {names or 'none'}: name one by {flag}"
+        return DataError(f"{self.place} has no column {group or self.config.text_column!r}; {fix}")
 
     def read_group(self, record: Mapping[str, object]) -> None:
         """Take note of a record's group, if groups are read."""
@@ -251,10 +245,8 @@ class Reading:
         policy = self.config.on_bad_text
         if policy == "fail":
             what = "a NUL character" if "\0" in text else "half a surrogate pair"
-            raise DataError(
-                f"{self.place} holds {what}, which is not text; mend it, or pass "
-                "--on-bad-text skip or replace"
-            )
+            fix = "mend it, or pass --on-bad-text skip or replace"
+            raise DataError(f"{self.place} holds {what}, which is not text; {fix}")
         if policy == "skip":
             self.report.skipped += 1
             return None
@@ -266,8 +258,7 @@ class Reading:
 class Cutter:
     """Gathers the text of one unit and cuts it at white space where it grows too long.
 
-    Where the cuts fall depends on the text of the unit alone, not on how it arrives. A piece is
-    let go as soon as it is full, so a line of a gigabyte is never held whole.
+    The cuts depend on the text alone, not on how it arrives; a full piece is let go at once.
     """
 
     def __init__(self, limit: int, report: ReadingReport) -> None:
@@ -338,7 +329,6 @@ def cut(text: str, limit: int) -> tuple[list[str], str]:
 def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
     """Give texts their ids; blank ones are left out, long ones cut."""
     report, limit = reading.report, reading.config.max_example_chars
-    cutter = Cutter(limit, report)
     for raw_text in texts:
         text: str | None = raw_text.strip()
         if not text:
@@ -349,7 +339,7 @@ def examples(texts: Iterator[str], reading: Reading) -> Iterator[Example]:
             continue
         # What reads plain text has cut it already.
         of = raw_text.of if isinstance(raw_text, Piece) else None
-        for piece in [text] if len(text) <= limit else cutter.whole(text):
+        for piece in [text] if len(text) <= limit else Cutter(limit, report).whole(text):
             first = piece.of if isinstance(piece, Piece) else of
             report.examples += 1
             number = example_id(piece) if first is None else piece_id(piece, first)

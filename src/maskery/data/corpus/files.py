@@ -130,9 +130,8 @@ def unreadable(source: object, error: Exception, done: str = "read") -> MaskeryE
     """Return the error for an address that cannot be read or written, in one line."""
     why = reason_of(error)
     if isinstance(error, ImportError):
-        return MissingExtraError(
-            f"'{source}' needs a package that is not installed ({why}); install it with pip"
-        )
+        fix = "install it with pip"
+        return MissingExtraError(f"'{source}' needs a package that is not installed ({why}); {fix}")
     refused = isinstance(error, PermissionError) or "credentials" in why.lower()
     check = "credentials, and what they allow" if refused else "address and the network"
     if not is_address(str(source)):
@@ -193,8 +192,7 @@ def near_names(path: Path) -> str:
 
 def instead_of(path: Path) -> str:
     """Return what to try in place of a missing path or pattern; empty if nothing is like it."""
-    # On Windows, `as_posix` has turned them all, so that the path stays itself.
-    slashed = Path(path.as_posix().replace("\\", "/"))
+    slashed = Path(path.as_posix().replace("\\", "/"))  # on Windows, this is the path itself
     near = near_names(slashed)
     if slashed != path and glob.glob(str(slashed), recursive=True):  # noqa: PTH207
         near = str(slashed)
@@ -238,9 +236,8 @@ class Finder:
         if path.is_file():
             return [self._supported(path)]
         if exists:
-            raise DataError(
-                f"{path} is neither a file nor a folder; write its text to a file first"
-            )
+            fix = "write its text to a file first"
+            raise DataError(f"{path} is neither a file nor a folder; {fix}")
         if glob.has_magic(source):
             return self._glob_files(path)
         raise DataError(f"{path} does not exist; {instead_of(path) or 'check the name'}")
@@ -334,10 +331,8 @@ class Finder:
 
 
 def _found(filesystem: Any, root: str, plain: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and description of what lies in a folder or matches a pattern.
-
-    `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
-    """
+    """Yield name and description of what lies in a folder or matches a pattern."""
+    # `plain` is what all names begin with: the folder and a slash, or a part of the pattern.
     is_glob = not plain.startswith(root)
     if "s3" not in protocols(filesystem):
         yield from (filesystem.glob if is_glob else filesystem.find)(root, detail=True).items()

@@ -40,16 +40,12 @@ OURS: dict[str, Any] = {
     "parquet": f"{RECORDS}:read_parquet",
 }
 READERS: Registry[Any] = Registry("--reader", CONTRACT, OURS)
-SUFFIXES = dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text") | {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
+SUFFIXES = {
+    **dict.fromkeys([".txt", ".text", ".md", ".rst", ".log"], "text"),
+    **dict.fromkeys([".jsonl", ".ndjson"], "jsonl"),
+    **{f".{name}": name for name in ("json", "csv", "tsv", "parquet")},
 }
-# A README or a log lies in many folders of data without being data; these count when they are
-# named, or matched by a glob that ends in their suffix.
+# In a folder, a README or a log is no data; these count when they are named, also by a glob.
 NAMED_ONLY = {".md", ".rst", ".log"}
 BREAK = re.compile(r"\n\s*\n")
 
@@ -108,10 +104,9 @@ def read_texts(reading: Reading) -> Iterator[str]:
         if isinstance(reading.path, Path):
             raise
         # At an address, every file system has errors of its own.
-        raise DataError(
-            f"{reading.source} cannot be read ({type(error).__name__}: {reason_of(error)}); "
-            "check the address and the network"
-        ) from error
+        why = f"{type(error).__name__}: {reason_of(error)}"
+        fix = "check the address and the network"
+        raise DataError(f"{reading.source} cannot be read ({why}); {fix}") from error
 
 
 def read_by(reader: UserReader, choice: object, reading: Reading) -> Iterator[str]:
@@ -160,10 +155,8 @@ class CorpusFile(io.TextIOBase):
                 break
             line += part
             if len(line) > most:
-                raise DataError(
-                    f"{self.name} has a line longer than {most:,} characters; cut it, or read the "
-                    "file by parts with `file.read(size)`"
-                )
+                fix = "cut it, or read the file by parts with `file.read(size)`"
+                raise DataError(f"{self.name} has a line longer than {most:,} characters; {fix}")
         return line
 
     def read(self, size: int | None = -1, /) -> str:

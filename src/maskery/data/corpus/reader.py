@@ -13,13 +13,12 @@ from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.examples import BLOCK_BYTES, Example, Reading, ReadingReport, examples
 from maskery.data.corpus.files import find_files, hub_name
 from maskery.data.corpus.formats import format_of, is_portable, read_texts, split_suffix
-from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.streams import cannot_read, named_in_errors
 
 if TYPE_CHECKING:
     from maskery.data.corpus.dataset_corpus import GivenTexts
 
-# Raised whenever the same files give other examples than before, so that stores are rebuilt.
-READING_VERSION = 2
+READING_VERSION = 2  # Raised when the same files give other examples, so that stores are rebuilt
 
 
 class Corpus:
@@ -209,10 +208,8 @@ class Corpus:
         self.bytes_read += num_bytes
 
     def _no_text(self, report: ReadingReport) -> DataError:
-        if self._source:
-            what = self._source.name
-        elif len(self.files) == 1:
-            what = str(self.files[0])
+        if self._source or len(self.files) == 1:
+            what = self._source.name if self._source else str(self.files[0])
         else:
             what = f"the {len(self.files)} files from {self.files[0]} to {self.files[-1]}"
         if report.skipped:
@@ -227,8 +224,5 @@ def _content_hash(path: Path) -> bytes:
     """Hash a file's content; of a remote one, what it is known by, without reading it."""
     if stamp := getattr(path, "stamp", None):
         return blake2b(f"{path} {stamp}".encode(), digest_size=32).digest()
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with named_in_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()

@@ -31,12 +31,9 @@ DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t",)}
 TEXT_TYPES = frozenset(
     ["string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null"]
 )
-# Rows that are decoded at once: few where they are long.
-MAX_BATCH_ROWS = 8192
-BATCH_BYTES = 8 << 20
+MAX_BATCH_ROWS, BATCH_BYTES = 8192, 8 << 20  # Of rows that are decoded at once
 # A packed table is unpacked to the disk, which a hostile one would fill.
-UNPACKED_RATIO = 100
-MIN_UNPACKED_BYTES = 1 << 26
+UNPACKED_RATIO, MIN_UNPACKED_BYTES = 100, 1 << 26
 
 
 def read_json_lines(reading: Reading) -> Iterator[str]:

@@ -25,8 +25,7 @@ from maskery.data.corpus.config import AUTO, OnBadText
 from maskery.data.corpus.examples import BLOCK_BYTES, Reading
 
 CHUNK_BYTES = 1 << 18
-# Dictionaries of more than this are not allocated: `xz -9` writes 64 MiB, a hostile file 4 GiB.
-XZ_MEMORY = 1 << 28
+XZ_MEMORY = 1 << 28  # Bytes of a dictionary: `xz -9` asks for 64 MiB, a hostile file for 4 GiB
 # UTF-32's marks stand before UTF-16's, which they begin with.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -36,8 +35,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 LONGEST_MARK = 4
-# Enough for a guess; more takes the detector longer and rarely changes it.
-DETECTED_BYTES = 1 << 16
+DETECTED_BYTES = 1 << 16  # Enough for a guess; more takes the detector longer
 # Guessed among these alone: rare ones fit short texts of the West, too. Of equals, the first.
 GUESSED = (
     *("cp1252", "utf_16_le", "utf_16_be", "gb18030", "cp1251", "euc_jp", "cp949", "cp932", "big5"),
@@ -57,11 +55,8 @@ NewDecompressor: TypeAlias = Callable[..., lzma.LZMADecompressor | bz2.BZ2Decomp
 
 
 def unpacked(file: BinaryIO, new_decompressor: NewDecompressor, **how: int) -> Iterator[bytes]:
-    """Yield the content of the streams of an xz or bzip2 file, one after the other.
-
-    `lzma.open` and `bz2.open` take whatever follows the first stream and is not a stream for
-    rubbish and drop it in silence; here it is an error. Padding of zero bytes is allowed.
-    """
+    """Yield the content of the streams of an xz or bzip2 file; zero bytes may lie between them."""
+    # `lzma.open` and `bz2.open` drop in silence what follows the first stream and is none.
     waiting = b""
     while waiting := waiting or file.read(CHUNK_BYTES):
         if not (waiting := waiting.lstrip(b"\0")):
@@ -116,18 +111,21 @@ def cannot_read(path: Path, error: OSError) -> DataError:
 
 
 @contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file in the block into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+@contextmanager
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
 ) -> Iterator[io.BufferedReader]:
-    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so.
-
-    `on_read` is told the bytes of the file, before decompression, as they are read.
-    """
-    try:
-        # Unbuffered, so that no more is read than is counted.
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so."""
+    with named_in_errors(path):
+        file = path.open("rb", buffering=0)  # so that no more is read than is counted
     with file:
         blocks = _file_blocks(path, file, on_read, span or (0, sys.maxsize))
         yield io.BufferedReader(BlockStream(blocks), CHUNK_BYTES)
@@ -183,7 +181,9 @@ def decoded_blocks(
             if strict and "\0" in text:
                 raise UnicodeError("a NUL character")
         except UnicodeError as error:
-            raise _bad_text(name, state, data, offset, source, head, bool(on_bad_text)) from error
+            place, bad = _first_bad(name, state, data)
+            problem = _bad_text(name, bad, head, skippable=on_bad_text is not None)
+            raise DataError(f"{source}: byte {offset + place} {problem}") from error
         # Files with a mark that were put end to end have marks inside.
         yield newlines.decode(text.replace("\ufeff", ""), not data)
         if not data:
@@ -242,34 +242,20 @@ def resolve_encoding(encoding: str, head: bytes, source: str) -> tuple[str, int]
         mark, marked = codecs.BOM_UTF16_LE, "utf-16-le"
     if marked and marked.startswith(name):
         return marked, len(mark)
-    wide = name.startswith(("utf-16", "utf-32"))
-    if marked not in ("", "utf-8") and (wide or name == "utf-8"):
+    if marked not in ("", "utf-8") and name.startswith(("utf-8", "utf-16", "utf-32")):
         family = marked[:6]
-        raise DataError(
-            f"{source} starts with a {family.upper()} byte-order mark and is not {name}; "
-            f"pass --encoding {family}"
-        )
+        problem = f"{source} starts with a {family.upper()} byte-order mark and is not {name}"
+        raise DataError(f"{problem}; pass --encoding {family}")
     if name in ("utf-16", "utf-32"):
         if not head:
             return f"{name}-le", 0
-        raise DataError(
-            f"{source} does not start with a byte-order mark, which --encoding {name} needs; "
-            f"pass --encoding {name}-le or {name}-be"
-        )
+        problem = f"{source} does not start with a byte-order mark, which --encoding {name} needs"
+        raise DataError(f"{problem}; pass --encoding {name}-le or {name}-be")
     return name, 0
 
 
-def _bad_text(
-    name: str,
-    state: tuple[bytes, int],
-    data: bytes,
-    offset: int,
-    source: str,
-    head: bytes,
-    skippable: bool,  # with --on-bad-text
-) -> DataError:
-    """Return the error for the first bad text of a block that is known to have some."""
-    place, bad = _first_bad(name, state, data)
+def _bad_text(name: str, bad: bytes | None, head: bytes, *, skippable: bool) -> str:
+    """Return the end of a message: a bad byte or, None, a NUL character, and the fix."""
     if looks := next((what for mark, what in SIGNATURES.items() if head.startswith(mark)), ""):
         fix = f"the file looks like {looks}: give it its own suffix, or turn it into text"
     elif bad is None:
@@ -279,13 +265,12 @@ def _bad_text(
         fix = "pass the --encoding the file is in (such as cp1252, latin-1 or utf-16)"
         fix += ", or --on-bad-text skip or replace" * skippable
     what = "is a NUL character" if bad is None else f"is not valid {name} (0x{bad.hex()})"
-    return DataError(f"{source}: byte {offset + place} {what}; {fix}")
+    return f"{what}; {fix}"
 
 
 def _first_bad(name: str, state: tuple[bytes, int], data: bytes) -> tuple[int, bytes | None]:
-    """Return the offset of the first bad text from the start of `data`, and its byte if any."""
-    # A NUL character is bad, too, and has none. Decoding again byte by byte is slow, happens once,
-    # and gives the exact offset for any encoding, stateful ones and wide NUL characters included.
+    """Return the offset of the first bad text from `data`'s start, and its byte; None of a NUL."""
+    # Decoding again byte by byte is slow, and exact for encodings with states and wide NULs, too.
     decoder = codecs.getincrementaldecoder(name)("strict")
     decoder.setstate(state)
     for index in range(max(1, len(data))):

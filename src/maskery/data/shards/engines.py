@@ -48,13 +48,9 @@ def in_processes(job: Job, numbers: Sequence[int]) -> Generator[Done]:
     if count <= 1 or stays_here(job):
         yield from (do_piece(number, job) for number in numbers)
         return
-    pool = ProcessPoolExecutor(
-        count,
-        # A forked process would inherit the tokenizer's threads in the middle of their work.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job,),
-    )
+    # A forked process would inherit the tokenizer's threads in the middle of their work.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, spawn, initializer=_start_worker, initargs=(job,))
     try:
         with signals_held():
             futures = [pool.submit(_work, number) for number in numbers]
@@ -86,14 +82,13 @@ _worker: Job | None = None
 
 
 def _start_worker(job: Job) -> None:
-    """Prepare a process for its pieces."""
     global _worker
     # One process, one thread; and none outlives the command, were it killed.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
-    sentinel = parent.sentinel
-    threading.Thread(target=lambda: wait([sentinel]) and os._exit(1), daemon=True).start()
+    ended = partial(wait, [parent.sentinel])
+    threading.Thread(target=lambda: ended() and os._exit(1), daemon=True).start()
     _worker = job
 
 
@@ -154,8 +149,6 @@ def on_slurm(job: Job, share: Callable[..., None]) -> str:
     try:
         executor.run()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise DataError(
-            f"sbatch cannot be run ({reason_of(error)}); --executor slurm sends jobs from a "
-            f"machine of the cluster that has it"
-        ) from error
+        fix = "--executor slurm sends jobs from a machine of the cluster that has it"
+        raise DataError(f"sbatch cannot be run ({reason_of(error)}); {fix}") from error
     return str(executor.job_id)

@@ -23,15 +23,7 @@ from maskery.data.corpus.files import MANIFEST, PLAN
 from maskery.data.corpus.reader import Corpus
 from maskery.data.shards.engines import in_processes, on_ray, on_slurm, stays_here
 from maskery.data.shards.manifest import LENGTHS, TOKENIZER, LengthCounts, Manifest, write_bytes
-from maskery.data.shards.pieces import (
-    RECORDS,
-    Job,
-    ShardRecord,
-    load_piece,
-    load_shard,
-    plan_fingerprint,
-    plan_pieces,
-)
+from maskery.data.shards.pieces import RECORDS, Job, plan_fingerprint, plan_pieces
 from maskery.data.tokenise import plain_backend, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -62,10 +54,8 @@ def make_shards(
 ) -> Made:
     """Make what is missing of a corpus's shards, and their manifest; or send the work to Slurm."""
     if not corpus.files:
-        raise DataError(
-            "tokenize cuts files, and a dataset has none here; download its Parquet or JSON "
-            "lines files and name their folder"
-        )
+        fix = "download its Parquet or JSON lines files and name their folder"
+        raise DataError(f"tokenize cuts files, and a dataset has none here; {fix}")
     job = plan_job(corpus, tokenizer, folder, config)
     if config.executor != "local" and (what := stays_here(job)):
         raise DataError(
@@ -96,7 +86,7 @@ def make_share(job: Job, _data: object, rank: int, world_size: int) -> None:
     for _, _, damaged in in_processes(job, numbers[rank::world_size]):
         for what in damaged:
             log.warning("made anew: %s", what)
-    if all(load_piece(number, job) for number in numbers):
+    if all(map(job.load_piece, numbers)):
         write_manifest(job)
 
 
@@ -131,10 +121,8 @@ def claim_folder(folder: Path, fingerprint: str) -> None:
         names = [path.name for path in folder.iterdir()]
         if not plan.is_file():
             if others := [name for name in names if not name.startswith(PLAN)]:
-                raise DataError(
-                    f"the folder '{folder}' holds other things ({min(others)}); name an empty "
-                    "or new one"
-                )
+                fix = "name an empty or new one"
+                raise DataError(f"the folder '{folder}' holds other things ({min(others)}); {fix}")
             write_bytes(plan, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
         if fingerprint.encode() not in plan.read_bytes():
             raise DataError(
@@ -163,38 +151,31 @@ def about_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[
 
 def write_manifest(job: Job) -> Manifest:
     """List all shards, now that every piece is finished."""
-    records: list[ShardRecord | None] = []
+    pieces = list(filter(None, map(job.load_piece, range(len(job.pieces)))))
+    found = [job.load_shard(n, i) for n, piece in enumerate(pieces) for i in range(piece.shards)]
+    records = list(filter(None, found))
+    if len(pieces) < len(job.pieces) or len(records) < len(found):
+        fix = "repeat maskery tokenize with a folder that all its machines share"
+        raise DataError(f"records of '{job.folder}' are damaged, or not seen from here; {fix}")
+    if not any(record.train for record in records):
+        fix = "name a corpus with text in a script that the tokenizer knows"
+        raise DataError(f"the corpus holds no tokens to train on; {fix}")
     total, encodings = Counter[str](), Counter[str]()
-    for piece in range(len(job.pieces)):
-        if finished := load_piece(piece, job):
-            total.update(finished.report)
-            encodings.update(finished.encodings)
-            records += [load_shard(piece, number, job) for number in range(finished.shards)]
-        else:
-            records.append(None)
-    sound = [record for record in records if record is not None]
-    if len(sound) < len(records):
-        raise DataError(
-            f"records of '{job.folder}' are damaged, or not seen from here; repeat maskery "
-            f"tokenize with a folder that all its machines share"
-        )
-    if not any(record.train for record in sound):
-        raise DataError(
-            "the corpus holds no tokens to train on; name a corpus with text in a script that the "
-            "tokenizer knows"
-        )
+    for piece in pieces:
+        total.update(piece.report)
+        encodings.update(piece.encodings)
     report = ReadingReport(**total)
     report.encodings = encodings
     if unusual := report.describe():
         log.warning("%s", unusual)
-    lengths = LengthCounts.gather([record.lengths for record in sound if record.train])
+    lengths = LengthCounts.gather([record.lengths for record in records if record.train])
     manifest = Manifest(
         fingerprint=job.fingerprint,
         vocab_size=job.vocab_size,
         held_out_share=job.config.held_out_share,
         lengths=write_bytes(job.folder / LENGTHS, lengths.to_bytes()),
-        shards=tuple(record.train for record in sound if record.train),
-        held_out=tuple(record.held_out for record in sound if record.held_out),
+        shards=tuple(record.train for record in records if record.train),
+        held_out=tuple(record.held_out for record in records if record.held_out),
         **job.about,
     )
     write_bytes(job.folder / MANIFEST, manifest.to_json())

@@ -25,8 +25,7 @@ from maskery.core.system import write_whole
 from maskery.data.corpus.files import MANIFEST
 from maskery.data.store import Documents, Part, token_type
 
-# Raised whenever shards would be read as others than they are.
-FORMAT = 1
+FORMAT = 1  # Raised whenever shards would be read as others than they are
 LENGTHS, TOKENIZER = "lengths.safetensors", "tokenizer"
 # No folders: nothing that a manifest names may lie outside its own.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")

@@ -31,7 +31,7 @@ from maskery.data.corpus.examples import Example, ReadingReport, is_held_out
 from maskery.data.corpus.formats import format_of, split_suffix
 from maskery.data.corpus.reader import READING_VERSION, Corpus
 from maskery.data.corpus.record_files import parquet_errors
-from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.streams import named_in_errors
 from maskery.data.shards.manifest import ShardEntry, check_sound, is_count, write_bytes, write_shard
 from maskery.data.shards.places import find_damage
 from maskery.data.store import Documents
@@ -40,10 +40,8 @@ from maskery.data.tokenise import BATCH_CHARS, Batch, Encode, batched, encode_ba
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Raised whenever the same files are cut elsewhere than before.
-CUTTING_VERSION = 1
-# Read at once in search of a line end, which is nearly always in the first block.
-BLOCK_BYTES = 1 << 20
+CUTTING_VERSION = 1  # Raised whenever the same files are cut elsewhere than before
+BLOCK_BYTES = 1 << 20  # Read at once in search of a line end
 # Encodings in which the byte 0x0A is a line end wherever it stands.
 LINE_ENCODINGS = re.compile(
     r"utf-8|ascii|iso8859-\d+|latin.*|cp125\d|koi8-.|gb18030|gbk|big5|euc.*"
@@ -57,7 +55,6 @@ RECORDS = "records"
 # more characters than bytes, and stays below.
 OVERFULL = 1.25
 
-Kind = Literal["whole", "bytes", "row groups"]
 RecordT = TypeVar("RecordT")
 Done = tuple[int, int, list[str]]
 
@@ -71,7 +68,7 @@ class Span:
 
     file: int
     size: int  # about its bytes
-    kind: Kind = "whole"
+    kind: Literal["whole", "bytes", "row groups"] = "whole"
     start: int = 0
     end: int = 0
 
@@ -142,29 +139,23 @@ def line_boundary(path: Path, offset: int, size: int, *, paragraphs: bool) -> in
         return min(max(offset, 0), size)
     pattern = PARAGRAPH_END if paragraphs else LINE_END
     start, held = offset - 1, b""
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            while block := file.read(BLOCK_BYTES):
-                held += block
-                found = pattern.search(held)
-                # The byte after it must be known.
-                if found and start + found.end() < size and found.end() < len(held):
-                    return start + found.end()
-                # An end may lie across two blocks.
-                start += max(0, len(held) - LONGEST_END)
-                held = held[-LONGEST_END:]
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with named_in_errors(path), path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            held += block
+            found = pattern.search(held)
+            # The byte after it must be known.
+            if found and start + found.end() < size and found.end() < len(held):
+                return start + found.end()
+            # An end may lie across two blocks.
+            start += max(0, len(held) - LONGEST_END)
+            held = held[-LONGEST_END:]
     return size
 
 
 def plan_fingerprint(corpus: Corpus, sharding: ShardingConfig, tokenizer: str) -> str:
-    """Hash everything that decides what the shards hold, but for the content of the files.
-
-    Their names (without folders) and sizes stand for it: reading a corpus of many terabytes once
-    more on every machine would cost more than it gives.
-    """
+    """Hash everything that decides what the shards hold; names and sizes stand for the content."""
+    # Reading many terabytes once more on every machine would cost more than it gives.
     config, digest = corpus.config, blake2b(digest_size=16)
     digest.update(f"({CUTTING_VERSION}, {READING_VERSION}, {config.signature()})".encode())
     digest.update(repr((sharding.shard_bytes, sharding.held_out_share, tokenizer)).encode())
@@ -184,8 +175,7 @@ def read_piece(piece: Piece, corpus: Corpus) -> Iterator[Example]:
         if span.kind == "bytes":
             path, size = corpus.files[span.file], corpus.sizes[span.file]
             assert size is not None  # else it would not have been cut
-            is_text = format_of(path, corpus.config) == "text"
-            whole = is_text and corpus.config.unit == "paragraph"
+            whole = corpus.config.unit == "paragraph" and format_of(path, corpus.config) == "text"
             start, end = (line_boundary(path, at, size, paragraphs=whole) for at in (start, end))
         if span.kind == "whole":
             yield from corpus.read_file(span.file)
@@ -210,6 +200,27 @@ class Job:
     def encode(self) -> Encode:
         """The function from texts to tokens."""
         return encoder(self.tokenizer)
+
+    def load_shard(self, piece: int, number: int) -> "ShardRecord | None":
+        """Return the record of a shard, or None if there is no valid one."""
+
+        def parse(lengths: Any, **entries: Any) -> ShardRecord:
+            read = {name: entry and ShardEntry(**entry) for name, entry in entries.items()}
+            return ShardRecord(lengths=lengths, **read)
+
+        return self._load(parse, f"{piece:06d}-{number:04d}")
+
+    def load_piece(self, piece: int) -> "PieceRecord | None":
+        """Return the record of a finished piece, or None if there is no valid one."""
+        return self._load(PieceRecord, f"{piece:06d}")
+
+    def _load(self, parse: Callable[..., RecordT], name: str) -> RecordT | None:
+        try:
+            data = json.loads((self.folder / RECORDS / f"{name}.json").read_bytes())
+            # A record of another plan counts as none.
+            return parse(**data) if data.pop("fingerprint") == self.fingerprint else None
+        except (OSError, *MALFORMED):
+            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +266,8 @@ def do_piece(number: int, job: Job) -> Done:
     Returns the piece's number, the tokens that were made now, and what was found damaged.
     """
     damaged: list[str] = []
-    if finished := load_piece(number, job):
-        found = [load_shard(number, i, job) for i in range(finished.shards)]
+    if finished := job.load_piece(number):
+        found = [job.load_shard(number, i) for i in range(finished.shards)]
         damage = [record.damage(job.folder) if record else "its record" for record in found]
         damaged = [what for what in damage if what]
         if not damaged:
@@ -267,15 +278,14 @@ def do_piece(number: int, job: Job) -> Done:
     made = count = 0
     examples = read_piece(job.pieces[number], job.corpus)
     for count, batches in enumerate(stretches(examples, job.config.shard_bytes), start=1):
-        record = load_shard(number, count - 1, job)
+        record = job.load_shard(number, count - 1)
         if record is not None and record.damage(job.folder) is None:
             for _ in batches:  # read on, without tokenising
                 pass
         else:
             made += write_stretch(f"{number:06d}-{count - 1:04d}", batches, job, job.encode)
     counts = {**vars(job.corpus.report)}
-    encodings = dict(counts.pop("encodings"))
-    about = PieceRecord(shards=count, report=counts, encodings=encodings)
+    about = PieceRecord(shards=count, encodings=dict(counts.pop("encodings")), report=counts)
     write_record(f"{number:06d}", about, job)
     return number, made, damaged
 
@@ -319,27 +329,3 @@ def write_record(name: str, record: ShardRecord | PieceRecord, job: Job) -> None
     """Write a record: whole, or not at all."""
     text = json.dumps({"fingerprint": job.fingerprint, **asdict(record)})
     write_bytes(job.folder / RECORDS / f"{name}.json", text.encode())
-
-
-def load_shard(piece: int, number: int, job: Job) -> ShardRecord | None:
-    """Return the record of a shard, or None if there is no valid one."""
-
-    def parse(lengths: Any, **entries: Any) -> ShardRecord:
-        read = {name: entry and ShardEntry(**entry) for name, entry in entries.items()}
-        return ShardRecord(lengths=lengths, **read)
-
-    return _load(parse, f"{piece:06d}-{number:04d}", job)
-
-
-def load_piece(piece: int, job: Job) -> PieceRecord | None:
-    """Return the record of a finished piece, or None if there is no valid one."""
-    return _load(PieceRecord, f"{piece:06d}", job)
-
-
-def _load(parse: Callable[..., RecordT], name: str, job: Job) -> RecordT | None:
-    try:
-        data = json.loads((job.folder / RECORDS / f"{name}.json").read_bytes())
-        # A record of another plan counts as none.
-        return parse(**data) if data.pop("fingerprint") == job.fingerprint else None
-    except (OSError, *MALFORMED):
-        return None

@@ -19,30 +19,19 @@ from urllib.parse import urlsplit
 
 from maskery.core.errors import DataError
 from maskery.core.system import sha256_of
-from maskery.data.corpus.files import (
-    MANIFEST,
-    PLAN,
-    RemoteFile,
-    asked,
-    is_address,
-    open_address,
-    protocols,
-    unreadable,
-)
+from maskery.data.corpus import files
+from maskery.data.corpus.files import MANIFEST, PLAN, RemoteFile, is_address, unreadable
 from maskery.data.corpus.formats import SUFFIXES, split_suffix
-from maskery.data.corpus.streams import cannot_read
+from maskery.data.corpus.streams import named_in_errors
 from maskery.data.shards.manifest import FileEntry
 from maskery.data.store import create_owned, own_folder, ownerless, partial_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# A shard is never held in memory whole to be copied.
-COPY_BYTES = 1 << 22
-# Seconds between attempts to read from an address.
-PAUSES = (1.0, 5.0, 25.0)
-# An address may send anything; what is read of it into memory is bounded.
-MAX_MANIFEST_BYTES = 1 << 30
+COPY_BYTES = 1 << 22  # A shard is never held in memory whole to be copied
+PAUSES = (1.0, 5.0, 25.0)  # Seconds between attempts to read from an address
+MAX_MANIFEST_BYTES = 1 << 30  # An address may send anything
 
 
 def find_damage(path: Path, num_bytes: int, sha256: str) -> str | None:
@@ -69,23 +58,17 @@ class Place:
         """Return the bytes of `shards.json`."""
         path = self.folder / MANIFEST
         if not path.is_file():
-            raise DataError(
-                f"the shards in '{self.folder}' are not complete; repeat the maskery tokenize "
-                f"command that began them"
-            )
-        try:
+            fix = "repeat the maskery tokenize command that began them"
+            raise DataError(f"the shards in '{self.folder}' are not complete; {fix}")
+        with named_in_errors(path):
             return path.read_bytes()
-        except OSError as error:
-            raise cannot_read(path, error) from error
 
     def fetch(self, entry: FileEntry, folder: str = "") -> Path:
         """Return the path of a local file whose checksum is right: a shard, or one beside it."""
         path = self.folder / f"{folder}{entry.file}"
         if damage := find_damage(path, entry.bytes, entry.sha256):
-            raise DataError(
-                f"'{path}' is damaged ({damage}); make it anew by repeating the maskery tokenize "
-                f"command that made it"
-            )
+            fix = "make it anew by repeating the maskery tokenize command that made it"
+            raise DataError(f"'{path}' is damaged ({damage}); {fix}")
         return path
 
     def trim(self, keep: int) -> None:
@@ -98,8 +81,7 @@ class RemotePlace(Place):
     def __init__(
         self, address: str, cache_dir: Path, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        name = address.rstrip("/")
-        # An address holds characters that no file name may have.
+        name = address.rstrip("/")  # which holds characters that no file name may have
         here = blake2b(name.encode(), digest_size=8).hexdigest()
         super().__init__(own_folder(cache_dir, "shards") / here)
         self.name, self.sleep = name, sleep
@@ -109,10 +91,8 @@ class RemotePlace(Place):
         try:
             data = self._tried(MANIFEST, lambda stream: stream.read(MAX_MANIFEST_BYTES + 1))
         except FileNotFoundError as error:
-            raise DataError(
-                f"'{self.name}' has no {MANIFEST}: there are no complete shards of maskery "
-                "tokenize; check the address"
-            ) from error
+            why = "there are no complete shards of maskery tokenize; check the address"
+            raise DataError(f"'{self.name}' has no {MANIFEST}: {why}") from error
         if len(data) > MAX_MANIFEST_BYTES:
             raise DataError(f"'{self.name}/{MANIFEST}' is larger than a gigabyte; it is no list")
         return data
@@ -164,7 +144,7 @@ class RemotePlace(Place):
 
     def _tried(self, file: str, read: Callable[[BinaryIO], T]) -> T:
         """Read a file of the address, again after a pause where the network may be at fault."""
-        filesystem, root = open_address(self.name)
+        filesystem, root = files.open_address(self.name)
         pauses = iter(PAUSES)
         while True:
             try:
@@ -233,7 +213,7 @@ class RemoteFolder(RemoteFile):
 
     def write_bytes(self, data: bytes) -> None:
         """Write it whole, in one request; a process that is killed in it leaves nothing."""
-        with asked(self, "written"):
+        with files.asked(self, "written"):
             self.filesystem.pipe_file(self.path, data)
 
     def _asked(self, method: str, **how: Any) -> Any:
@@ -250,8 +230,8 @@ def output_folder(name: str) -> Path:
     """Return the folder that shards are written to: a path, or a `RemoteFolder`."""
     if not is_address(name):
         return Path(name).expanduser()
-    filesystem, path = open_address(name)
-    if "file" in protocols(filesystem):
+    filesystem, path = files.open_address(name)
+    if "file" in files.protocols(filesystem):
         return Path(path)
     return cast(Path, RemoteFolder(filesystem, path.rstrip("/"), None, None))
 

@@ -40,8 +40,7 @@ from maskery.data.store import Documents
 
 # The positions of the draws; 0 and 4 belong to `data.batching`.
 SHARD_ORDER, WINDOW_ORDER, STEP_ORDER, HELD_OUT_ORDER = 8, 12, 16, 20
-# Window w of shard s is drawn for as s * 2**40 + w.
-WINDOW_BITS = 40
+WINDOW_BITS = 40  # Window w of shard s is drawn for as s * 2**40 + w
 
 
 class TokenShards:
@@ -104,10 +103,6 @@ class Epoch:
         """Return the block of a step, and the step's number within it."""
         block = int(np.searchsorted(self.firsts, step, side="right")) - 1
         return block, step - int(self.firsts[block])
-
-    def block_steps(self, block: int) -> int:
-        """Return the number of steps of a block."""
-        return int(self.firsts[block + 1] - self.firsts[block])
 
 
 class ShardSource:
@@ -223,7 +218,8 @@ class ShardSource:
         order = window_order(numbers, num_windows, seed=seed, epoch=epoch)
         if layout == "padded":
             order = order[np.argsort(source.lengths[order], kind="stable")]
-        first, steps = int(known.firsts[block]), known.block_steps(block)
+        first = int(known.firsts[block])
+        steps = int(known.firsts[block + 1]) - first
         boundaries = cut_exactly(source.lengths[order], steps, batch_tokens=budget, layout=layout)
         plan = Plan(order=order, boundaries=boundaries)
         if layout == "padded":  # steps of like length are neighbours until then
@@ -293,8 +289,7 @@ def padded_cuts(histogram: Ints, batch_tokens: int) -> Ints:
         fits, end = batch_tokens // length, done + int(histogram[length])
         if start + fits < end:
             # The open step ends where this length no longer fits, but takes none back.
-            first = max(start + fits, done)
-            edges = np.arange(first, end, fits, dtype=np.int64)
+            edges = np.arange(max(start + fits, done), end, fits, dtype=np.int64)
             cuts.append(edges)
             start = int(edges[-1])
         done = end

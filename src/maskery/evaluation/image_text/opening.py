@@ -101,10 +101,8 @@ class OpenImageText:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(
-                f"the {what} {text!r} has bytes that are not UTF-8; type it anew, or set the "
-                f"terminal to UTF-8"
-            ) from error
+            problem = f"the {what} {text!r} has bytes that are not UTF-8"
+            raise DataError(f"{problem}; type it anew, or set the terminal to UTF-8") from error
         most = self.retrieval.max_words
         words = len(clean_caption(text, max_words=len(text)).split())
         if self.retrieval.clean_captions and words > most:

@@ -161,10 +161,9 @@ def _read_conll(path: Path) -> Labelled:
             if line.startswith(("# ", "#\t", "-DOCSTART-")):
                 continue
             if line.startswith(JSON_STARTS):
-                raise DataError(
-                    f"'{path}': line {number} is JSON, and --kind tokens reads columns; write a "
-                    f"word and its label on each line, and a blank line between sentences"
-                )
+                problem = f"'{path}': line {number} is JSON, and --kind tokens reads columns"
+                fix = "write a word and its label on each line, and a blank line between sentences"
+                raise DataError(f"{problem}; {fix}")
             columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             width = width or len(columns)
             if len(columns) != width or width < 2:

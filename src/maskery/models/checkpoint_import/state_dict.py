@@ -99,10 +99,8 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ModelError(
-            f"checkpoint '{path}' is not a file; give a .pth or .safetensors file, or a Hugging "
-            f"Face folder"
-        )
+        fix = "give a .pth or .safetensors file, or a Hugging Face folder"
+        raise ModelError(f"checkpoint '{path}' is not a file; {fix}")
     for name in WHOLE:
         if (path / name).is_file():
             return [path / name]
@@ -146,10 +144,8 @@ def _read(path: Path, notes: list[str]) -> object:
     if what is None and path.suffix in ENDS:
         what = f"a checkpoint of {ENDS[path.suffix]}, by its name"
     if what is not None:
-        raise ModelError(
-            f"'{path}' is {what}: a PyTorch or safetensors file is needed; convert it where it "
-            f"comes from, or fetch the other one"
-        )
+        problem = f"'{path}' is {what}: a PyTorch or safetensors file is needed"
+        raise ModelError(f"{problem}; convert it where it comes from, or fetch the other one")
     # A header's length in eight bytes, then JSON; a PyTorch file is a zip archive or a pickle.
     safe = start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(ZIP))
     if safe != (path.suffix == ".safetensors"):

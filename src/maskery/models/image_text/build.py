@@ -80,10 +80,8 @@ def build_from_encoders(
     """
     text_config = read_config(str(text))
     if text_config.model_type != "bert":
-        raise ModelError(
-            f"'{text}' is a {text_config.model_type} model: the text side must be a BERT; choose a "
-            f"checkpoint of that architecture"
-        )
+        problem = f"'{text}' is a {text_config.model_type} model: the text side must be a BERT"
+        raise ModelError(f"{problem}; choose a checkpoint of that architecture")
     # Dropout inside attention costs half the speed and is not what trains the model.
     text_config.attention_probs_dropout_prob = 0.0
     bert, info = load_weights(BertForMaskedLM, str(text), config=text_config, dtype="float32")
@@ -232,7 +230,5 @@ def _load_vision(name: str) -> Any:
 def refuse_missing(name: str, part: str, info: dict[str, Any]) -> None:
     """Refuse weights that leave a part of the model at random."""
     if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{part} in '{name}' lacks weights ({missing[0]} and {len(missing) - 1} others); "
-            f"restore its model.safetensors, or use a whole checkpoint"
-        )
+        problem = f"{part} in '{name}' lacks weights ({missing[0]} and {len(missing) - 1} others)"
+        raise ModelError(f"{problem}; restore its model.safetensors, or use a whole checkpoint")

@@ -127,10 +127,8 @@ VISION_FAMILIES: dict[str, VisionFamily] = {
 def vision_family(model_type: str) -> VisionFamily:
     """Return the record of an architecture; raises a ModelError for others."""
     if model_type not in VISION_FAMILIES:
-        raise ModelError(
-            f"vision encoders of type '{model_type}' are not supported; choose one of "
-            f"{', '.join(sorted(VISION_FAMILIES))}"
-        )
+        problem = f"vision encoders of type '{model_type}' are not supported"
+        raise ModelError(f"{problem}; choose one of {', '.join(sorted(VISION_FAMILIES))}")
     return VISION_FAMILIES[model_type]
 
 
