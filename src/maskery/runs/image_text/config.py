@@ -161,10 +161,8 @@ class PairsRunConfig(ImageTextRunConfig):
 
     def anchored(self) -> Self:
         """Return the same with absolute paths, which mean the same from any folder."""
-        held_out = None if self.eval_pairs is None else str(Path(self.eval_pairs).absolute())
-        return replace(
-            super().anchored(), pairs=str(Path(self.pairs).absolute()), eval_pairs=held_out
-        )
+        held = None if self.eval_pairs is None else str(Path(self.eval_pairs).absolute())
+        return replace(super().anchored(), pairs=str(Path(self.pairs).absolute()), eval_pairs=held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,13 +218,12 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
 
 def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     """CLIP's own loss, trained as IRRA's baseline (Jiang and Ye, CVPR 2023; `run_irra.sh`)."""
+    view = ViewConfig(height=384, width=128, pad=10, erase_probability=0.5, erase_scale=(0.02, 0.4))
     return PersonSearchRunConfig(
         data=replace(data, clean_captions=False),
         model=NO_MODEL,  # ViT-B/16 of CLIP
         weak_pair_probability=0.0,
-        view=ViewConfig(
-            height=384, width=128, pad=10, erase_probability=0.5, erase_scale=(0.02, 0.4)
-        ),
+        view=view,
         objectives=PersonSearchConfig(**OFF, term=("infonce",), alpha=0.0, queue_size=1),
         retrieval=RetrievalConfig(rerank=0),
         training=PairsTrainingConfig(

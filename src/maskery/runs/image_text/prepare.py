@@ -25,12 +25,7 @@ from maskery.data.vocabulary import learnt_tokenizer
 from maskery.evaluation.image_text.opening import OpenImageText, open_image_text, preprocessing_of
 from maskery.masking.masker import Masker
 from maskery.models import loading
-from maskery.models.image_text.build import (
-    build_from_encoders,
-    build_from_scratch,
-    build_from_towers,
-    is_aligned,
-)
+from maskery.models.image_text import build
 from maskery.models.image_text.model import ImageTextModel, check_image_size
 from maskery.runs.frame.run_folder import TOKENIZER
 from maskery.runs.image_text.config import SCRATCH, SIZES, ImageTextRunConfig
@@ -71,7 +66,7 @@ def start_model(
         torch.manual_seed(config.training.seed)
         if text is not None and vision is not None:
             name, tokenizer = vision, loading.load_tokenizer(text)
-            model, new = build_from_encoders(
+            model, new = build.build_from_encoders(
                 text, vision, fusion_layer=config.fusion_layer, image_size=size
             )
         elif name.startswith(SCRATCH):
@@ -83,13 +78,14 @@ def start_model(
             height, width = size or sizes.image_size
             length = config.max_length or sizes.max_length
             sizes = replace(sizes, image_size=(height, width), max_length=length)
-            pad = int(tokenizer.pad_token_id)
-            model = build_from_scratch(sizes, vocabulary_size=len(tokenizer), pad_token_id=pad)
+            words, pad = len(tokenizer), int(tokenizer.pad_token_id)
+            model = build.build_from_scratch(sizes, vocabulary_size=words, pad_token_id=pad)
             view = view.for_encoder(height=height, width=width, mean=HALF_MEAN, std=HALF_STD)
             new = frozenset(parameter for parameter, _ in model.named_parameters())
-        elif is_aligned(name):
-            layers = config.fusion_layers
-            model, tokenizer, new = build_from_towers(name, fusion_layers=layers, image_size=size)
+        elif build.is_aligned(name):
+            model, tokenizer, new = build.build_from_towers(
+                name, fusion_layers=config.fusion_layers, image_size=size
+            )
         else:
             opened = open_image_text(name)
             model, tokenizer = opened.model, opened.tokenizer

@@ -25,7 +25,7 @@ from maskery.tasks.image_text import ImageTextTask
 from maskery.tasks.image_text_config import ImageTextMLMConfig
 
 log = logging.getLogger(__name__)
-CACHE_BYTES = 2**30  # of decoded pictures: each is seen with its own caption and with others'
+CACHE = 2**30  # Bytes of decoded pictures: each is seen with its own caption and with others'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +136,7 @@ def evaluate_image_text(
     groups, everything = group_ids(pairs), np.arange(len(pairs))
     for one in opened:
         captions = read_captions(pairs, one.tokenizer, reading, longest)
-        pictures = Pictures(
-            pairs, reading.on_bad_image, near=one.view.size, cache_bytes=CACHE_BYTES
-        )
+        pictures = Pictures(pairs, reading.on_bad_image, near=one.view.size, cache_bytes=CACHE)
         read = ReadPairs(pairs, captions, pictures, one.view)
         held_out = HeldOutPairs(read, groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)

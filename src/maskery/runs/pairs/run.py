@@ -207,12 +207,6 @@ def run_samples(folder: Path) -> dict[str, Any]:
 def trained_config(folder: Path) -> PairsRunConfig:
     """Return a run's configuration with its trained model in place of the one it started from."""
     config = open_run(folder).finished(PairsRunConfig)
-    return replace(
-        config,
-        model=str(folder),
-        text_model=None,
-        vision_model=None,
-        fusion_layer=None,
-        fusion_layers=0,
-        objectives=replace(config.objectives, term=()),  # measuring needs no code of the user's
-    )
+    objectives = replace(config.objectives, term=())  # measuring needs no code of the user's
+    start = dict[str, Any](text_model=None, vision_model=None, fusion_layer=None, fusion_layers=0)
+    return replace(config, model=str(folder), objectives=objectives, **start)

@@ -10,7 +10,6 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,8 +272,7 @@ def gallery_conditions(data: PersonSearchData, split: HeldOutSplit) -> dict[str,
     """Return the dataset, split, pictures and captions, as conditions."""
     name, pairs = split_of(data, split)
     # Eight digits in hexadecimal are enough to tell two datasets apart in a message.
-    pictures = fingerprint_of(pairs.ids)[:8]
-    persons = blake2b(pairs.persons.tobytes(), digest_size=4).hexdigest()
+    pictures, persons = (fingerprint_of(ids)[:8] for ids in (pairs.ids, pairs.persons))
     return {
         "the dataset": data.title,
         "the split": name,
@@ -370,8 +368,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
     data = open_person_search(Overrides().of_data(run.data, opened.retrieval))
     held_out = held_out_set(opened, run, split_of(data, "test")[1], run.data, settings)
     spread = spread_queries(len(held_out.queries))
-    worst = worst_queries(folder / RANKS)
-    queries = np.concatenate((spread, worst))
+    queries = np.concatenate((spread, worst_queries(folder / RANKS)))
     found = held_out.evaluate(opened.model, settings, queries=queries)
     samples = held_out.samples(queries, found.last.order)
     ranks = found.last.ranks[:, 0].tolist()

@@ -10,11 +10,7 @@ from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, spread_quer
 from maskery.people.config import PeopleConfig
 from maskery.people.dataset import draw_people
 from maskery.runs.image_text.config import PersonSearchRunConfig, small
-from maskery.runs.person_search.run import (
-    PersonSearchResult,
-    PersonSearchRun,
-    train_person_search,
-)
+from maskery.runs.person_search.run import PersonSearchResult, PersonSearchRun, train_person_search
 
 PEOPLE, RUN, PICTURE = "people", "run", "searches.png"
 NUM_PEOPLE, NUM_TEST, NUM_VAL = 2850, 200, 50
@@ -32,9 +28,8 @@ def people_config() -> PeopleConfig:
 def quickstart_config(people: Path, output: Path) -> PersonSearchRunConfig:
     """The preset `small`, an epoch longer."""
     config = small(PersonSearchDataConfig(dataset="drawn-people", root=people))
-    return replace(
-        config, output=output, training=replace(config.training, epochs=config.training.epochs + 1)
-    )
+    training = replace(config.training, epochs=config.training.epochs + 1)
+    return replace(config, output=output, training=training)
 
 
 def run_person_search_quickstart(

@@ -16,7 +16,7 @@ from maskery.data.person_search.batches import PersonSource
 from maskery.data.person_search.dataset import open_person_search
 from maskery.evaluation.retrieval.config import save_model_retrieval
 from maskery.evaluation.retrieval.evaluate import Retrieval, RetrievalFigures
-from maskery.evaluation.retrieval.metrics import FIGURES, RankingFigures
+from maskery.evaluation.retrieval.metrics import FIGURES
 from maskery.evaluation.retrieval.retrieval_set import RetrievalSet, ranks_jsonl
 from maskery.models.image_text.model import ImageTextModel
 from maskery.runs.frame.run_folder import fingerprint_of, write_text
@@ -111,10 +111,9 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
     def _logged(self) -> dict[str, float]:
         figures, values = self.measure(self.val).figures, dict[str, float]()
         for ranking in ("reranked", "contrastive"):
-            found: RankingFigures | None = getattr(figures, ranking)
-            if found is not None:
-                named = ((f"{ranking}_{name}", getattr(found, name).value) for name in FIGURES)
-                values.update(named)
+            found = getattr(figures, ranking)
+            for name in () if found is None else FIGURES:
+                values[f"{ranking}_{name}"] = getattr(found, name).value
         return values
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:

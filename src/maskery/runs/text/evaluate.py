@@ -25,15 +25,7 @@ from maskery.masking.config import MaskingConfig
 from maskery.masking.masker import Masker
 from maskery.models.loading import anchored, resolve
 from maskery.models.masked_lm import MaskedLanguageModel
-from maskery.runs.frame.config_file import (
-    FIGURES_KEPT,
-    FIGURES_NOW,
-    load_config,
-    open_run,
-    run_kind,
-    to_plain,
-    with_settings,
-)
+from maskery.runs.frame import config_file
 from maskery.runs.frame.run_folder import EVALUATION, default_folder, has_model, write_bytes
 from maskery.runs.text.config import TextRunConfig
 from maskery.runs.text.held_out import AS_LOADED, HELD_OUT, WITH_HEAD, kept_scores, text_auc
@@ -59,16 +51,17 @@ def compare_folders(folders: Sequence[Path], against: Path | None = None) -> lis
         raise ConfigError("a comparison needs at least two runs; name the folders of two or more")
     configs = {}
     for path in places.values():  # each is checked before any is scored
-        figures = FIGURES_KEPT if (path / HELD_OUT).is_file() else FIGURES_NOW
-        configs[path] = open_run(path).finished(TextRunConfig, figures)
+        kept = (path / HELD_OUT).is_file()
+        figures = config_file.FIGURES_KEPT if kept else config_file.FIGURES_NOW
+        configs[path] = config_file.open_run(path).finished(TextRunConfig, figures)
     runs = [_scored(path, config) for path, config in configs.items()]
     return compare_runs(runs, None if against is None else str(places[against.resolve()]))
 
 
 def course_of(config: TextRunConfig) -> dict[str, Any]:
     """Return every setting but those of `PLACES`, as `training.seed`."""
-    plain = {name: value for name, value in to_plain(config).items() if name not in PLACES}
-    return {".".join(names): value for names, value in flat(plain)}
+    every = flat(config_file.to_plain(config))
+    return {".".join(names): value for names, value in every if names[0] not in PLACES}
 
 
 def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
@@ -101,7 +94,7 @@ class PlannedRun:
 
 def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> list[PlannedRun]:
     """Return the runs of a sweep, the last setting changing fastest; folders have their names."""
-    base = load_config(path, TextRunConfig)
+    base = config_file.load_config(path, TextRunConfig)
     folder = base.output or default_folder(base.corpus[0], base.model)
     folder = output or folder.with_name(f"{folder.name}-sweep")
     axes = [_axis(one) for one in over]
@@ -119,16 +112,12 @@ def plan_sweep(path: Path, over: Sequence[str], output: Path | None = None) -> l
 
 def run_sweep(runs: Sequence[PlannedRun], *, progress: bool = True) -> list[Path]:
     """Train the runs of a sweep that are not finished; returns the folders of all."""
-    folders = []
     for number, run in enumerate(runs, 1):
-        folder = run.config.output
-        assert folder is not None
         done = "finished before, and kept" if run.finished else "training"
-        log.info("%s of %s, '%s': %s", number, len(runs), folder, done)
+        log.info("%s of %s, '%s': %s", number, len(runs), run.config.output, done)
         if not run.finished:
             train_text(run.config, progress=progress)
-        folders.append(folder)
-    return folders
+    return [run.config.output for run in runs if run.config.output is not None]
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
@@ -162,11 +151,11 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
     named = [f"{name}-{value}" for name, value in settings.items()]
     folder = output / re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(named))
     values = {name: _value(value) for name, value in settings.items()}
-    config = with_settings(base, values, where=f"{path} with {', '.join(named)}")
+    config = config_file.with_settings(base, values, where=f"{path} with {', '.join(named)}")
     config = replace(config.anchored(), model=anchored(config.model), output=folder, resume="auto")
     finished = (folder / EVALUATION).is_file() and has_model(folder)
     if finished:
-        found, wanted = map(course_of, (open_run(folder).config, config))
+        found, wanted = map(course_of, (config_file.open_run(folder).config, config))
         changed = [name for name in wanted if found.get(name) != wanted[name]]
         if changed:
             raise ConfigError(
@@ -187,7 +176,7 @@ class Evaluation:
 
 def evaluate_run(folder: str | Path, *, batch_tokens: int | None = None) -> Evaluation:
     """Compare a run's model with the model it started from, on what the run held out."""
-    config = open_run(folder).finished(TextRunConfig)
+    config = config_file.open_run(folder).finished(TextRunConfig)
     run = TextRun(config, progress=False)
     to_gpu(run.model)
     trained = opening.open_model(str(folder))
@@ -229,8 +218,8 @@ def evaluate_model(
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         batches = masked.scoring(source, progress=progress)
         scored[heading] = masked.score_examples(one.model, batches, masker)
-        if run_kind(one.name) == "text":
-            config = open_run(one.name).finished(TextRunConfig)
+        if config_file.run_kind(one.name) == "text":
+            config = config_file.open_run(one.name).finished(TextRunConfig)
             judged[heading] = saved_task_auc(one, config, source.in_order())
     return _both(scored, judged)
 
@@ -251,7 +240,7 @@ def saved_task_auc(
 
 def run_samples(folder: Path) -> dict[str, Any]:
     """Return sample fills and changed words of a finished run, for its report."""
-    run = TextRun(open_run(folder).finished(TextRunConfig), progress=False)
+    run = TextRun(config_file.open_run(folder).finished(TextRunConfig), progress=False)
     before = Filler(run.model, run.loaded.tokenizer)
     return asdict(sample_text(before, Filler.of(folder), run.held_out.in_order()))
 

@@ -14,13 +14,8 @@ from maskery.core.processes import inference, join_processes
 from maskery.core.system import is_main_process
 from maskery.core.task import Task
 from maskery.evaluation.intervals import Interval
-from maskery.evaluation.text.masked import (
-    ExampleSums,
-    MaskedScores,
-    compare,
-    replaced_words_auc,
-    summarise,
-)
+from maskery.evaluation.text import masked
+from maskery.evaluation.text.masked import ExampleSums, MaskedScores
 from maskery.runs.frame.run_folder import write_bytes
 from maskery.runs.text.prepare import TextRun
 
@@ -78,10 +73,10 @@ class HeldOutText:
             log.warning(told, self._path(WITH_HEAD))
         before = self.with_head or self.loaded
         return Measured(
-            as_loaded=None if self.with_head is None else summarise(self.loaded),
-            before=summarise(before),
-            after=summarise(self.last),
-            difference=compare(self.last, before),
+            as_loaded=None if self.with_head is None else masked.summarise(self.loaded),
+            before=masked.summarise(before),
+            after=masked.summarise(self.last),
+            difference=masked.compare(self.last, before),
         )
 
     @property
@@ -127,4 +122,4 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
 @inference()
 def text_auc(task: Task[Any, Any], batches: Iterable[TokenBatch]) -> float | None:
     """Return `replaced_words_auc` of a text task, computed as other held-out figures are."""
-    return replaced_words_auc(task, batches, progress=0.0)
+    return masked.replaced_words_auc(task, batches, progress=0.0)

@@ -40,7 +40,8 @@ def limit_micro_batches(run: TextRun) -> None:
     each = (kept_by_more - kept_by_less) / (more - less)
     fixed = float(WEIGHT_BYTES) * sum(p.numel() for p in run.model.parameters())
     fixed += max(kept_by_less - less * each, 0.0)
-    room = (_memory(state) - fixed) / (PEAK * each)
+    cost = PEAK * each  # of a token that is trained on
+    room = (_memory(state) - fixed) / cost
     tokens = run.train.batching.batch_tokens
     while tokens > max(room, 1):
         tokens = -(-tokens // 2)
@@ -48,12 +49,11 @@ def limit_micro_batches(run: TextRun) -> None:
     if tokens < longest:
         raise ConfigError(
             f"--micro-batch-tokens auto: a sequence of {longest:,} tokens needs about "
-            f"{(fixed + PEAK * each * longest) / 2**30:.1f} GiB to be trained on, more than there "
+            f"{(fixed + cost * longest) / 2**30:.1f} GiB to be trained on, more than there "
             f"is; lower --max-length, or add --checkpoint-activations"
         )
-    log.info(
-        "--micro-batch-tokens auto: %s, at %.0f KiB a token", f"{tokens:,}", PEAK * each / 2**10
-    )
+    told = "--micro-batch-tokens auto: %s, at %.0f KiB a token"
+    log.info(told, f"{tokens:,}", cost / 2**10)
     run.train.limit_micro_batches(tokens)
 
 

@@ -44,11 +44,10 @@ class ShardedText:
     def described(self) -> dict[str, Any]:
         """Return what a continuation must share, by name."""
         manifest, streaming = self.shards.manifest, self.config.streaming
-        fingerprints = "+".join(one.manifest.fingerprint for one in self.sets)
         own = self.config.deciding_data
         held_out = fingerprint_of(np.asarray(self.held_out_store.ids)) if own else None
         return {
-            "corpus_fingerprint": fingerprints,
+            "corpus_fingerprint": "+".join(one.manifest.fingerprint for one in self.sets),
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
             "eval_data_fingerprint": held_out,
             "held_out_tokens": streaming.held_out_tokens,
