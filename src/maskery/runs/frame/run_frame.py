@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -18,8 +18,10 @@ from maskery.runs.frame import run_folder
 from maskery.runs.frame.config_file import CONFIG, save_config
 from maskery.training.checkpoint import Checkpoints, find_damage
 from maskery.training.config import BaseTrainingConfig
-from maskery.training.loop import Summary
 from maskery.training.snapshot import require_same_run, stored_identity
+
+if TYPE_CHECKING:
+    from maskery.training.loop import Summary
 
 CHECKPOINTS = "checkpoints"
 UNWRITTEN = (OSError, RuntimeError, SafetensorError)
@@ -30,7 +32,7 @@ class RunResult:
     """The result of a run; a kind of run adds its figures."""
 
     folder: Path  # The run folder
-    summary: Summary  # Steps, tokens and time
+    summary: "Summary"  # Steps, tokens and time
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `evaluation.json` and of `--json`."""
