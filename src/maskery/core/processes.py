@@ -179,10 +179,9 @@ def _other_processes() -> Iterator[None]:
 
 
 def _ended(error: BaseException) -> MaskeryError:
-    return MaskeryError(
-        f"another process of the run has ended, or is silent ({reason_of(error, most=200)}); its "
-        f"own message says why; mend that and repeat the command with --resume auto"
-    )
+    problem = f"another process of the run has ended, or is silent ({reason_of(error, most=200)})"
+    fix = "its own message says why; mend that and repeat the command with --resume auto"
+    return MaskeryError(f"{problem}; {fix}")
 
 
 def allow_half(allowed: bool = True) -> None:

@@ -231,7 +231,6 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         # The missing one may be another that `module` imports, as torch.utils.tensorboard does.
         missing = (error.name or module).partition(".")[0]
-        raise MissingExtraError(
-            f"{missing} is needed to {purpose} and is not installed; "
-            f"install it with: pip install 'maskery[{extra}]'"
-        ) from error
+        problem = f"{missing} is needed to {purpose} and is not installed"
+        fix = f"install it with: pip install 'maskery[{extra}]'"
+        raise MissingExtraError(f"{problem}; {fix}") from error

@@ -253,7 +253,6 @@ def whole_lines(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
 
 def too_long(reading: Reading) -> DataError:
     """Return the error for a record that is too long to be held."""
-    return DataError(
-        f"{reading.place} starts a record longer than {reading.max_record_chars:,} characters; "
-        "a closing quote may be missing; mend it, or write the text as a .txt file"
-    )
+    problem = f"{reading.place} starts a record longer than {reading.max_record_chars:,} characters"
+    fix = "a closing quote may be missing; mend it, or write the text as a .txt file"
+    return DataError(f"{problem}; {fix}")

@@ -129,10 +129,8 @@ class Corpus:
         """
         for path in self.files:
             if format_of(path, self.config) == "text":
-                raise DataError(
-                    f"--group-column {column}: {path} is plain text, which has no columns; name "
-                    f"tables or JSON, or leave it out"
-                )
+                problem = f"--group-column {column}: {path} is plain text, which has no columns"
+                raise DataError(f"{problem}; name tables or JSON, or leave it out")
         self._group_column, empty = column, 0
         try:
             for example in self:

@@ -263,10 +263,9 @@ def parquet_errors(path: Path) -> Iterator[None]:
         # Arrow raises OSError too; only the system's errors have a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise cannot_read(path, error) from error
-        raise DataError(
-            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}); "
-            "it is cut short, damaged or of another kind; fetch it again"
-        ) from error
+        problem = f"{path} is no whole Parquet file ({str(error).splitlines()[0]})"
+        fix = "it is cut short, damaged or of another kind; fetch it again"
+        raise DataError(f"{problem}; {fix}") from error
 
 
 @contextmanager
@@ -281,10 +280,8 @@ def _seekable(reading: Reading) -> Iterator[Any]:
     with tempfile.TemporaryFile() as copy, open_stream(path, reading.on_read) as stream:
         while block := stream.read(reading.block_bytes):
             if copy.tell() + len(block) > most:
-                raise DataError(
-                    f"{path} unpacks to more than {UNPACKED_RATIO} times its size; unpack it "
-                    "yourself if it is sound"
-                )
+                problem = f"{path} unpacks to more than {UNPACKED_RATIO} times its size"
+                raise DataError(f"{problem}; unpack it yourself if it is sound")
             copy.write(block)
         copy.seek(0)
         yield copy
@@ -298,10 +295,8 @@ def _check_columns(schema: Any, reading: Reading) -> list[str]:
     kind = schema.field(name).type
     kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
     if str(kind) not in TEXT_TYPES:
-        raise DataError(
-            f"{reading.place} holds values of type {kind} in the column {name!r}; they must be "
-            "strings: name a column of text by --text-column"
-        )
+        problem = f"{reading.place} holds values of type {kind} in the column {name!r}"
+        raise DataError(f"{problem}; they must be strings: name a column of text by --text-column")
     return [name]
 
 

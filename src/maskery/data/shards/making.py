@@ -125,10 +125,8 @@ def claim_folder(folder: Path, fingerprint: str) -> None:
                 raise DataError(f"the folder '{folder}' holds other things ({min(others)}); {fix}")
             write_bytes(plan, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
         if fingerprint.encode() not in plan.read_bytes():
-            raise DataError(
-                f"the folder '{folder}' holds shards of another corpus, tokenizer or setting; "
-                "repeat the command that began it, or name another folder"
-            )
+            problem = f"the folder '{folder}' holds shards of another corpus, tokenizer or setting"
+            raise DataError(f"{problem}; repeat the command that began it, or name another folder")
         (folder / RECORDS).mkdir(exist_ok=True)
 
 

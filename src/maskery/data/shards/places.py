@@ -134,10 +134,9 @@ class RemotePlace(Place):
                     left -= len(block)
                 out.flush()
                 if damage := find_damage(partial, entry.bytes, entry.sha256):
-                    raise DataError(
-                        f"'{self.name}/{path.relative_to(self.folder)}' is damaged ({damage}); "
-                        "upload it again, or make it anew with maskery tokenize"
-                    )
+                    problem = f"'{self.name}/{path.relative_to(self.folder)}' is damaged ({damage})"
+                    fix = "upload it again, or make it anew with maskery tokenize"
+                    raise DataError(f"{problem}; {fix}")
                 partial.replace(path)  # while it is owned: else another run may remove it
         finally:
             partial.unlink(missing_ok=True)

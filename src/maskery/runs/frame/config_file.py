@@ -162,10 +162,8 @@ def load_config(path: str | Path, config: type[ConfigT]) -> ConfigT:
     if expected is not None and (KIND in settings or not settings.keys().isdisjoint(MARKS)):
         found = kind_of(settings, path)
         if found != expected:
-            raise ConfigError(
-                f"{path}: this is a run of kind {found}, and one of kind {expected} is needed; "
-                f"repeat it with: maskery train --config {path}"
-            )
+            problem = f"{path}: this is a run of kind {found}, and one of kind {expected} is needed"
+            raise ConfigError(f"{problem}; repeat it with: maskery train --config {path}")
     settings.pop(KIND, None)
     return from_plain(settings, config, str(path))
 
@@ -189,10 +187,8 @@ class OpenRun:
                 f"{getattr(config, 'kind', config.__name__)} is needed"
             )
         if not run_folder.has_model(self.folder):
-            raise ConfigError(
-                f"the run '{self.folder}' has no model yet; finish it with: maskery train --config "
-                f"{self.folder / CONFIG} --resume auto"
-            )
+            fix = f"finish it with: maskery train --config {self.folder / CONFIG} --resume auto"
+            raise ConfigError(f"the run '{self.folder}' has no model yet; {fix}")
         run_folder.warn_of_another_model(self.folder, what_now)
         return dataclasses.replace(self.config, output=self.folder)  # type: ignore[type-var]
 
@@ -206,10 +202,8 @@ def open_run(folder: str | Path) -> OpenRun:
     """Read the configuration of a run folder of any kind."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise ConfigError(
-            f"'{folder}' has no {CONFIG}, so it is no run folder; name one that maskery train has "
-            f"written"
-        )
+        problem = f"'{folder}' has no {CONFIG}, so it is no run folder"
+        raise ConfigError(f"{problem}; name one that maskery train has written")
     config = read_config(path)
     return OpenRun(folder=Path(folder), kind=config.kind, config=config)
 
@@ -271,10 +265,8 @@ def from_plain(data: Any, kind: type[ConfigT], where: str) -> ConfigT:
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(str(key) for key in data.keys() - known)
     if unknown:
-        raise ConfigError(
-            f"{where}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
-            f"{meant(unknown[0], known)}"
-        )
+        fix = f"the settings are {', '.join(sorted(known))}{meant(unknown[0], known)}"
+        raise ConfigError(f"{where}: unknown setting '{unknown[0]}'; {fix}")
     values = {name: _convert(data[name], hints[name], f"{where}: {name}") for name in data}
     try:
         return kind(**values)
@@ -290,10 +282,8 @@ def with_settings(config: ConfigT, settings: Mapping[str, Any], *, where: str = 
     left = dict(settings)
     changed = _with_settings(config, left, where)
     if left:
-        raise ConfigError(
-            f"there is no setting '{min(left)}' in {type(config).__name__}; settings are the flags "
-            f"of maskery train, with underscores"
-        )
+        problem = f"there is no setting '{min(left)}' in {type(config).__name__}"
+        raise ConfigError(f"{problem}; settings are the flags of maskery train, with underscores")
     return changed  # type: ignore[no-any-return]
 
 

@@ -187,10 +187,8 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
         raise taken
     held = hold_folder(folder)
     if held is None:
-        raise CheckpointError(
-            f"the folder '{folder}' is in use by another process; wait for it, or name another "
-            f"--output"
-        )
+        problem = f"the folder '{folder}' is in use by another process"
+        raise CheckpointError(f"{problem}; wait for it, or name another --output")
     if not resume and not held.fresh:  # filled since the first look
         held.release()
         raise taken

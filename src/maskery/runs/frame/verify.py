@@ -93,10 +93,8 @@ def chosen(steps: str | None, folder: Path, kept: list[int]) -> tuple[int, int, 
     """Return the step of the checkpoint to start from, and the first and the last step."""
     told = f"'{folder}' keeps checkpoints of {', '.join(map(str, kept)) or 'no step'}"
     if len(kept) < 2:
-        raise ConfigError(
-            f"{told}, and steps are recomputed from one to the next; train with a smaller "
-            f"--checkpoint-every"
-        )
+        problem = f"{told}, and steps are recomputed from one to the next"
+        raise ConfigError(f"{problem}; train with a smaller --checkpoint-every")
     if steps is None:
         return kept[-2], kept[-2] + 1, kept[-1]
     # So many digits fit into 64 bits; Python takes long over very many.

@@ -171,7 +171,6 @@ def twin_beside(name: str) -> dict[str, torch.Tensor] | None:
     try:
         return part_of(load_file(path), "twin.")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)}); "
-            f"restore the file, or remove it to do without the twin"
-        ) from error
+        problem = f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)})"
+        fix = "restore the file, or remove it to do without the twin"
+        raise CheckpointError(f"{problem}; {fix}") from error

@@ -58,10 +58,8 @@ class ImageTextRun(ABC, Generic[ResultT]):
         prepare.require_fusion(config, model)
         limit = int(model.config.text_config.max_position_embeddings)
         if config.max_length is not None and config.max_length > limit:
-            raise ConfigError(
-                f"--max-length is {config.max_length}, and the model has {limit} positions; "
-                f"lower it to {limit} or less"
-            )
+            problem = f"--max-length is {config.max_length}, and the model has {limit} positions"
+            raise ConfigError(f"{problem}; lower it to {limit} or less")
         self.max_length = config.max_length or limit  # Most tokens of a caption
         self.captions = prepare.read_captions(pairs, start.tokenizer, reading, self.max_length)
         prepare.warn_of_sides(pairs, config.view.flip_probability)

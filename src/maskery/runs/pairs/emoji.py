@@ -51,10 +51,8 @@ def available_sets() -> tuple[str, ...]:
         return SETS
     if FONT.is_file() and find_spec("emoji"):
         return SETS[:1]
-    raise DataError(
-        "emoji come from npm or from a font, and neither is here; install npm, or Debian's "
-        "fonts-noto-color-emoji with PyPI's emoji"
-    )
+    problem = "emoji come from npm or from a font, and neither is here"
+    raise DataError(f"{problem}; install npm, or Debian's fonts-noto-color-emoji with PyPI's emoji")
 
 
 def write_emoji(folder: Path, name: str, language: str = "en") -> int:

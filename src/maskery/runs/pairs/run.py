@@ -160,10 +160,8 @@ def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Ints:
     if reading.group_column is not None:
         leaked |= np.isin(group_ids(pairs), group_ids(own))
     if leaked.all():
-        raise DataError(
-            "every training picture is also held out, so nothing is left to train on; name other "
-            "held-out pairs"
-        )
+        problem = "every training picture is also held out, so nothing is left to train on"
+        raise DataError(f"{problem}; name other held-out pairs")
     if leaked.any():
         log.warning(
             "%s training pairs show held-out pictures (the same file or the same bytes) or groups, "

@@ -57,10 +57,8 @@ def resolved(config: TextRunConfig) -> TextRunConfig:
     """Return a copy whose `from_run` names an absolute folder and a step that is there."""
     (folder, step), path = origin(config.from_run), _checkpoint(config)
     if config.output and folder.resolve() == config.output.resolve():
-        raise ConfigError(
-            f"--from {config.from_run}: a branch never changes the run that it begins at; name "
-            f"another folder with --output"
-        )
+        problem = f"--from {config.from_run}: a branch never changes the run that it begins at"
+        raise ConfigError(f"{problem}; name another folder with --output")
     return replace(config, from_run=f"{folder.resolve()}@{step or int(path.name[5:])}")
 
 
@@ -85,10 +83,9 @@ def branch_of(config: TextRunConfig, identity: str) -> tuple[Path, Position]:
     if theirs["tokenizer_fingerprint"] != own["tokenizer_fingerprint"]:
         raise ConfigError(f"--from {config.from_run}: its tokenizer is another; repeat its --model")
     if "lora" in own and theirs.get("model_fingerprint") != own["model_fingerprint"]:
-        raise ConfigError(
-            f"--from {config.from_run}: it has no adapters like these on this start; repeat its "
-            f"--model and --lora, or name its model/ with --model"
-        )
+        problem = f"--from {config.from_run}: it has no adapters like these on this start"
+        fix = "repeat its --model and --lora, or name its model/ with --model"
+        raise ConfigError(f"{problem}; {fix}")
     if "muon" in kinds and kinds[0] != kinds[1]:
         raise ConfigError(
             f"--from {config.from_run}: it has the moments of {kinds[0]}, and not of {kinds[1]}; "
@@ -189,10 +186,8 @@ def phases_of(config: TextRunConfig) -> list[TextRunConfig]:
         phase = with_settings(replace(config, phases=()), changes, where=where)
         last = phase.training.steps_of(f"{where}: until", until, after=(step, tokens))
         if last <= step:
-            raise ConfigError(
-                f"{where} ends at step {last} (until: {until}), and begins at step {step}; phases "
-                f"go forward"
-            )
+            problem = f"{where} ends at step {last} (until: {until}), and begins at step {step}"
+            raise ConfigError(f"{problem}; phases go forward")
         tokens += (last - step) * (phase.training.batch_tokens or 0)
         step, more = last, {"max_steps": last, "epochs": last}  # an epoch has at least one step
         found.append(with_settings(phase, more).anchored())

@@ -137,10 +137,9 @@ class TextRunConfig(VocabularyConfig):
                 f"is learnt from the corpus; raise --vocab-size instead"
             )
         if self.shape != "bert" and not self.model.startswith(SCRATCH):
-            raise ConfigError(
-                f"--shape {self.shape} is of --model scratch:..., and it is {self.model}; leave it "
-                f"out, or name one of scratch:tiny, scratch:small, scratch:base"
-            )
+            problem = f"--shape {self.shape} is of --model scratch:..., and it is {self.model}"
+            fix = "leave it out, or name one of scratch:tiny, scratch:small, scratch:base"
+            raise ConfigError(f"{problem}; {fix}")
         if self.lr_restart and self.from_run is None:
             raise ConfigError("--lr-restart needs --from: a schedule begins with its run anyway")
         if self.group_column == "":
@@ -153,10 +152,8 @@ class TextRunConfig(VocabularyConfig):
         for kind, found in (("name", [n for n, _ in texts if n]), ("path", [p for _, p in texts])):
             twice = next((one for one in found if found.count(one) > 1), None)
             if twice is not None:
-                raise ConfigError(
-                    f"--eval-data gives the {kind} '{twice}' twice; give each text once, with a "
-                    f"name of its own"
-                )
+                problem = f"--eval-data gives the {kind} '{twice}' twice"
+                raise ConfigError(f"{problem}; give each text once, with a name of its own")
         if self.group_column is not None and self.deciding_data:
             raise ConfigError(
                 f"--group-column {self.group_column} and --eval-data do not go together: with "

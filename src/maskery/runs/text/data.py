@@ -47,10 +47,9 @@ class Given:
 
     def __post_init__(self) -> None:
         if self.model is not None and self.tokenizer is None:
-            raise ConfigError(
-                f"the model, a {type(self.model).__name__}, comes without a tokenizer; pass its "
-                f"own, as tokenizer=AutoTokenizer.from_pretrained(...)"
-            )
+            problem = f"the model, a {type(self.model).__name__}, comes without a tokenizer"
+            fix = "pass its own, as tokenizer=AutoTokenizer.from_pretrained(...)"
+            raise ConfigError(f"{problem}; {fix}")
 
 
 def open_text(
@@ -71,15 +70,11 @@ def open_text(
             f"--mix; tokenize all of the corpus into one folder, or say how much of each"
         )
     if config.add_words is not None:
-        raise ConfigError(
-            f"--add-words {config.add_words}: the shards were cut without these words; train on "
-            f"the text itself"
-        )
+        problem = f"--add-words {config.add_words}: the shards were cut without these words"
+        raise ConfigError(f"{problem}; train on the text itself")
     if config.group_column is not None:
-        raise ConfigError(
-            f"--group-column {config.group_column}: shards were split when they were made; train "
-            f"on the text itself, or on an --eval-data of your own"
-        )
+        problem = f"--group-column {config.group_column}: shards were split when they were made"
+        raise ConfigError(f"{problem}; train on the text itself, or on an --eval-data of your own")
     shards = importlib.import_module("maskery.runs.text.shards")
     sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
     return sharded

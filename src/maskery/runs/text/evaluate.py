@@ -77,10 +77,8 @@ def _scored(folder: Path, config: TextRunConfig) -> ScoredRun:
     try:
         tokenizer = json.loads(identity)["tokenizer_fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"'{path}' does not say which tokenizer its masks are of; remove the file, and they "
-            f"are computed again"
-        ) from error
+        problem = f"'{path}' does not say which tokenizer its masks are of"
+        raise CheckpointError(f"{problem}; remove the file, and they are computed again") from error
     return ScoredRun(name=str(folder), settings=course_of(config), tokenizer=tokenizer, sums=sums)
 
 

@@ -112,10 +112,8 @@ def kept_scores(path: Path, identity: str) -> ExampleSums | None:
     if processes.on_main(lambda: None if found is None else "sound") is None:
         return None
     if found is None:
-        raise CheckpointError(
-            f"'{path}' can be read by the main process and not by process {processes.rank}; put "
-            f"the run folder where all processes see it"
-        )
+        problem = f"'{path}' can be read by the main process and not by process {processes.rank}"
+        raise CheckpointError(f"{problem}; put the run folder where all processes see it")
     return found
 
 

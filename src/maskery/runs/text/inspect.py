@@ -115,10 +115,8 @@ def inspect_corpus(
     run = TextRun(config, progress=progress)
     source = run.train
     if not isinstance(source, TextSource) or not isinstance(source.store, TokenStore):
-        raise ConfigError(
-            "token shards are named, and their texts are no longer there to be looked at; inspect "
-            "the text that they were made from"
-        )
+        problem = "token shards are named, and their texts are no longer there to be looked at"
+        raise ConfigError(f"{problem}; inspect the text that they were made from")
     store, tokenizer = source.store, run.loaded.tokenizer
     corpus = Corpus.open(config.corpus, config.reading)
     share, broken = broken_words(store, tokenizer, listed=listed)

@@ -302,10 +302,8 @@ def choose_max_length(config: TextRunConfig, loaded: Loaded) -> int:
     """Return the most tokens of a sequence."""
     limit, wanted = max_positions(loaded.model.config), config.max_length
     if limit is not None and wanted is not None and wanted > limit:
-        raise ConfigError(
-            f"--max-length is {wanted}, and the model has {limit} positions; lower it to {limit} "
-            f"or less (longer documents become windows)"
-        )
+        fix = f"lower it to {limit} or less (longer documents become windows)"
+        raise ConfigError(f"--max-length is {wanted}, and the model has {limit} positions; {fix}")
     return wanted or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
 
 
