@@ -64,7 +64,7 @@ def before(refs: list[ImageRef], config: ViewConfig, pool: ThreadPoolExecutor) -
 
 
 def now(refs: list[ImageRef], config: ViewConfig, pool: ThreadPoolExecutor) -> Views:
-    """As training reads them: `PicturedExamples.views`."""
+    """As training on a CPU reads them: `PicturedExamples.views`."""
     images = [image for image in decode_many(refs, Skipped("image", "fail"), pool=pool) if image]
     draws = np.concatenate([drawn(len(images), number) for number in (0, 1)])
     both = view_stack([*images, *images], config, draws, pool=pool)

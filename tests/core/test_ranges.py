@@ -14,6 +14,7 @@ from maskery.core import ranges
 from maskery.core.errors import ConfigError
 from maskery.core.ranges import Count, Range, Share, refuse_idle
 from maskery.masking.config import MaskingConfig
+from maskery.runs.image_text.config import PairsRunConfig
 from maskery.runs.text.config import TextRunConfig
 from maskery.training.config import TrainingConfig
 
@@ -180,6 +181,13 @@ def test_what_was_given_and_has_no_effect_is_refused(
     with pytest.raises(ConfigError, match=re.escape(message)):
         refuse_idle(config)
     refuse_idle(config, config)  # a run that is repeated had it: nobody has given it now
+
+
+def test_two_towers_of_their_own_learn_no_pieces() -> None:
+    refuse_idle(PairsRunConfig(pairs="a.csv", vocab_size=500))
+    towers = PairsRunConfig(pairs="a.csv", vocab_size=500, text_model="a", vision_model="b")
+    with pytest.raises(ConfigError, match="--vocab-size has no effect without --model scratch:"):
+        refuse_idle(towers)
 
 
 @pytest.mark.parametrize(

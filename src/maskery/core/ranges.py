@@ -87,9 +87,12 @@ class Needs:
 
     name: str  # The other setting
     value: str = ""  # It must be this, or begin with it where it ends with a colon; "": not 0, set
+    unless: str = ""  # A setting that takes the other's place, where it is set
 
     def met_by(self, group: Any) -> bool:
         """Return True where the other setting is as needed."""
+        if getattr(group, self.unless, None) is not None:
+            return False
         found = getattr(group, self.name)
         begins = self.value.endswith(":") and str(found).startswith(self.value)
         return begins or (str(found) == self.value if self.value else bool(found))

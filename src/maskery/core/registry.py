@@ -171,7 +171,7 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        # What a file prints must not stand before the JSON of a command.
+        # What a file prints while it is read must not stand before the JSON of a command.
         with redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

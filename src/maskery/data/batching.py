@@ -81,7 +81,7 @@ def random_order(names: Ids | Ints, *, position: int, seed: int, epoch: int) -> 
 
     `position`, a multiple of four, tells the uses of this apart.
     """
-    ids, positions = names.astype(np.uint64), np.full(len(names), position, np.int64)
+    ids, positions = names.view(np.uint64), np.full(len(names), position, np.int64)
     return np.argsort(random_words(seed, Stream.ORDER, epoch, ids, positions), kind="stable")
 
 
@@ -276,16 +276,19 @@ class PlannedSource(ABC, Generic[BatchT]):
     def plan(self, epoch: int) -> Plan:
         """Return the steps of an epoch; the latest is kept."""
         if self.kept_plan is None or self.kept_plan[0] != epoch:
-            chosen, budget = self.examples(epoch), self.step_size
-            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": budget}
-            plan = plan_epoch(self.lengths[chosen], **named, layout=self.layout)
-            self.kept_plan = epoch, Plan(order=chosen[plan.order], boundaries=plan.boundaries)
+            chosen = self.examples(epoch)
+            lengths = self.lengths if chosen is None else self.lengths[chosen]
+            named = {"seed": self.seed, "epoch": epoch, "batch_tokens": self.step_size}
+            plan = plan_epoch(lengths, **named, layout=self.layout)
+            if chosen is not None:
+                plan = Plan(order=chosen[plan.order], boundaries=plan.boundaries)
+            self.kept_plan = epoch, plan
         return self.kept_plan[1]
 
-    def examples(self, epoch: int) -> Ints:
-        """Return the examples of an epoch: all of them, once each."""
+    def examples(self, epoch: int) -> Ints | None:
+        """Return the examples of an epoch; None for all of them, once each."""
         del epoch
-        return np.arange(len(self.lengths))
+        return None  # no copies: a corpus has a hundred million
 
     def limit_micro_batches(self, tokens: int) -> None:
         """Set the most tokens of a micro-batch."""

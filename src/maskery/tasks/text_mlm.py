@@ -113,7 +113,9 @@ class PreparedText:
     num_tokens: int  # Real tokens
     weights: torch.Tensor | None = None  # (M,) float32, of the losses; None: 1 each
 
-    to = moved
+    def to(self, device: torch.device) -> Self:
+        """Return a copy with its tensors on `device`."""
+        return moved(self, device)
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from where a GPU copies while it computes."""

@@ -12,7 +12,7 @@ from maskery.core.registry import plugin_identity
 Unit = Literal["line", "paragraph", "document"]
 OnBadText = Literal["fail", "skip", "replace"]
 AUTO: Literal["auto"] = "auto"
-OF_SCRATCH = Needs("model", "scratch:")
+OF_SCRATCH = Needs("model", "scratch:", unless="text_model")
 # The command line and config.yaml have strings only; in Python a reader may be an object.
 if TYPE_CHECKING:
     ReaderChoice: TypeAlias = str | Callable[..., Any] | None

@@ -123,7 +123,10 @@ def named_in_errors(path: Path) -> Iterator[None]:
 def open_stream(
     path: Path, on_read: Callable[[int], object], span: tuple[int, int] | None = None
 ) -> Iterator[io.BufferedReader]:
-    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so."""
+    """Open a file, or of a plain one a span of bytes, decompressed if its last suffix says so.
+
+    `on_read` is told the bytes of the file, before decompression, as they are read.
+    """
     with named_in_errors(path):
         file = path.open("rb", buffering=0)  # so that no more is read than is counted
     with file:

@@ -149,10 +149,13 @@ def about_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[
 
 def write_manifest(job: Job) -> Manifest:
     """List all shards, now that every piece is finished."""
-    pieces = list(filter(None, map(job.load_piece, range(len(job.pieces)))))
-    found = [job.load_shard(n, i) for n, piece in enumerate(pieces) for i in range(piece.shards)]
-    records = list(filter(None, found))
-    if len(pieces) < len(job.pieces) or len(records) < len(found):
+    loaded = [job.load_piece(number) for number in range(len(job.pieces))]
+    pieces = [piece for piece in loaded if piece is not None]
+    # Numbered among all, or records of other pieces would be read where one is missing.
+    shards = ((n, i) for n, piece in enumerate(loaded) if piece for i in range(piece.shards))
+    found = [job.load_shard(number, index) for number, index in shards]
+    records = [record for record in found if record is not None]
+    if len(pieces) < len(loaded) or len(records) < len(found):
         fix = "repeat maskery tokenize with a folder that all its machines share"
         raise DataError(f"records of '{job.folder}' are damaged, or not seen from here; {fix}")
     if not any(record.train for record in records):

@@ -2,7 +2,8 @@
 
 All judge every example. The neighbour is the most similar other text (cosine). The probe is
 logistic regression, fitted on the folds that an example is not in, its strength chosen by inner
-folds of those. Folds follow from the texts alone, and equal texts share one.
+folds of those. Folds follow from the texts alone, and equal texts share one, so figures do not
+depend on the order of a file.
 
 Shapes: N examples or pairs, D width, C classes.
 """
@@ -101,7 +102,8 @@ def lexical_vectors(texts: Sequence[str]) -> Any:
 
 def mutual_groups(*neighbours: Ints) -> Ints:
     """Return groups of examples that judge each other in any of some rankings, (N,) from 0."""
-    # Two texts that are each other's nearest neighbour are right or wrong together.
+    # Two texts that are each other's nearest neighbour are right or wrong together, so they count
+    # as one for an interval.
     every = np.arange(len(neighbours[0]))
     # Each is paired with itself where it has no mutual neighbour, so that all have a group.
     pairs = [np.where(of[of] == every, of, every) for of in neighbours]

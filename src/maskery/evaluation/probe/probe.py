@@ -114,7 +114,7 @@ class Task:
             problem = "the label file has no row with a text and a label"
             raise DataError("; ".join((problem, *notes)))
         known = set(map(as_read, seen))
-        if count := sum(as_read(text) in known for text in labelled.texts):
+        if count := sum(as_read(text) in known for text in labelled.texts if known):
             note = f"{count:,} of {size:,} labelled texts stand in the training corpus"
             all_seen = ": the figures say nothing about texts that the model has not read"
             notes.append(note + all_seen * (count == size))

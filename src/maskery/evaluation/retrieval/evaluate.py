@@ -80,7 +80,8 @@ def evaluate_retrieval(
 ) -> Retrieval:
     """Let every text find its person among the images; the result does not depend on batches.
 
-    It is a DataError if either is missing, a person in no image, or one person in all images.
+    A DataError if there are no texts or no images, if a text's person is in no image, or if all
+    images show one person.
     """
     config = config or RetrievalConfig()
     _require_persons(image_persons, text_persons, len(texts.lengths))

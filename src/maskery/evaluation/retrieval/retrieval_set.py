@@ -104,7 +104,7 @@ class RetrievalSet:
         """The pairs whose picture can be read, each picture once: (I,) int64."""
         unique = np.flatnonzero(self._first == np.arange(len(self.pairs)))
         loaded = chain.from_iterable(map(self.pictures.load, self._batches(unique)))
-        gallery: Ints = unique[[image is not None for image in loaded]]
+        gallery: Ints = unique[np.array([image is not None for image in loaded], np.bool_)]
         if not len(gallery):
             raise DataError(f"no picture of the gallery can be read ({self.pictures.skipped})")
         return gallery
@@ -169,7 +169,7 @@ class RetrievalSet:
         return [str(self.pairs.names[index]) for index in pairs.tolist()]
 
     def rank_rows(self, found: Retrieval) -> list[dict[str, Any]]:
-        """Return for each caption, by the last ranking, the first right picture's rank and more."""
+        """Return each caption's `rank` (1 is best), `average_precision` and `first`."""
         persons = [*self.pairs.person_names, None]  # the last is nobody's
         names, last = self.names_of(self.gallery), found.last
         columns = {

@@ -106,7 +106,10 @@ def score_examples(
     *,
     processes: Processes | None = None,  # each computes a share; all must call this, and get all
 ) -> ExampleSums:
-    """Predict the frozen masks of every example, which the masker's seed and config decide."""
+    """Predict the frozen masks of every example, which the masker's seed and config decide.
+
+    The model is in evaluation mode while it runs.
+    """
     processes = processes or Processes()
     ids, rows = [np.zeros(0, np.uint64)], [np.zeros((0, len(COLUMNS)))]
     with evaluating(model):

@@ -36,7 +36,10 @@ class MinimalPair(NamedTuple):
 
 
 def read_suite(source: str, *, encoding: str = "utf-8") -> Iterator[MinimalPair]:
-    """Yield the pairs of a file, or of all .jsonl and .json files of a folder, also packed."""
+    """Yield the pairs of a file, or of all .jsonl and .json files of a folder, also packed.
+
+    A DataError if there are none, or a line is no JSON object with both sentences.
+    """
     files = [path for path in find_files([source]) if split_suffix(path)[0] in (".jsonl", ".json")]
     if not files:
         raise DataError(f"'{source}' has no .jsonl or .json file; name a suite of minimal pairs")
