@@ -104,10 +104,8 @@ class BaseTrainingConfig(Settings):
         if self.patience is not None and self.best_metric == "none":
             raise ConfigError("patience waits for a better best_metric, and it is none; name one")
         if self.lr_schedule == "wsd" and self.warmup_share + self.decay_share > 1:
-            raise ConfigError(
-                f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share}) are more "
-                f"than all steps; lower one of them"
-            )
+            shares = f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share})"
+            raise ConfigError(f"{shares} are more than all steps; lower one of them")
 
     def require_evaluations(self) -> None:
         """Refuse patience where nothing is measured between the first step and the last."""
@@ -168,10 +166,8 @@ class TrainingConfig(BaseTrainingConfig):
             raise ConfigError(f"{problem}; give a number for --micro-batch-tokens")
         most = self.batch_tokens or CPU_TOKENS
         if isinstance(self.micro_batch_tokens, int) and self.micro_batch_tokens > most:
-            raise ConfigError(
-                f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
-                f"({most}); lower it, or raise batch_tokens"
-            )
+            problem = f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens"
+            raise ConfigError(f"{problem} ({most}); lower it, or raise batch_tokens")
 
     def for_device(self) -> Self:
         """Return a copy with `batch_tokens` chosen for the device, where none are given."""
