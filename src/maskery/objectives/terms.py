@@ -171,11 +171,8 @@ def _found(choices: Sequence[str]) -> list[tuple[str, float, Any]]:
         place = str(anchored_choice(split_weight(entry)[0]))
         default = named[place][1] if place in named else 1.0
         named[place] = split_weight(entry, default)
-    return [
-        (choice, weight, CHOICES.find(choice))
-        for choice, weight in named.values()
-        if choice not in TERMS and weight > 0
-    ]
+    plugins = [pair for pair in named.values() if pair[0] not in TERMS and pair[1] > 0]
+    return [(choice, weight, CHOICES.find(choice)) for choice, weight in plugins]
 
 
 def _make(found: Any, choice: str, *arguments: Any) -> Any:
