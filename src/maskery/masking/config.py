@@ -19,6 +19,7 @@ else:
 ScheduleName = Literal["constant", "linear", "cosine"]
 # A rate of 0 masks nothing to learn from, and a rate of 1 leaves nothing to learn it from.
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.15")]
+WITH_SPANS = Needs("policy", "span")
 CONTRACT = (
     "a policy: an object with select(batch, maskable, rate, draws) that returns a Selection of "
     "maskable tokens, or a callable that makes one from the tokenizer"
@@ -56,11 +57,9 @@ class MaskingConfig(Settings):
     """Share of masked tokens shown as a random token; the rest keep their own."""
     static: bool = False
     """Draw the masks once and keep them, instead of afresh in each epoch."""
-    span_p: Annotated[
-        float, Range(0, 1, above=True, below=True, hint="try 0.2"), Needs("policy", "span")
-    ] = 0.2
+    span_p: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.2"), WITH_SPANS] = 0.2
     """Span lengths are geometric with this parameter, as in SpanBERT."""
-    span_max: Annotated[Count, Needs("policy", "span")] = 10
+    span_max: Annotated[Count, WITH_SPANS] = 10
     """Longest span, in words."""
 
     def __post_init__(self) -> None:

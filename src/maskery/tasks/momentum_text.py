@@ -115,7 +115,6 @@ class MomentumTextMLM(TextMLM):
         return prepared.pin_memory() if self.pin_memory else prepared
 
     def _lay_out_copies(self, copies: Sequence[MaskedTokens]) -> EncoderInputs:
-        """Lay copies of one batch out, one after another."""
         batch = copies[0].batch
         starts = np.arange(len(copies))[:, None] * batch.num_tokens
         ends = (starts + batch.boundaries[1:]).ravel()

@@ -18,6 +18,7 @@ TrackerName = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
+WITH_WSD = Needs("lr_schedule", "wsd")
 
 CPU_TOKENS, GPU_TOKENS = 4096, 32_768  # Tokens of a step where none are given
 
@@ -54,12 +55,10 @@ class BaseTrainingConfig(Settings):
     lr_schedule: LearningRateShape = "linear"
     """Shape of the learning rate after the warm-up. wsd stays at the peak until the last
     steps (--decay-share)."""
-    decay_share: Annotated[
-        float, Range(0, 1, above=True, hint="try 0.2"), Needs("lr_schedule", "wsd")
-    ] = 0.2
+    decay_share: Annotated[float, Range(0, 1, above=True, hint="try 0.2"), WITH_WSD] = 0.2
     """Share of the steps, at the end, over which the learning rate of wsd falls."""
     # The best of Hägele et al. (2024), arXiv:2405.18392
-    decay_shape: Annotated[DecayShape, Needs("lr_schedule", "wsd")] = "1-sqrt"
+    decay_shape: Annotated[DecayShape, WITH_WSD] = "1-sqrt"
     """Shape of the fall of wsd; 1-sqrt falls fast at first."""
     lr_floor: Share = 0.0
     """Share of the peak learning rate that it falls to."""
