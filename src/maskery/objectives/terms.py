@@ -132,11 +132,9 @@ def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, 
 def load_terms(
     choices: Sequence[str], objects: Sequence[Any], model: Any, pairs: Any = None
 ) -> list[LossTerm]:
-    """Load the terms that the model has no heads of its own for.
+    """Load the terms of plug-ins, and `objects`: functions, modules and `LossTerm`s from Python.
 
-    Of a plug-in that is named twice the last weight counts. A class that takes arguments is made
-    from the model and, with a second one, the training `pairs`. `objects` are functions, modules
-    and `LossTerm`s from Python.
+    A class that takes arguments is made from the model and, with a second one, the training pairs.
     """
     terms = [
         LossTerm.of(_make(found, choice, model, pairs), weight=weight, choice=choice)

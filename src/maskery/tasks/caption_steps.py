@@ -261,9 +261,8 @@ class CaptionSteps:
         masked = prepared.mlm
         if soft_labels is not None and self.config.distill_over == "sequence":
             logits = model.text_encoder.mlm_logits(fused)
-            return mlm.soft_mlm_loss_sum_over_sequence(
-                logits, masked.positions, masked.targets, soft_labels, prepared.alpha
-            )
+            right = (masked.targets, soft_labels, prepared.alpha)
+            return mlm.soft_mlm_loss_sum_over_sequence(logits, masked.positions, *right)
         logits = model.text_encoder.mlm_logits(fused.flatten(0, 1)[masked.positions])
         return mlm.soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
 
