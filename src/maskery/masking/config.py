@@ -19,6 +19,7 @@ else:
 ScheduleName = Literal["constant", "linear", "cosine"]
 # A rate of 0 masks nothing to learn from, and a rate of 1 leaves nothing to learn it from.
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.15")]
+WITH_SPANS = Needs("policy", "span")
 CONTRACT = (
     "a policy: an object with select(batch, maskable, rate, draws) that returns a Selection of "
     "maskable tokens, or a callable that makes one from the tokenizer"
@@ -56,11 +57,9 @@ class MaskingConfig(Settings):
     """Share of masked tokens shown as a random token; the rest keep their own."""
     static: bool = False
     """Draw the masks once and keep them, instead of afresh in each epoch."""
-    span_p: Annotated[
-        float, Range(0, 1, above=True, below=True, hint="try 0.2"), Needs("policy", "span")
-    ] = 0.2
+    span_p: Annotated[float, Range(0, 1, above=True, below=True, hint="try 0.2"), WITH_SPANS] = 0.2
     """Span lengths are geometric with this parameter, as in SpanBERT."""
-    span_max: Annotated[Count, Needs("policy", "span")] = 10
+    span_max: Annotated[Count, WITH_SPANS] = 10
     """Longest span, in words."""
 
     def __post_init__(self) -> None:
@@ -69,25 +68,20 @@ class MaskingConfig(Settings):
         super().__post_init__()
         # 0.7 + 0.3 is above 1 by a rounding error in binary fractions.
         if self.mask_share + self.random_share > 1.0 + 1e-9:
-            raise ConfigError(
-                f"--mask-share {self.mask_share} and --random-share {self.random_share} sum to "
-                f"more than 1; lower one of them"
-            )
+            shares = f"--mask-share {self.mask_share} and --random-share {self.random_share}"
+            raise ConfigError(f"{shares} sum to more than 1; lower one of them")
         if self.mask_schedule == "constant" and self.mask_rate_end not in (None, self.mask_rate):
             told = f"--mask-rate-end {self.mask_rate_end} needs --mask-schedule linear or cosine"
             raise ConfigError(told)
         if self.mask_schedule != "constant" and self.mask_rate_end is None:
-            raise ConfigError(
-                f"--mask-schedule {self.mask_schedule} needs --mask-rate-end, the rate at the end "
-                f"of the run; decay from 0.3 to 0.15 is a common choice"
-            )
+            hint = "the rate at the end of the run; decay from 0.3 to 0.15 is a common choice"
+            raise ConfigError(f"--mask-schedule {self.mask_schedule} needs --mask-rate-end, {hint}")
         highest = max(self.mask_rate, self.mask_rate_end or 0.0)
         if self.policy == "span" and highest > self.span_rate_limit:
-            raise ConfigError(
-                f"the mask rate is {highest}: spans of {self.mean_span:.2f} words on average that "
-                f"never touch mask at most {self.span_rate_limit:.3f}; lower --mask-rate, or raise "
-                f"--span-max"
-            )
+            spans = f"spans of {self.mean_span:.2f} words on average that never touch"
+            limit = f"{spans} mask at most {self.span_rate_limit:.3f}"
+            fix = "lower --mask-rate, or raise --span-max"
+            raise ConfigError(f"the mask rate is {highest}: {limit}; {fix}")
 
     @property
     def mean_span(self) -> float:

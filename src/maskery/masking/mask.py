@@ -63,10 +63,8 @@ def mask(
         rule = "mask takes (sequences, tokens); add a dimension with input_ids.unsqueeze(0)"
         raise ConfigError(f"input_ids has shape {tuple(input_ids.shape)}: {rule}")
     if targets is not None and targets.shape != input_ids.shape:
-        raise ConfigError(
-            f"targets has shape {tuple(targets.shape)} and input_ids {tuple(input_ids.shape)}: "
-            f"they must agree; tokenise both in one call"
-        )
+        shapes = f"shape {tuple(targets.shape)} and input_ids {tuple(input_ids.shape)}"
+        raise ConfigError(f"targets has {shapes}: they must agree; tokenise both in one call")
     if not 0.0 <= mask_share <= mask_share + random_share <= 1.0 + 1e-9:
         rule = "both must be at least 0 and sum to at most 1"
         raise ConfigError(f"mask_share {mask_share} and random_share {random_share}: {rule}")

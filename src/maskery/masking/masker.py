@@ -93,14 +93,9 @@ class Masker:
 
         It has a constant rate, all `[MASK]` (RaSa, section 3.2), and draws of its own.
         """
-        config = replace(
-            self.config,
-            mask_rate=mask_rate,
-            mask_rate_end=None,
-            mask_schedule="constant",
-            mask_share=1.0,
-            random_share=0.0,
-        )
+        rate: dict[str, Any] = {"mask_rate": mask_rate, "mask_rate_end": None}
+        shares: dict[str, Any] = {"mask_share": 1.0, "random_share": 0.0}
+        config = replace(self.config, mask_schedule="constant", **rate, **shares)
         return replace(self, config=config, seed=(self.seed + 1) % (1 << 64))
 
     def _draws(self, epoch: int) -> Draws:
@@ -117,10 +112,8 @@ def _make_policy(config: MaskingConfig, tokenizer: "PreTrainedTokenizerBase | No
     # A class has the method too, unbound: it is called like any other maker.
     if isinstance(found, type) or not hasattr(found, "select"):
         if tokenizer is None:
-            raise ConfigError(
-                f"--policy {choice} is made from the tokenizer, and only its vocabulary is given; "
-                f"pass the tokenizer"
-            )
+            told = f"--policy {choice} is made from the tokenizer, and only its vocabulary is given"
+            raise ConfigError(f"{told}; pass the tokenizer")
         with POLICIES.running(choice, "called with the tokenizer it"):
             found = found(tokenizer)
     if not callable(getattr(found, "select", None)):

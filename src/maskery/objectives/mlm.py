@@ -107,6 +107,5 @@ class CrossEntropySum(torch.autograd.Function):
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
-    """Yield slices of rows that cover the logits."""
     size = max(1, BLOCK_LOGITS // max(logits.shape[1], 1))
     return (slice(first, first + size) for first in range(0, len(logits), size))

@@ -132,11 +132,9 @@ def chosen_weights(choices: Sequence[str], known: Collection[str]) -> dict[str, 
 def load_terms(
     choices: Sequence[str], objects: Sequence[Any], model: Any, pairs: Any = None
 ) -> list[LossTerm]:
-    """Load the terms that the model has no heads of its own for.
+    """Load the terms of plug-ins, and `objects`: functions, modules and `LossTerm`s from Python.
 
-    Of a plug-in that is named twice the last weight counts. A class that takes arguments is made
-    from the model and, with a second one, the training `pairs`. `objects` are functions, modules
-    and `LossTerm`s from Python.
+    A class that takes arguments is made from the model and, with a second one, the training pairs.
     """
     terms = [
         LossTerm.of(_make(found, choice, model, pairs), weight=weight, choice=choice)
@@ -171,11 +169,8 @@ def _found(choices: Sequence[str]) -> list[tuple[str, float, Any]]:
         place = str(anchored_choice(split_weight(entry)[0]))
         default = named[place][1] if place in named else 1.0
         named[place] = split_weight(entry, default)
-    return [
-        (choice, weight, CHOICES.find(choice))
-        for choice, weight in named.values()
-        if choice not in TERMS and weight > 0
-    ]
+    plugins = [pair for pair in named.values() if pair[0] not in TERMS and pair[1] > 0]
+    return [(choice, weight, CHOICES.find(choice)) for choice, weight in plugins]
 
 
 def _make(found: Any, choice: str, *arguments: Any) -> Any:

@@ -126,10 +126,9 @@ class ID(nn.Module):
     def __init__(self, model: Any, pairs: Any) -> None:
         super().__init__()
         if pairs is None or np.bincount(pairs.persons).max() < 2:
-            raise ConfigError(
-                "--term id learns to name persons, and no training person has a second picture to "
-                "be known by; leave the term out, or bring pictures of the same persons"
-            )
+            missing = "no training person has a second picture to be known by"
+            fix = "leave the term out, or bring pictures of the same persons"
+            raise ConfigError(f"--term id learns to name persons, and {missing}; {fix}")
         self.classifier = nn.Linear(model.config.embed_dim, len(pairs.person_names))
         nn.init.normal_(self.classifier.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)

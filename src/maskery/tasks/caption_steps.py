@@ -96,9 +96,8 @@ class PreparedPairs:
         there = moved(self, device)
         if self.normalisation is None:
             return there
-        image1, image2 = (
-            normalise_bytes(one, self.normalisation) for one in (there.image1, there.image2)
-        )
+        views = (normalise_bytes(one, self.normalisation) for one in (there.image1, there.image2))
+        image1, image2 = views
         return replace(there, image1=image1, image2=image2, normalisation=None)
 
 
@@ -142,9 +141,8 @@ class CaptionSteps:
         laid = pad(*parts, pad_token_id=self.pad_token_id, least=length)
         targets = torch.from_numpy(masked.targets)
         text = MaskedText(input_ids=laid.input_ids, positions=laid.rows, targets=targets)
-        if "mrtd" in self.config.weights and progress >= self.config.mrtd_start:
-            return text, self._plan_mrtd(batch, length, epoch, progress)
-        return text, None
+        replaces = "mrtd" in self.config.weights and progress >= self.config.mrtd_start
+        return text, self._plan_mrtd(batch, length, epoch, progress) if replaces else None
 
     def _plan_mrtd(self, batch: TokenBatch, length: int, epoch: int, progress: float) -> MRTDPlan:
         masked = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
@@ -154,12 +152,9 @@ class CaptionSteps:
             sampled = judged = tokens
         parts = masked.input_ids, batch.boundaries, tokens
         laid = pad(*parts, pad_token_id=self.pad_token_id, least=length)
-        return MRTDPlan(
-            masked_ids=laid.input_ids,
-            sampled_at=laid.rows[sampled],
-            uniforms=token_uniforms(batch, sampled, seed=self.config.seed, epoch=epoch),
-            judged_at=laid.rows[judged],
-        )
+        drawn = token_uniforms(batch, sampled, seed=self.config.seed, epoch=epoch)
+        places = {"sampled_at": laid.rows[sampled], "judged_at": laid.rows[judged]}
+        return MRTDPlan(masked_ids=laid.input_ids, uniforms=drawn, **places)
 
     def inputs(
         self, prepared: PreparedPairs, lesson: mrtd.TwinTargets | None = None
@@ -173,11 +168,8 @@ class CaptionSteps:
         if lesson is not None and lesson.replacements is not None:
             ids["mrtd"] = lesson.replacements.input_ids
         # Masking and replacing leave the lengths: the attention mask is the original caption's.
-        return {
-            name: replace(prepared.text1, input_ids=one)
-            for name, one in ids.items()
-            if name in self.config.weights
-        }
+        texts = {name: replace(prepared.text1, input_ids=one) for name, one in ids.items()}
+        return {name: text for name, text in texts.items() if name in self.config.weights}
 
     def fuse(
         self,
@@ -269,9 +261,8 @@ class CaptionSteps:
         masked = prepared.mlm
         if soft_labels is not None and self.config.distill_over == "sequence":
             logits = model.text_encoder.mlm_logits(fused)
-            return mlm.soft_mlm_loss_sum_over_sequence(
-                logits, masked.positions, masked.targets, soft_labels, prepared.alpha
-            )
+            right = (masked.targets, soft_labels, prepared.alpha)
+            return mlm.soft_mlm_loss_sum_over_sequence(logits, masked.positions, *right)
         logits = model.text_encoder.mlm_logits(fused.flatten(0, 1)[masked.positions])
         return mlm.soft_mlm_loss_sum(logits, masked.targets, soft_labels, prepared.alpha)
 

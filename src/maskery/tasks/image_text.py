@@ -64,17 +64,13 @@ class ImageTextTask:
         *,
         pad_token_id: int,
         masker: Masker,
-        mrtd_masker: Masker,
+        mrtd_masker: Masker,  # masks captions again for the twin to fill, with another seed
+        # Functions, modules or `LossTerm`s of the user's own, beside those that `config` names; one
+        # that breaks its contract is a PluginError.
         terms: Sequence[Any] = (),
-        pairs: Any = None,
+        pairs: Any = None,  # to train on: terms that know persons are made from them
     ) -> None:
-        """Make the twin, attach the user's loss terms, and freeze heads that no term reads.
-
-        The loss terms of the user's own are those that `config` names, and functions, modules or
-        `LossTerm`s as `terms`; one that breaks its contract is a PluginError. `mrtd_masker` masks
-        captions again for the twin to fill, with another seed. `pairs` are those to train on, which
-        terms that know persons are made from.
-        """
+        """Make the twin, attach the user's loss terms, and freeze heads that no term reads."""
         self.config, self.pad_token_id = config, pad_token_id
         # New weights of terms follow from the seed, without moving the caller's random numbers.
         with torch.random.fork_rng(devices=[]):

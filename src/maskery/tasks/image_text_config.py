@@ -121,8 +121,7 @@ class PersonSearchConfig(ImageTextMLMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.min_temperature <= self.max_temperature:
-            raise ConfigError(
-                f"the temperature is to stay from {self.min_temperature} to "
-                f"{self.max_temperature}: the first must be positive and not above the second"
-            )
+        low, high = self.min_temperature, self.max_temperature
+        if not 0 < low <= high:
+            rule = "the first must be positive and not above the second"
+            raise ConfigError(f"the temperature is to stay from {low} to {high}: {rule}")

@@ -81,17 +81,12 @@ class MomentumTextMLM(TextMLM):
     def of(cls, parts: TextParts) -> Self:
         """Make the task of `--objective mlm+mrtd`, or of mlm with a twin, as the settings say."""
         if parts.compile_backend is not None:
-            raise ConfigError(
-                "--compile and a momentum twin do not go together: the text that the model reads "
-                "depends on the twin's samples; leave out --compile"
-            )
-        return cls(
-            parts.model,
-            parts.settings,
-            masker=parts.masker,
-            mrtd_masker=parts.masker.for_generator(parts.settings.mrtd_mask_rate),
-            pin_memory=parts.pin_memory,
-        )
+            reason = "the text that the model reads depends on the twin's samples"
+            problem = f"--compile and a momentum twin do not go together: {reason}"
+            raise ConfigError(f"{problem}; leave out --compile")
+        model, masker, settings = parts.model, parts.masker, parts.settings
+        anew = masker.for_generator(settings.mrtd_mask_rate)
+        return cls(model, settings, masker=masker, mrtd_masker=anew, pin_memory=parts.pin_memory)
 
     def prepare(self, batch: TokenBatch, *, epoch: int, progress: float) -> PreparedMomentumText:
         """Mask a batch, once for each use, and lay it out for both models."""
@@ -100,17 +95,14 @@ class MomentumTextMLM(TextMLM):
         counts, plan = {"mlm": len(masked.positions)}, None
         if "mrtd" in self.loss_weights:
             anew = self.mrtd_masker.mask(batch, epoch=epoch, progress=progress)
-            seed = self.mrtd_masker.seed
             judged = np.flatnonzero(~self.masker.vocabulary.protected[batch.input_ids])
             original = MaskedTokens.unmasked(batch, judged)
             copies.append(original)
             for_twin.append(anew)
             counts["mrtd"] = len(judged)
-            plan = mrtd.ReplacementPlan(
-                sampled_at=self.lay_out(anew).rows,
-                uniforms=token_uniforms(batch, anew.positions, seed=seed, epoch=epoch),
-                judged_at=self.lay_out(original).rows,
-            )
+            drawn = token_uniforms(batch, anew.positions, seed=self.mrtd_masker.seed, epoch=epoch)
+            sampled_at, judged_at = self.lay_out(anew).rows, self.lay_out(original).rows
+            plan = mrtd.ReplacementPlan(sampled_at=sampled_at, uniforms=drawn, judged_at=judged_at)
         prepared = PreparedMomentumText(
             inputs=self._lay_out_copies(copies),
             targets=torch.from_numpy(masked.targets),
@@ -123,7 +115,6 @@ class MomentumTextMLM(TextMLM):
         return prepared.pin_memory() if self.pin_memory else prepared
 
     def _lay_out_copies(self, copies: Sequence[MaskedTokens]) -> EncoderInputs:
-        """Lay copies of one batch out, one after another."""
         batch = copies[0].batch
         starts = np.arange(len(copies))[:, None] * batch.num_tokens
         ends = (starts + batch.boundaries[1:]).ravel()

@@ -163,9 +163,7 @@ class TextMLM:
         inputs, targets = self._laid_out(masked)
         left_out = max(0, len(masked.targets) - len(targets))
         count = len(masked.targets) if masked.count is None else masked.count
-        counts = {"mlm": count - left_out}
-        if self.shapes is not None:
-            counts[LEFT_OUT] = left_out
+        counts = {"mlm": count - left_out} | ({LEFT_OUT: left_out} if self.shapes else {})
         prepared = PreparedText(
             inputs=inputs, targets=targets, counts=counts, num_tokens=batch.num_tokens
         )

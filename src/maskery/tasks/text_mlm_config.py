@@ -73,10 +73,8 @@ class TextMLMConfig(Settings):
         if self.time_sampling != "uniform" and self.objective != DIFFUSION:
             raise ConfigError("time_sampling is set: it needs --objective diffusion")
         if self.momentum is not None and self.objective == DIFFUSION:
-            raise ConfigError(
-                "momentum is set: the twin learns by --objective mlm or mlm+mrtd, not diffusion; "
-                "leave out one of them"
-            )
+            rule = "the twin learns by --objective mlm or mlm+mrtd, not diffusion"
+            raise ConfigError(f"momentum is set: {rule}; leave out one of them")
         for name in given:
             if name.startswith("mrtd_") and not self.detects:
                 raise ConfigError(f"{name} is set: it needs --objective mlm+mrtd")

@@ -63,11 +63,9 @@ class Checkpoints:
             return
         newest = self.complete()[-1:]
         start = f"'{newest[0].name}'" if newest else "its beginning"
-        told = (
-            "no checkpoint at step %d: %s in '%s'; the run goes on, and could be resumed from %s; "
-            "free some space"
-        )
-        log.warning(told, snapshot.position.step, missing, self.folder, start)
+        place = (snapshot.position.step, missing, self.folder, start)
+        told = "no checkpoint at step %d: %s in '%s'; the run goes on, and could be resumed from %s"
+        log.warning(f"{told}; free some space", *place)
 
     def begin_mark_best(self, step: int) -> None:
         """Mark the checkpoint of a step as the best once it is written; in the thread."""
@@ -101,9 +99,8 @@ class Checkpoints:
             return None  # writing will say what is wrong
         tensors = (tensor for content in snapshot.files.values() for tensor in content.values())
         needed = HEADROOM + sum(tensor.nbytes for tensor in tensors)
-        if free >= needed:
-            return None
-        return f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+        told = f"it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+        return told if free < needed else None
 
     def write(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint; what was there stays until it is complete."""
@@ -153,9 +150,8 @@ class Checkpoints:
     def best_sound(self) -> Path | None:
         """Return the best checkpoint, or the newest sound one if that is missing or damaged."""
         best = self.best()
-        if best is not None and _is_sound(best, "the best", "using the newest"):
-            return best
-        return self.newest_sound()
+        sound = best is not None and _is_sound(best, "the best", "using the newest")
+        return best if sound else self.newest_sound()
 
     def complete(self) -> list[Path]:
         """Return the finished checkpoints, oldest first; their content is not checked."""

@@ -18,6 +18,7 @@ TrackerName = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]
 Rate: TypeAlias = Annotated[float, Range(0, 1, above=True, hint="try {flag} 1e-4")]
+WITH_WSD = Needs("lr_schedule", "wsd")
 
 CPU_TOKENS, GPU_TOKENS = 4096, 32_768  # Tokens of a step where none are given
 
@@ -54,12 +55,10 @@ class BaseTrainingConfig(Settings):
     lr_schedule: LearningRateShape = "linear"
     """Shape of the learning rate after the warm-up. wsd stays at the peak until the last
     steps (--decay-share)."""
-    decay_share: Annotated[
-        float, Range(0, 1, above=True, hint="try 0.2"), Needs("lr_schedule", "wsd")
-    ] = 0.2
+    decay_share: Annotated[float, Range(0, 1, above=True, hint="try 0.2"), WITH_WSD] = 0.2
     """Share of the steps, at the end, over which the learning rate of wsd falls."""
     # The best of Hägele et al. (2024), arXiv:2405.18392
-    decay_shape: Annotated[DecayShape, Needs("lr_schedule", "wsd")] = "1-sqrt"
+    decay_shape: Annotated[DecayShape, WITH_WSD] = "1-sqrt"
     """Shape of the fall of wsd; 1-sqrt falls fast at first."""
     lr_floor: Share = 0.0
     """Share of the peak learning rate that it falls to."""
@@ -104,10 +103,8 @@ class BaseTrainingConfig(Settings):
         if self.patience is not None and self.best_metric == "none":
             raise ConfigError("patience waits for a better best_metric, and it is none; name one")
         if self.lr_schedule == "wsd" and self.warmup_share + self.decay_share > 1:
-            raise ConfigError(
-                f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share}) are more "
-                f"than all steps; lower one of them"
-            )
+            shares = f"warmup_share ({self.warmup_share}) and decay_share ({self.decay_share})"
+            raise ConfigError(f"{shares} are more than all steps; lower one of them")
 
     def require_evaluations(self) -> None:
         """Refuse patience where nothing is measured between the first step and the last."""
@@ -168,10 +165,8 @@ class TrainingConfig(BaseTrainingConfig):
             raise ConfigError(f"{problem}; give a number for --micro-batch-tokens")
         most = self.batch_tokens or CPU_TOKENS
         if isinstance(self.micro_batch_tokens, int) and self.micro_batch_tokens > most:
-            raise ConfigError(
-                f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens "
-                f"({most}); lower it, or raise batch_tokens"
-            )
+            problem = f"micro_batch_tokens is {self.micro_batch_tokens}, more than batch_tokens"
+            raise ConfigError(f"{problem} ({most}); lower it, or raise batch_tokens")
 
     def for_device(self) -> Self:
         """Return a copy with `batch_tokens` chosen for the device, where none are given."""

@@ -285,13 +285,9 @@ class Journal:
             return False
         name = next(iter(values)) if self.best_metric is None else self.best_metric
         if name not in values:
-            raise ConfigError(
-                f"best_metric is '{name}', which is not among the held-out figures: choose "
-                f"{', '.join(values)}, or {NONE}"
-            )
-        value = float(values[name])
-        if not name.endswith(LOWER_IS_BETTER):
-            value = -value
+            problem = f"best_metric is '{name}', which is not among the held-out figures"
+            raise ConfigError(f"{problem}: choose {', '.join(values)}, or {NONE}")
+        value = float(values[name]) * (1 if name.endswith(LOWER_IS_BETTER) else -1)
         if math.isnan(value) or (self._best is not None and value >= self._best):
             return False
         self._best, self.best_step = value, step
@@ -334,7 +330,6 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise ConfigError(f"the callback {callback.__name__} is a class; {fix}")
         missing = [name for name in EVENTS if not callable(getattr(callback, name, None))]
         if missing:
-            raise ConfigError(
-                f"the callback {type(callback).__name__} has no {' and no '.join(missing)}; derive "
-                f"its class from maskery.training.journal.Callback, whose methods do nothing"
-            )
+            problem = f"the callback {type(callback).__name__} has no {' and no '.join(missing)}"
+            base = "maskery.training.journal.Callback, whose methods do nothing"
+            raise ConfigError(f"{problem}; derive its class from {base}")

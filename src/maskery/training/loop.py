@@ -187,7 +187,6 @@ class TrainingLoop:
             self.processes.on_main(self.checkpoints.finish)
 
     def _tell(self, event: str, *what: Any) -> None:
-        """Call one method of every callback."""
         with self._kept():
             for callback in self.callbacks:
                 getattr(callback, event)(*what)
@@ -197,7 +196,6 @@ class TrainingLoop:
             self._tell("on_save", *self.checkpoints.written.pop(0))
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
-        """Wait for the next step; returns None at the end."""
         began = time.perf_counter()
         with self._kept():
             step = next(steps, None)
@@ -304,11 +302,9 @@ class TrainingLoop:
 
     def _flags(self) -> list[float]:
         """Return this process's flags: one for each signal, a checkpoint's time, a failed write."""
-        minutes = self.config.checkpoint_minutes
-        saves = failed = False
-        if self.processes.is_main:
-            saves = minutes is not None and time.perf_counter() - self._saved_at > 60.0 * minutes
-            failed = self.checkpoints.failed
+        main, minutes = self.processes.is_main, self.config.checkpoint_minutes
+        late = minutes is not None and time.perf_counter() - self._saved_at > 60.0 * minutes
+        saves, failed = main and late, main and self.checkpoints.failed
         return [*(self.signals.received == number for number in SIGNALS), saves, failed]
 
     def _asked(self) -> tuple[int | None, bool]:
@@ -324,16 +320,14 @@ class TrainingLoop:
     def _end(self, done: int, number: int | None) -> MaskeryError:
         """Return the error that ends the run early: for a signal, or for too many bad steps."""
         if number is not None:
-            return StoppedError(
-                f"stopped by {signal.Signals(number).name} after step {done} of "
-                f"{self.total_steps}; go on with --resume auto",
-                exit_code=128 + number,
-            )
-        return TrainingError(
-            f"the loss or its gradient was no finite number in {self.bad_steps.in_a_row} steps in "
-            f"a row, up to step {done}; none of them changed the model, and a checkpoint is "
-            f"written; look at the data there, or start afresh with a lower --learning-rate"
-        )
+            reached = f"{signal.Signals(number).name} after step {done} of {self.total_steps}"
+            told = f"stopped by {reached}; go on with --resume auto"
+            return StoppedError(told, exit_code=128 + number)
+        place = f"{self.bad_steps.in_a_row} steps in a row, up to step {done}"
+        left = "none of them changed the model, and a checkpoint is written"
+        fix = "look at the data there, or start afresh with a lower --learning-rate"
+        problem = f"the loss or its gradient was no finite number in {place}"
+        return TrainingError(f"{problem}; {left}; {fix}")
 
     @property
     def _enough(self) -> bool:

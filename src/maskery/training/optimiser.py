@@ -100,16 +100,14 @@ def exact_sums(device: torch.device) -> Iterator[None]:
 def build_optimiser(
     model: nn.Module,
     config: BaseTrainingConfig,
-    new_parameters: Collection[str] = (),
+    new_parameters: Collection[str] = (),  # names of those that learn at `head_learning_rate`
     *,
-    others_start_at: int = 0,
-    factors: Mapping[nn.Parameter, float] | None = None,
+    others_start_at: int = 0,  # the step before which all others stay as they are
+    factors: Mapping[nn.Parameter, float] | None = None,  # shares of the peak rate; 1 for others
 ) -> torch.optim.AdamW:
-    """Make the optimiser that the config names; groups have their peak rate as `peak_lr`.
+    """Make the optimiser that the config names, without the frozen parameters.
 
-    Frozen parameters are left out; `new_parameters` names those that learn at `head_learning_rate`.
-    The others stay as they are before a step, which every group has as `starts_at`. `factors`
-    has the share of its peak rate at which a parameter learns, where that is not all of it.
+    Every group has its peak rate as `peak_lr`, and its first step as `starts_at`.
     """
     rate, head_rate = config.learning_rate, config.head_learning_rate
     if head_rate is None:
@@ -124,28 +122,18 @@ def build_optimiser(
             key = (parameter in matrices, name in new_parameters, parameter.dim() >= 2, factor)
             groups.setdefault(key, []).append(parameter)
     if not groups:
-        raise ModelError(
-            f"{type(model).__name__} has no parameter to train: there is none, or all are frozen; "
-            f"call requires_grad_(True) on those that are to learn"
-        )
+        problem = f"{type(model).__name__} has no parameter to train"
+        fix = "call requires_grad_(True) on those that are to learn"
+        raise ModelError(f"{problem}: there is none, or all are frozen; {fix}")
     kinds = {"adamw": torch.optim.AdamW, "muon": MuonAdamW, "stable-adamw": StableAdamW}
-    return kinds[config.optimiser](
-        [
-            {
-                "params": parameters,
-                "lr": 0.0,
-                PEAK: factor
-                * (config.muon_learning_rate if matrix else head_rate if new else rate),
-                "weight_decay": config.weight_decay if decays else 0.0,
-                ORTHOGONAL: matrix,
-                STARTS_AT: 0 if new else others_start_at,
-            }
-            for (matrix, new, decays, factor), parameters in groups.items()
-        ],
-        betas=(0.9, 0.98),  # RoBERTa's; with 0.999 large batches are unstable
-        eps=1e-6,  # BERT's
-        fused=True,
-    )
+    described: list[dict[str, Any]] = []
+    for (matrix, new, decays, factor), parameters in groups.items():
+        peak = factor * (config.muon_learning_rate if matrix else head_rate if new else rate)
+        marks = {PEAK: peak, ORTHOGONAL: matrix, STARTS_AT: 0 if new else others_start_at}
+        decay = config.weight_decay if decays else 0.0
+        described.append({"params": parameters, "lr": 0.0, "weight_decay": decay, **marks})
+    # RoBERTa's betas, for with 0.999 large batches are unstable, and BERT's epsilon.
+    return kinds[config.optimiser](described, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor_of: Callable[[int], float]) -> None:
@@ -174,10 +162,9 @@ def learning_rate_factor(step: int, total: int, config: BaseTrainingConfig) -> f
     return config.lr_floor + (1.0 - config.lr_floor) * left
 
 
+# Algorithm 2 of Wortsman et al. (2023), arXiv:2304.13013.
 class StableAdamW(torch.optim.AdamW):
     """AdamW that moves a tensor less far where its gradient outgrows its mean square."""
-
-    # Algorithm 2 of Wortsman et al. (2023), arXiv:2304.13013.
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -204,10 +191,9 @@ class StableAdamW(torch.optim.AdamW):
         parameter.sub_(rate * mean / (square.sqrt() + eps))
 
 
+# One optimiser, so that schedules, checkpoints and sharding treat it like any other.
 class MuonAdamW(torch.optim.AdamW):
     """AdamW that leaves the groups marked `orthogonal` to Muon."""
-
-    # One optimiser, so that schedules, checkpoints and sharding treat it like any other.
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -268,8 +254,5 @@ def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     read_out = {getattr(output, "weight", None)}
     read_out |= {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)} - read_out
-    return {
-        weight
-        for weight in linear
-        if isinstance(weight, nn.Parameter) and min(weight.shape) >= SMALLEST_SIDE
-    }
+    large = [weight for weight in linear if min(weight.shape) >= SMALLEST_SIDE]
+    return {weight for weight in large if isinstance(weight, nn.Parameter)}

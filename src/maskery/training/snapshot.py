@@ -114,12 +114,8 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def optimiser_tensors(model: nn.Module, optimiser: Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's moments as `moment.parameter name`."""
-    return {
-        f"{moment}.{name}": optimiser.state[parameter][moment]
-        for name, parameter in model.named_parameters()
-        for moment in MOMENTS
-        if moment in optimiser.state.get(parameter, ())
-    }
+    states = [(name, optimiser.state.get(p, {})) for name, p in model.named_parameters()]
+    return {f"{m}.{name}": state[m] for name, state in states for m in MOMENTS if m in state}
 
 
 def restore(path: Path, task: Task[Any, Any], optimiser: Optimizer, identity: str) -> Position:
@@ -154,9 +150,8 @@ def restore_task(path: Path, task: Task[Any, Any]) -> int:
 def _restore_task(path: Path, task: Task[Any, Any]) -> None:
     own, saved = named_tensors(unwrapped(task.model)), load_file(path / MODEL)
     if own.keys() != saved.keys() or any(own[n].shape != saved[n].shape for n in own):
-        raise CheckpointError(
-            f"the checkpoint '{path}' is of another model; resume with the model it was made from"
-        )
+        fix = "resume with the model it was made from"
+        raise CheckpointError(f"the checkpoint '{path}' is of another model; {fix}")
     for name, tensor in own.items():
         tensor.copy_(laid_out_like(saved[name], tensor))
     # What is whole here stays where it is: the task moves it.
@@ -181,11 +176,10 @@ def require_same_run(checkpoint: Path, stored: str, own: str) -> None:
         return
     found = differences(stored, own)
     told = f": {listed(found, MOST_TOLD)}" if found else ""
-    raise CheckpointError(
-        f"the checkpoint '{checkpoint}' belongs to a run with another model, corpus or "
-        f"setting{told}; repeat that run's settings, as its config.yaml has them, or start "
-        f"afresh with another --output"
-    )
+    other = f"a run with another model, corpus or setting{told}"
+    again = "repeat that run's settings, as its config.yaml has them"
+    fix = f"{again}, or start afresh with another --output"
+    raise CheckpointError(f"the checkpoint '{checkpoint}' belongs to {other}; {fix}")
 
 
 def differences(stored: str, own: str) -> list[str]:

@@ -158,10 +158,8 @@ class Stepper:
         except RuntimeError as error:
             raise explain_unused(error, self.task.model) from error
         terms = {name: value / max(counts[name], 1) for name, value in sums.items()}
-        total = sum(
-            (self.task.loss_weights[name] * term for name, term in terms.items()),
-            start=torch.zeros((), device=self.device),
-        )
+        weighted = (self.task.loss_weights[name] * term for name, term in terms.items())
+        total = sum(weighted, start=torch.zeros((), device=self.device))
         # The processes' gradients are averaged; ours are shares of a sum.
         (poison_if_not_finite(total) * self.processes.world_size).backward()
         return {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
