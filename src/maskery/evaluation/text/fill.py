@@ -29,7 +29,7 @@ from maskery.data.batching import cut_by_padded_size
 from maskery.data.rows import flatten
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.words_of_text import MaskReader, Word, spoken
+from maskery.evaluation.text.words_of_text import TextReader, Word, spoken
 from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
@@ -206,9 +206,9 @@ class Filler:
             raise DataError(f"{problem}; {fix}")
 
     @cached_property
-    def reader(self) -> MaskReader:
+    def reader(self) -> TextReader:
         """Return the reader of texts, made once: it goes over the whole vocabulary."""
-        return MaskReader(self.tokenizer)
+        return TextReader(self.tokenizer)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
