@@ -59,19 +59,18 @@ class Encoder:
         pooled = [self.pooling.pool(rows, torch.tensor([len(rows)]))[0] for rows in states]
         vectors: Vectors = torch.stack(pooled).numpy()
         if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
-            raise ModelError(
-                f"'{self.name}' makes vectors that are no numbers (NaN or infinite) for {bad:,} of "
-                f"{len(texts):,} texts; its weights are damaged or its training diverged"
-            )
+            problem = f"'{self.name}' makes vectors that are no numbers (NaN or infinite)"
+            cause = "its weights are damaged or its training diverged"
+            raise ModelError(f"{problem} for {bad:,} of {len(texts):,} texts; {cause}")
         return vectors
 
     def encode_words(self, texts: Sequence[Sequence[str]], *, progress: bool = False) -> Vectors:
         """Return (words, D) float32 of each word's first piece; zeros past the model's limit."""
         if not self.tokenizer.is_fast:
-            raise ModelError(
-                f"the tokenizer of '{self.name}' is written in Python and does not say which "
-                f"pieces belong to which word; token probes need a fast one (tokenizer.json)"
-            )
+            problem = f"the tokenizer of '{self.name}' is written in Python"
+            why = "does not say which pieces belong to which word"
+            fix = "token probes need a fast one (tokenizer.json)"
+            raise ModelError(f"{problem} and {why}; {fix}")
         split, most = [list(words) for words in texts], self.max_length
         tokens = self.tokenizer(split, is_split_into_words=True, truncation=True, max_length=most)
         hidden = self._hidden(tokens["input_ids"], progress)

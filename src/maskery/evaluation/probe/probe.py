@@ -178,10 +178,9 @@ class ClassTask(Task):
             left_out = counted(alone, "class", "classes")
             notes.append(f"{left_out} with one text are left out: it has no neighbour")
         if (judged := len(counts) - alone) < 2:
-            raise DataError(
-                f"the label file has {counted(judged, 'class', 'classes')} with two texts or "
-                f"more, of {len(counts):,} in all: a probe needs at least two such classes"
-            )
+            problem = f"the label file has {counted(judged, 'class', 'classes')} with two texts"
+            rule = "a probe needs at least two such classes"
+            raise DataError(f"{problem} or more, of {len(counts):,} in all: {rule}")
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         self.set_classes(chosen.labels, chosen.texts)
