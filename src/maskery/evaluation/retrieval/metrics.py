@@ -97,8 +97,7 @@ def text_figures(ranks: torch.Tensor) -> Floats:
 
 
 def summarise_texts(figures: Floats, text_persons: Ints) -> RankingFigures:
-    """Return means over texts, with intervals over persons."""
-    # Over persons, since texts of one depend on each other.
+    """Return means over texts, with intervals over persons, since texts of one are dependent."""
     intervals = (grouped_interval(column, text_persons) for column in figures.T)
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
 

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +37,7 @@ NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # its errors that 
 IMAGES_AT_ONCE = 64  # more projected together gain nothing
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadTexts:
+class ReadTexts(NamedTuple):
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
@@ -45,8 +45,7 @@ class ReadTexts:
     batch: TokenBatch  # Its boundaries are those of the states, too
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadImages:
+class ReadImages(NamedTuple):
     """Images after the vision encoder."""
 
     features: torch.Tensor  # (I, E), unit length
@@ -92,9 +91,8 @@ def read_images(
             raise DataError(f"more than {count} images came; name as many persons as images")
         read = model.encode_image(pixels.to(model.device))
         features[done:end] = model.image_feature(read).float()
-        if tokens and kept is None:
-            kept = large_array((count, *read.shape[1:]), memory_bytes)
-        if kept is not None:
+        if tokens:
+            kept = large_array((count, *read.shape[1:]), memory_bytes) if kept is None else kept
             kept[done:end] = read.float().cpu().numpy()
         done = end
     if done != count:
