@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.bars import Bar
@@ -151,9 +152,7 @@ def _hits(
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
     total = EPOCHS * -(-len(train) // BATCH_TEXTS)
     warmup, generator = max(1.0, WARMUP_SHARE * total), np.random.default_rng(seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (total - step) / total)
-    )
+    schedule = LambdaLR(optimiser, lambda step: min((step + 1) / warmup, (total - step) / total))
 
     def batches(places: Ints) -> Iterator[tuple[Ints, torch.Tensor]]:
         for start in range(0, len(places), BATCH_TEXTS):
