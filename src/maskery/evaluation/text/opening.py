@@ -127,8 +127,7 @@ def evaluate(
 
     Raises:
         DataError: There is no text, or nothing in it can be masked.
-        ModelError: A model cannot be loaded, predicts values that are not numbers, or the two cut
-            text differently.
+        ModelError: A model cannot be loaded or predicts no numbers, or they cut text differently.
     """
     opened = [open_model(one) for one in (model, against) if one is not None]
     if against is not None:

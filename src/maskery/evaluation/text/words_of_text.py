@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 import torch
@@ -101,8 +101,7 @@ class TextReader:
         starts = starts | special
         starts[1:] |= special[:-1]
         ids, kept = self._without_stray_spaces(text, ids, offsets)
-        offsets = [offset for offset, keep in zip(offsets, kept, strict=True) if keep]
-        return ids[kept], starts[kept], offsets
+        return ids[kept], starts[kept], list(compress(offsets, kept))
 
     def _without_stray_spaces(
         self, text: str, ids: Ints, offsets: list[tuple[int, int]]
