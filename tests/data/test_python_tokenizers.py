@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizer
 
 from maskery.data.tokenise import encode_texts
-from maskery.evaluation.text.words_of_text import MaskReader, TextReader
+from maskery.evaluation.text.words_of_text import TextReader
 
 SPECIAL = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 STEMS = (
@@ -117,7 +117,7 @@ def test_control_tokens_are_text_and_masks_are_masks(tokenizer: Marked) -> None:
 
 
 def test_a_word_asked_for_is_cut_as_in_its_place(tokenizer: Marked) -> None:
-    places, text = MaskReader(tokenizer), "the [MASK] the cats"
+    places, text = TextReader(tokenizer), "the [MASK] the cats"
     (span,) = places.spans(text)
     for word in ("playing", "cats", "the"):
         pieces = places.pieces_at(word, text, span)

@@ -155,14 +155,14 @@ def test_right_pictures_are_those_of_the_person_who_is_described(tmp_path: Path)
     # The gallery begins at the second picture: the first cannot be read.
     queries = np.array([0, 5])
     ranking = torch.tensor([[1, 0, 2, 4], [2, 3, 9, 1]])
-    samples = split.samples(queries, ranking, count=3)
-    assert [sample.caption for sample in samples] == [pairs[1].captions[0], pairs[3].captions[1]]
+    captions_asked, samples = zip(*split.samples(queries, ranking, count=3), strict=True)
+    assert captions_asked == (pairs[1].captions[0], pairs[3].captions[1])
     for sample, query, row in zip(samples, (1, 3), ranking.tolist(), strict=True):
         shown = [place + 1 for place in row[:3]]
         wanted = [pairs.persons[place + 1] == pairs.persons[query] for place in row[:3]]
-        assert [found.right for found in sample.found] == wanted
+        assert [found.right for found in sample] == wanted
         assert 0 < sum(wanted) < 3
-        for found, index in zip(sample.found, shown, strict=True):
+        for found, index in zip(sample, shown, strict=True):
             expected = split.pictures.load([index])[0]
             assert expected is not None
             np.testing.assert_array_equal(np.asarray(found.image), np.asarray(expected))

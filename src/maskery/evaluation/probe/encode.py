@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maskery.core.bars import Bar
@@ -59,19 +60,18 @@ class Encoder:
         pooled = [self.pooling.pool(rows, torch.tensor([len(rows)]))[0] for rows in states]
         vectors: Vectors = torch.stack(pooled).numpy()
         if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
-            raise ModelError(
-                f"'{self.name}' makes vectors that are no numbers (NaN or infinite) for {bad:,} of "
-                f"{len(texts):,} texts; its weights are damaged or its training diverged"
-            )
+            problem = f"'{self.name}' makes vectors that are no numbers (NaN or infinite)"
+            cause = "its weights are damaged or its training diverged"
+            raise ModelError(f"{problem} for {bad:,} of {len(texts):,} texts; {cause}")
         return vectors
 
     def encode_words(self, texts: Sequence[Sequence[str]], *, progress: bool = False) -> Vectors:
         """Return (words, D) float32 of each word's first piece; zeros past the model's limit."""
         if not self.tokenizer.is_fast:
-            raise ModelError(
-                f"the tokenizer of '{self.name}' is written in Python and does not say which "
-                f"pieces belong to which word; token probes need a fast one (tokenizer.json)"
-            )
+            problem = f"the tokenizer of '{self.name}' is written in Python"
+            why = "does not say which pieces belong to which word"
+            fix = "token probes need a fast one (tokenizer.json)"
+            raise ModelError(f"{problem} and {why}; {fix}")
         split, most = [list(words) for words in texts], self.max_length
         tokens = self.tokenizer(split, is_split_into_words=True, truncation=True, max_length=most)
         hidden = self._hidden(tokens["input_ids"], progress)
@@ -152,9 +152,7 @@ def _hits(
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
     total = EPOCHS * -(-len(train) // BATCH_TEXTS)
     warmup, generator = max(1.0, WARMUP_SHARE * total), np.random.default_rng(seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / warmup, (total - step) / total)
-    )
+    schedule = LambdaLR(optimiser, lambda step: min((step + 1) / warmup, (total - step) / total))
 
     def batches(places: Ints) -> Iterator[tuple[Ints, torch.Tensor]]:
         for start in range(0, len(places), BATCH_TEXTS):

@@ -66,10 +66,9 @@ def read_labelled(
             texts.append(text)
             labels.append(label)
     if kind == "labels" and numbers > len(labels) / 2:
-        raise DataError(
-            f"the labels in column '{label_column}' of '{path}' are numbers on a scale (such as "
-            f"{labels[0]}), and a probe asks for classes; cut them into ranges first"
-        )
+        problem = f"the labels in column '{label_column}' of '{path}' are numbers on a scale"
+        why = f"(such as {labels[0]}), and a probe asks for classes"
+        raise DataError(f"{problem} {why}; cut them into ranges first")
     return Labelled(kind=kind, texts=tuple(texts), labels=tuple(labels), skipped=dict(skipped))
 
 
@@ -168,10 +167,9 @@ def _read_conll(path: Path) -> Labelled:
             width = width or len(columns)
             if len(columns) != width or width < 2:
                 before = f"where the lines before it have {width}" if width > 1 else "not 2 or more"
-                raise DataError(
-                    f"'{path}': line {number} has {len(columns)} columns, {before}; each line "
-                    f"needs a word first and its label last, and all lines as many columns"
-                )
+                problem = f"'{path}': line {number} has {len(columns)} columns, {before}"
+                rule = "each line needs a word first and its label last"
+                raise DataError(f"{problem}; {rule}, and all lines as many columns")
             sentences[-1].append((columns[0], columns[-1]))
     kept = list(filter(None, sentences))
     words = tuple(tuple(word for word, _ in sentence) for sentence in kept)

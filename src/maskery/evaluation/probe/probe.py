@@ -6,7 +6,7 @@ Shapes: N examples, D width.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,7 @@ class ProbeResult:
     notes: tuple[str, ...] = ()  # One line for each thing that was left out or is to be known
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judged(NamedTuple):
     """One figure's scores of every example under one representation."""
 
     scores: Floats  # (N,) from 0 to 1
@@ -178,10 +177,9 @@ class ClassTask(Task):
             left_out = counted(alone, "class", "classes")
             notes.append(f"{left_out} with one text are left out: it has no neighbour")
         if (judged := len(counts) - alone) < 2:
-            raise DataError(
-                f"the label file has {counted(judged, 'class', 'classes')} with two texts or "
-                f"more, of {len(counts):,} in all: a probe needs at least two such classes"
-            )
+            problem = f"the label file has {counted(judged, 'class', 'classes')} with two texts"
+            rule = "a probe needs at least two such classes"
+            raise DataError(f"{problem} or more, of {len(counts):,} in all: {rule}")
         chosen = labelled.take(kept)
         super().__init__(chosen, notes)
         self.set_classes(chosen.labels, chosen.texts)

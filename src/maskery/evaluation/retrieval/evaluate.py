@@ -114,14 +114,13 @@ def evaluate_retrieval(
             own = metrics.right_columns(shown, described)
             found = _ranking(read.features, encoded.features, own, kept=1, rows=1024)
             image_to_text = _figures(found, image_persons)
-    # At random, the first image is right as often as right ones are in the gallery.
-    chance = float((right >= 0).sum(dim=1).double().mean() / num_images)
     return Retrieval(
         figures=RetrievalFigures(
             contrastive=_figures(contrast, text_persons),
             reranked=_figures(reranked, text_persons) if reranked else None,
             image_to_text=image_to_text,
-            chance=chance,
+            # At random, the first image is right as often as right ones are in the gallery.
+            chance=float((right >= 0).sum(dim=1).double().mean() / num_images),
             rerank=config.rerank,
             num_texts=len(text_persons),
             num_images=num_images,

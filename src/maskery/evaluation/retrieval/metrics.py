@@ -57,10 +57,9 @@ def right_columns(text_persons: torch.Tensor, image_persons: torch.Tensor) -> to
     first = torch.searchsorted(shown, text_persons)
     counts = torch.searchsorted(shown, text_persons, right=True) - first
     if len(unseen := text_persons[counts == 0]):
-        raise DataError(
-            f"{len(unseen)} of {len(counts)} texts describe persons that no image shows (the "
-            f"first: person {int(unseen[0])}); leave these texts out, or bring the images"
-        )
+        problem = f"{len(unseen)} of {len(counts)} texts describe persons that no image shows"
+        told = f"{problem} (the first: person {int(unseen[0])})"
+        raise DataError(f"{told}; leave these texts out, or bring the images")
     steps = torch.arange(int(counts.max()), device=order.device)
     places = (first[:, None] + steps).clamp(max=len(order) - 1)
     return order[places].where(steps < counts[:, None], -1)
@@ -98,8 +97,7 @@ def text_figures(ranks: torch.Tensor) -> Floats:
 
 
 def summarise_texts(figures: Floats, text_persons: Ints) -> RankingFigures:
-    """Return means over texts, with intervals over persons."""
-    # Over persons, since texts of one depend on each other.
+    """Return means over texts, with intervals over persons, since texts of one are dependent."""
     intervals = (grouped_interval(column, text_persons) for column in figures.T)
     return RankingFigures(**dict(zip(FIGURES, intervals, strict=True)))
 
@@ -124,10 +122,9 @@ def retrieval_figures(
     """
     matrix, texts, images = (torch.as_tensor(v) for v in (scores, text_persons, image_persons))
     if matrix.shape != (len(texts), len(images)) or not len(texts):
-        raise DataError(
-            f"the scores have shape {tuple(matrix.shape)}, with {len(texts)} texts and "
-            f"{len(images)} images; give one row a text and one column an image"
-        )
+        given = f"{len(texts)} texts and {len(images)} images"
+        problem = f"the scores have shape {tuple(matrix.shape)}, with {given}"
+        raise DataError(f"{problem}; give one row a text and one column an image")
     if matrix.isnan().any():
         raise DataError("a score is not a number (NaN), which has no rank; mend the scores")
     if not stable:

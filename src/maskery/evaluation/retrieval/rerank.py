@@ -14,7 +14,8 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +28,8 @@ from maskery.core.random import Float32Array
 from maskery.evaluation.retrieval.config import RetrievalConfig
 from maskery.evaluation.text.fill import by_length
 from maskery.evaluation.text.masked import require_numbers
+from maskery.models.image_text import text_encoder
 from maskery.models.image_text.model import ImageTextModel
-from maskery.models.image_text.text_encoder import (
-    ImageKeys,
-    Rows,
-    before_looking,
-    fuse_class_tokens,
-)
 from maskery.models.layout import pad
 
 CHUNK_BYTES = 1 << 20  # written at a time where the file system cannot reserve space
@@ -41,8 +37,7 @@ NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # its errors that 
 IMAGES_AT_ONCE = 64  # more projected together gain nothing
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadTexts:
+class ReadTexts(NamedTuple):
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
@@ -50,8 +45,7 @@ class ReadTexts:
     batch: TokenBatch  # Its boundaries are those of the states, too
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadImages:
+class ReadImages(NamedTuple):
     """Images after the vision encoder."""
 
     features: torch.Tensor  # (I, E), unit length
@@ -74,7 +68,7 @@ def read_texts(
         hidden = model.text_encoder.encode_text(inputs.input_ids, mask)
         features[torch.from_numpy(chosen)] = model.text_feature(hidden, mask).float()
         if kept is not None:
-            begun = before_looking(model.text_encoder, hidden, mask)[mask]
+            begun = text_encoder.before_looking(model.text_encoder, hidden, mask)[mask]
             kept[torch.from_numpy(picked).to(device)] = begun.float()
     return ReadTexts(features=features, states=kept, batch=texts)
 
@@ -97,9 +91,8 @@ def read_images(
             raise DataError(f"more than {count} images came; name as many persons as images")
         read = model.encode_image(pixels.to(model.device))
         features[done:end] = model.image_feature(read).float()
-        if tokens and kept is None:
-            kept = large_array((count, *read.shape[1:]), memory_bytes)
-        if kept is not None:
+        if tokens:
+            kept = large_array((count, *read.shape[1:]), memory_bytes) if kept is None else kept
             kept[done:end] = read.float().cpu().numpy()
         done = end
     if done != count:
@@ -129,12 +122,11 @@ def large_array(shape: tuple[int, ...], memory_bytes: int) -> Float32Array:
         megabytes, where = math.ceil(size / 1_000_000), "there is"
         with contextlib.suppress(OSError):  # no folder can be written to at all
             where = f"'{tempfile.gettempdir()}' has"
-        raise DataError(
-            f"the image tokens take {megabytes:,} MB in a temporary file, for which {where} no "
-            f"room ({error.strerror or reason_of(error)}); set TMPDIR to a folder with room, raise "
-            f"--memory-mb to {megabytes} to keep them in memory, or turn the re-ranking off with "
-            f"--rerank 0"
-        ) from error
+        problem = f"the image tokens take {megabytes:,} MB in a temporary file"
+        reason = f"for which {where} no room ({error.strerror or reason_of(error)})"
+        in_memory = f"raise --memory-mb to {megabytes} to keep them in memory"
+        fix = f"set TMPDIR to a folder with room, {in_memory}, or turn the re-ranking off"
+        raise DataError(f"{problem}, {reason}; {fix} with --rerank 0") from error
 
 
 def _reserve(file: int, size: int) -> None:
@@ -202,20 +194,20 @@ class Matcher:
                 keys = self.model.project_images(tokens.to(self.model.device))
             for number, (_, places) in enumerate(block):
                 only = slice(number, number + 1)  # a view: nothing is copied
-                own = [ImageKeys(keys=k.keys[only], values=k.values[only]) for k in keys]
+                own = [replace(k, keys=k.keys[only], values=k.values[only]) for k in keys]
                 yield places, self._judge(places // count, own)
 
     @inference()
-    def _judge(self, own: Ints, keys: Sequence[ImageKeys]) -> torch.Tensor:
+    def _judge(self, own: Ints, keys: Sequence[text_encoder.ImageKeys]) -> torch.Tensor:
         """Return (R, 2) logits on the CPU, of one image and its own texts."""
         assert self.texts.states is not None
         texts, model, judged = self.texts.batch, self.model, torch.empty(len(own), 2)
         lengths = texts.lengths[own]
         for chosen in by_length(lengths, self.config.batch_tokens):
             picked = torch.from_numpy(tokens_of(texts, own[chosen])).to(model.device)
-            rows = Rows.of_lengths(lengths[chosen], model.device)
+            rows = text_encoder.Rows.of_lengths(lengths[chosen], model.device)
             states = self.texts.states.index_select(0, picked)
-            tokens = fuse_class_tokens(model.text_encoder, states, rows, keys)
+            tokens = text_encoder.fuse_class_tokens(model.text_encoder, states, rows, keys)
             judged[torch.from_numpy(chosen)] = model.itm_head(tokens).float().cpu()
         return judged
 

@@ -46,13 +46,6 @@ class FoundPicture(NamedTuple):
     right: bool  # True if it shows the person who is described
 
 
-class SearchSample(NamedTuple):
-    """A caption and its best pictures."""
-
-    caption: str  # as written
-    found: tuple[FoundPicture, ...]  # best first
-
-
 class RetrievalSet:
     """The pictures of pairs as a gallery, and their captions as queries.
 
@@ -70,10 +63,9 @@ class RetrievalSet:
         two = (persons != NOBODY) & (persons != persons[self._first])
         for index in np.flatnonzero(two)[:1].tolist():
             names = [*pairs.person_names, "nobody"]  # the last is `NOBODY`'s
-            raise DataError(
-                f"image {pairs[index].image.name} is said to show person {names[persons[index]]} "
-                f"and person {names[persons[self._first[index]]]}; correct the one that is wrong"
-            )
+            name, both = pairs[index].image.name, (index, self._first[index])
+            shown = " and ".join(f"person {names[persons[place]]}" for place in both)
+            raise DataError(f"image {name} is said to show {shown}; correct the one that is wrong")
 
     @classmethod
     def read_by(
@@ -197,23 +189,21 @@ class RetrievalSet:
 
     def samples(
         self, queries: Ints, ranking: torch.Tensor, *, count: int = 10
-    ) -> tuple[SearchSample, ...]:
-        """Return the `count` best pictures of captions (Q,), ranked best first (Q, K)."""
-        samples = []
+    ) -> Iterator[tuple[str, list[FoundPicture]]]:
+        """Yield captions (Q,), each with its `count` best pictures, ranked best first (Q, K)."""
         for query, row in zip(queries.tolist(), ranking[:, :count].tolist(), strict=True):
             images = self.pictures.load(self.gallery[row].tolist())
             right = (self.image_persons[row] == self.text_persons[query]).tolist()
             both = zip(images, right, strict=True)
-            found = tuple(FoundPicture(image, fits) for image, fits in both if image is not None)
-            samples.append(SearchSample(self.caption(query), found))
-        return tuple(samples)
+            found = [FoundPicture(image, fits) for image, fits in both if image is not None]
+            yield self.caption(query), found
 
     def draw(self, queries: Ints, ranking: torch.Tensor, *, height: int = 192) -> "Image":
         """Draw captions with their ten best pictures, `height` pixels high, right ones framed."""
         rows = []
-        for sample in self.samples(queries, ranking):
-            cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in sample.found]
-            rows.append(SheetRow(heading=sample.caption, cells=cells))
+        for caption, found in self.samples(queries, ranking):
+            cells = [Cell(image=f.image, frame=RIGHT if f.right else None) for f in found]
+            rows.append(SheetRow(heading=caption, cells=cells))
         return draw_sheet(rows, height=height)
 
     def _batches(self, indices: Ints) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,7 @@ BLOCK_NUMBERS = 1 << 19  # of a block: 2 MiB as float32, which stays in the seco
 MARGIN = 16  # more than are wanted, compared again exactly: rounding may swap close ones
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changes:
+class Changes(NamedTuple):
     """Changes of the folder since the last look."""
 
     read: int  # files that were new, or not as they had been
@@ -210,8 +209,7 @@ def search(
     if not isinstance(gallery, Gallery):
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         gallery = open_gallery(opened, Path(gallery), cache_dir=cache)
-    ranking = opened.retrieval.ranking
-    ranking = ranking if rerank is None else replace(ranking, rerank=rerank)
+    ranking = None if rerank is None else replace(opened.retrieval.ranking, rerank=rerank)
     searcher = Searcher(opened, gallery, ranking)
     return [searcher.search(text, like=like, top=top) for text in texts or (None,)]
 

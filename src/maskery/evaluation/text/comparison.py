@@ -63,10 +63,8 @@ def compare_runs(runs: Sequence[ScoredRun], against: str | None = None) -> list[
         repeats[rest, run.settings[SEED]] += 1
         together.setdefault((rest, repeats[rest, run.settings[SEED]]), []).append(run)
     groups = list(together.values())
-    means = [
-        ExampleSums(ids=runs[0].sums.ids, sums=np.mean([run.sums.sums for run in group], axis=0))
-        for group in groups
-    ]
+    averages = (np.mean([run.sums.sums for run in group], axis=0) for group in groups)
+    means = [ExampleSums(ids=runs[0].sums.ids, sums=sums) for sums in averages]
     named = [i for i, group in enumerate(groups) if against in [run.name for run in group]]
     reference = named[0] if named else int(np.argmin([mean.sums[:, 1].sum() for mean in means]))
     changing = _changing_settings(groups)
@@ -87,19 +85,18 @@ def _require_same_masks(run: ScoredRun, first: ScoredRun) -> None:
     own, ids = run.sums.ids, first.sums.ids
     added, missing = (len(np.setdiff1d(a, b)) for a, b in ((own, ids), (ids, own)))
     if added or missing:
-        raise DataError(
-            f"'{run.name}' was measured on other held-out text than '{first.name}': {added:,} of "
-            f"its {len(own):,} examples are not in that, and {missing:,} of {len(ids):,} are not "
-            f"in it; compare runs with the same corpus and --held-out-share, or --eval-data"
-        )
+        problem = f"'{run.name}' was measured on other held-out text than '{first.name}'"
+        not_in_that = f"{added:,} of its {len(own):,} examples are not in that"
+        not_in_it = f"{missing:,} of {len(ids):,} are not in it"
+        fix = "compare runs with the same corpus and --held-out-share, or --eval-data"
+        raise DataError(f"{problem}: {not_in_that}, and {not_in_it}; {fix}")
     changed = int((run.sums.sums[:, 0] != first.sums.sums[:, 0]).sum())
     if changed or run.tokenizer != first.tokenizer:
         why = "" if run.tokenizer == first.tokenizer else "their tokenizers differ, and "
-        raise DataError(
-            f"'{run.name}' was measured on other masks than '{first.name}': {why}{changed:,} of "
-            f"{len(ids):,} examples have another number of masked tokens; compare runs that "
-            f"share tokenizer and objective, made by one version of Maskery"
-        )
+        problem = f"'{run.name}' was measured on other masks than '{first.name}'"
+        masks = f"{changed:,} of {len(ids):,} examples have another number of masked tokens"
+        fix = "compare runs that share tokenizer and objective, made by one version of Maskery"
+        raise DataError(f"{problem}: {why}{masks}; {fix}")
 
 
 def _changing_settings(groups: Sequence[Sequence[ScoredRun]]) -> dict[str, str]:

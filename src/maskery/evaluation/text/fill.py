@@ -29,7 +29,7 @@ from maskery.data.batching import cut_by_padded_size
 from maskery.data.rows import flatten
 from maskery.evaluation.text.masked import predict, require_numbers
 from maskery.evaluation.text.opening import OpenModel, open_model
-from maskery.evaluation.text.words_of_text import MaskReader, Word, spoken
+from maskery.evaluation.text.words_of_text import TextReader, Word, spoken
 from maskery.models.layout import max_positions
 from maskery.models.masked_lm import MaskedLanguageModel
 from maskery.objectives.mrtd import sample_tokens
@@ -155,9 +155,7 @@ class Filler:
             block: Masks that are filled before any to the right of them.
             seed: Of the draws: the same text, settings and seed are filled alike.
 
-        Raises:
-            DataError: There is no mask, or the text exceeds the model's positions.
-            ModelError: The model predicts values that are not numbers.
+        Its errors are those of `fill`.
         """
         text = REPEATED.sub(lambda found: MASK * min(int(found[1]), MOST_MASKS), text)
         ids, read = np.array(self.encode(text)), self._read(text)
@@ -206,9 +204,9 @@ class Filler:
             raise DataError(f"{problem}; {fix}")
 
     @cached_property
-    def reader(self) -> MaskReader:
+    def reader(self) -> TextReader:
         """Return the reader of texts, made once: it goes over the whole vocabulary."""
-        return MaskReader(self.tokenizer)
+        return TextReader(self.tokenizer)
 
     def predict(self, masked: MaskedTokens) -> torch.Tensor:
         """Return the logits (M, V) of masked tokens, float32, with gradients where wanted."""
@@ -291,11 +289,9 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """Return the likeliest tokens of (V,) log-probabilities, most likely first."""
     top = logs.topk(min(top_k, len(logs)))
-    return tuple(
-        Candidate(token=spoken(tokenizer, token), token_id=token, probability=math.exp(value))
-        for value, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        if value > -math.inf
-    )
+    found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    kept = [(token, math.exp(value)) for value, token in found if value > -math.inf]
+    return tuple(Candidate(token=spoken(tokenizer, t), token_id=t, probability=p) for t, p in kept)
 
 
 def saliency(filler: Filler, text: str, *, mask: int = 0) -> Saliency:

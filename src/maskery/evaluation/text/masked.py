@@ -158,10 +158,9 @@ def token_rows(logits: torch.Tensor, targets: Ints) -> Floats:
 def require_numbers(values: torch.Tensor) -> None:
     """Refuse losses or log-probabilities of which one is NaN or infinite."""
     if not torch.isfinite(values).all():
-        raise ModelError(
-            "the model predicts values that are not numbers (NaN or infinite): its weights are "
-            "damaged, or its training diverged; use an earlier checkpoint or another model"
-        )
+        problem = "the model predicts values that are not numbers (NaN or infinite)"
+        cause = "its weights are damaged, or its training diverged"
+        raise ModelError(f"{problem}: {cause}; use an earlier checkpoint or another model")
 
 
 def _shares(

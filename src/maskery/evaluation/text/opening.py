@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from maskery.core.errors import DataError, ModelError
 from maskery.core.processes import to_gpu
 from maskery.data import tokenise
-from maskery.data.batching import Batching, Template, TextSource
+from maskery.data.batching import Batching, Layout, Template, TextSource
 from maskery.data.corpus.config import CorpusConfig
 from maskery.data.corpus.reader import Corpus
 from maskery.data.store import Documents
@@ -54,10 +54,9 @@ def open_model(name: str | Path | OpenModel, *, trained_head: bool = True) -> Op
 def require_head(name: str, loaded: Loaded) -> None:
     """Refuse a model without a trained head."""
     if loaded.new_parameters:
-        raise ModelError(
-            f"'{name}' has no masked-language-modelling head of its own, so its predictions would "
-            f"be noise; train one first: maskery train text CORPUS --model {name}"
-        )
+        problem = f"'{name}' has no masked-language-modelling head of its own"
+        fix = f"train one first: maskery train text CORPUS --model {name}"
+        raise ModelError(f"{problem}, so its predictions would be noise; {fix}")
 
 
 def as_open(name: str, loaded: Loaded) -> OpenModel:
@@ -128,8 +127,7 @@ def evaluate(
 
     Raises:
         DataError: There is no text, or nothing in it can be masked.
-        ModelError: A model cannot be loaded, predicts values that are not numbers, or the two cut
-            text differently.
+        ModelError: A model cannot be loaded or predicts no numbers, or they cut text differently.
     """
     opened = [open_model(one) for one in (model, against) if one is not None]
     if against is not None:
@@ -155,18 +153,14 @@ def require_same_tokenizer(
     """Refuse to compare models that cut text differently."""
     first, second = (tokenise.tokenizer_fingerprint(model.tokenizer) for model in (one, other))
     if first != second:
-        raise ModelError(
-            f"'{one.name}' and '{other.name}' cut text into different tokens, so their losses "
-            f"are not of the same thing; compare models that share a tokenizer"
-        )
+        problem = f"'{one.name}' and '{other.name}' cut text into different tokens"
+        why = "so their losses are not of the same thing"
+        raise ModelError(f"{problem}, {why}; compare models that share a tokenizer")
 
 
 def _source(opened: OpenModel, documents: Documents, batch_tokens: int) -> TextSource:
     limit = min(MAX_LENGTH, max_positions(opened.model.hf.config) or MAX_LENGTH)
-    batching = Batching(
-        template=Template.of(opened.tokenizer),
-        max_length=limit,
-        batch_tokens=max(batch_tokens, limit),
-        layout="packed" if opened.model.packed else "padded",
-    )
+    template, size = Template.of(opened.tokenizer), max(batch_tokens, limit)
+    layout: Layout = "packed" if opened.model.packed else "padded"
+    batching = Batching(template=template, max_length=limit, batch_tokens=size, layout=layout)
     return TextSource(documents, np.arange(len(documents.ids)), batching)

@@ -41,7 +41,6 @@ def score(
 
     Args:
         model: A run folder, a model folder, a hub name, `minilm`, or an open model.
-        sentences: One or more texts.
         method: "original" masks one token at a time, "within-word" also those after it in its word.
         batch_tokens: Tokens computed at once; the scores do not depend on it.
 

@@ -173,5 +173,4 @@ def context(ids: Ints, place: int, tokenizer: PreTrainedTokenizerBase) -> tuple[
     left = tokenizer.decode(ids[first:place].tolist(), skip_special_tokens=True)
     right = tokenizer.decode(ids[place + 1 : last].tolist(), skip_special_tokens=True)
     # One token more than the special ones stands outside: the context is cut.
-    cut_left, cut_right = first > 1, last < len(ids) - 1
-    return ("… " if cut_left else "") + left.strip(), right.strip() + (" …" if cut_right else "")
+    return "… " * (first > 1) + left.strip(), right.strip() + " …" * (last < len(ids) - 1)

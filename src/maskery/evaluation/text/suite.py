@@ -56,10 +56,8 @@ def _pair(text: str, file: str, place: str) -> MinimalPair:
     given = values if isinstance(values, dict) else {}
     found = {name: str(given.get(name) or "").strip() for name in (*SENTENCES, *NAMES)}
     if missing := [name for name in SENTENCES if not found[name]]:
-        raise DataError(
-            f"{place} has no {' and no '.join(missing)}: each line is a JSON object with "
-            f"{' and '.join(SENTENCES)}; correct it"
-        )
+        rule = f"each line is a JSON object with {' and '.join(SENTENCES)}"
+        raise DataError(f"{place} has no {' and no '.join(missing)}: {rule}; correct it")
     good, bad, term, field, paradigm = found.values()
     return MinimalPair(good, bad, term or field or file, paradigm, place)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class EncodedText:
 
 
 class TextReader:
-    """Cut texts into words and tokens."""
+    """Cut texts into words and tokens, and tell which tokens can stand in place of a mask."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -65,6 +65,8 @@ class TextReader:
             parts = f"{backend.normalizer}{backend.pre_tokenizer}{backend.decoder}"
             if byte_level or tokenise.METASPACE in parts:
                 self.space = tokenise.BYTE_LEVEL_SPACE if byte_level else tokenise.METASPACE
+        spelt_as_bytes = self.space == tokenise.BYTE_LEVEL_SPACE
+        self._alphabet = tokenise.byte_level_alphabet() if spelt_as_bytes else {}
 
     def read(self, text: str) -> EncodedText:
         """Cut one text."""
@@ -99,8 +101,7 @@ class TextReader:
         starts = starts | special
         starts[1:] |= special[:-1]
         ids, kept = self._without_stray_spaces(text, ids, offsets)
-        offsets = [offset for offset, keep in zip(offsets, kept, strict=True) if keep]
-        return ids[kept], starts[kept], offsets
+        return ids[kept], starts[kept], list(compress(offsets, kept))
 
     def _without_stray_spaces(
         self, text: str, ids: Ints, offsets: list[tuple[int, int]]
@@ -125,15 +126,6 @@ class TextReader:
         """Return the token without the space before it, or itself if there is no such token."""
         spelt = str(self.tokenizer.convert_ids_to_tokens(token))
         return int(self._vocabulary.get(spelt.removeprefix(self.space), token))
-
-
-class MaskReader(TextReader):
-    """Cut texts with masks, and tell which tokens can stand in their place."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(tokenizer)
-        byte_level = self.space == tokenise.BYTE_LEVEL_SPACE
-        self._alphabet = tokenise.byte_level_alphabet() if byte_level else {}
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return where the masks of a text start and end."""

@@ -373,11 +373,9 @@ def run_samples(folder: Path) -> dict[str, Any]:
     samples = held_out.samples(queries, found.last.order)
     ranks = found.last.ranks[:, 0].tolist()
     searches = []
-    for sample, rank in zip(samples, ranks, strict=True):
-        pictures = [
-            {"picture": png_uri(one.image, height=160), "right": one.right} for one in sample.found
-        ]
-        searches.append({"caption": sample.caption, "rank": rank, "found": pictures})
+    for (caption, best), rank in zip(samples, ranks, strict=True):
+        pictures = [{"picture": png_uri(f.image, height=160), "right": f.right} for f in best]
+        searches.append({"caption": caption, "rank": rank, "found": pictures})
     return {"searches": searches[: len(spread)], "worst": searches[len(spread) :]}
 
 
