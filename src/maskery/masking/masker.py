@@ -93,9 +93,14 @@ class Masker:
 
         It has a constant rate, all `[MASK]` (RaSa, section 3.2), and draws of its own.
         """
-        rate: dict[str, Any] = {"mask_rate": mask_rate, "mask_rate_end": None}
-        shares: dict[str, Any] = {"mask_share": 1.0, "random_share": 0.0}
-        config = replace(self.config, mask_schedule="constant", **rate, **shares)
+        config = replace(
+            self.config,
+            mask_rate=mask_rate,
+            mask_rate_end=None,
+            mask_schedule="constant",
+            mask_share=1.0,
+            random_share=0.0,
+        )
         return replace(self, config=config, seed=(self.seed + 1) % (1 << 64))
 
     def _draws(self, epoch: int) -> Draws:

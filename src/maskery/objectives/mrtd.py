@@ -9,7 +9,6 @@ Shapes: B sequences, L tokens each, V vocabulary; M masked, N sampled, P judged 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,10 +108,15 @@ def replace_words(
     special_ids: Sequence[int],  # neither sampled nor labelled
 ) -> Replacements:
     """Replace words as planned, by `mrtd_mask_modeling`."""
-    text = (input_ids, input_ids, attention_mask)  # the plan's places tell what was masked
-    draws: dict[str, Any] = {"uniforms": plan.uniforms, "sampled": plan.sampled}
     ids, labels = mrtd_mask_modeling(
-        *text, weights, positions=plan.sampled_at, special_ids=special_ids, **draws
+        input_ids,  # the plan's places tell what was masked
+        input_ids,
+        attention_mask,
+        weights,
+        positions=plan.sampled_at,
+        uniforms=plan.uniforms,
+        sampled=plan.sampled,
+        special_ids=special_ids,
     )
     sampled = ids.flatten()[plan.sampled_at]
     return Replacements(weights=weights, sampled=sampled, input_ids=ids, labels=labels)

@@ -152,9 +152,12 @@ class CaptionSteps:
             sampled = judged = tokens
         parts = masked.input_ids, batch.boundaries, tokens
         laid = pad(*parts, pad_token_id=self.pad_token_id, least=length)
-        drawn = token_uniforms(batch, sampled, seed=self.config.seed, epoch=epoch)
-        places = {"sampled_at": laid.rows[sampled], "judged_at": laid.rows[judged]}
-        return MRTDPlan(masked_ids=laid.input_ids, uniforms=drawn, **places)
+        return MRTDPlan(
+            masked_ids=laid.input_ids,
+            sampled_at=laid.rows[sampled],
+            uniforms=token_uniforms(batch, sampled, seed=self.config.seed, epoch=epoch),
+            judged_at=laid.rows[judged],
+        )
 
     def inputs(
         self, prepared: PreparedPairs, lesson: mrtd.TwinTargets | None = None

@@ -102,9 +102,12 @@ def static_shapes(
     if share is None:
         share = expected_share(source, masker, bounds.num_tokens)
     num_masked = min(round_up(math.ceil(share * num_tokens), TOKEN_MULTIPLE), num_tokens)
-    sizes = {"num_tokens": num_tokens, "longest": bounds.longest, "num_masked": num_masked}
-    num_segments = bounds.num_sequences + -(-num_tokens // bounds.longest)
-    return StaticShapes(num_segments=num_segments, **sizes)
+    return StaticShapes(
+        num_tokens=num_tokens,
+        num_segments=bounds.num_sequences + -(-num_tokens // bounds.longest),
+        longest=bounds.longest,
+        num_masked=num_masked,
+    )
 
 
 def expected_share(source: BoundedSource, masker: Masker, num_tokens: int) -> float:

@@ -143,9 +143,12 @@ class Candidates:
         return paired, model.project_images(crowd.gather_with_gradients(tokens)[for_texts])
 
     def itm_sum(
-        self, model: ImageTextModel, fused: Mapping[str, torch.Tensor], ids: torch.Tensor
+        self,
+        model: ImageTextModel,
+        fused: Mapping[str, torch.Tensor],  # (B, L, D) each
+        ids: torch.Tensor,  # (B,) int64
     ) -> torch.Tensor:
-        """Sum the matching loss over (B,) pairs and their hard negatives, each (B, L, D)."""
+        """Sum the matching loss over pairs and their hard negatives, from the class tokens."""
         parts = [fused[name][:, 0] for name in ("match", "wrong text", "wrong image")]
         judged = torch.cat(parts)
         possible = itm.has_negative(ids, self.crowd_ids)
