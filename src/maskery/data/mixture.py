@@ -38,10 +38,9 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
         if len(named) != 1:
             known = [Path(one).name for one in corpora]
             close = ", each corpus once and as it is given" if named else meant(name, known)
-            raise ConfigError(
-                f"--mix {entry}: '{name}' names {'several' if named else 'none'} of the corpora "
-                f"({', '.join(known)}); write NAME=SHARE{close}"
-            )
+            many = "several" if named else "none"
+            problem = f"'{name}' names {many} of the corpora ({', '.join(known)})"
+            raise ConfigError(f"--mix {entry}: {problem}; write NAME=SHARE{close}")
         try:
             share = float(text)
         except ValueError:

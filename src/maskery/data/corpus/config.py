@@ -104,10 +104,9 @@ class ShardingConfig(Settings):
         super().__post_init__()
         whole = {"partition", "time"} <= self.sbatch.keys()
         if not (whole if self.executor == "slurm" else not self.slurm):
-            raise ConfigError(
-                f"--executor is {self.executor} and --slurm '{' '.join(self.slurm)}': slurm needs "
-                f"options of sbatch, --slurm partition=NAME time=4:00:00; others take none"
-            )
+            given = f"--executor is {self.executor} and --slurm '{' '.join(self.slurm)}'"
+            rule = "slurm needs options of sbatch, --slurm partition=NAME time=4:00:00"
+            raise ConfigError(f"{given}: {rule}; others take none")
 
     @property
     def sbatch(self) -> dict[str, str]:
@@ -141,10 +140,9 @@ def check_encoding(encoding: str) -> None:
         b"    ".decode(encoding, "replace")  # of no bytes at all, Python decodes anything
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError, ValueError) as error:
-        raise ConfigError(
-            f"--encoding is {encoding!r}: it must be a text encoding that Python knows, "
-            "such as utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030"
-        ) from error
+        some = "utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030"
+        rule = f"it must be a text encoding that Python knows, such as {some}"
+        raise ConfigError(f"--encoding is {encoding!r}: {rule}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +167,9 @@ class VocabularyConfig(Settings):
         super().__post_init__()
         # 256 bytes, the special tokens and some pieces.
         if self.tokenizer in ("bpe", "unigram") and self.vocab_size < 280:
-            raise ConfigError(
-                f"--vocab-size {self.vocab_size} and --tokenizer {self.tokenizer}: the 256 bytes "
-                f"are pieces, so it must be at least 280; try 1000"
-            )
+            given = f"--vocab-size {self.vocab_size} and --tokenizer {self.tokenizer}"
+            rule = "the 256 bytes are pieces, so it must be at least 280"
+            raise ConfigError(f"{given}: {rule}; try 1000")
 
     def described_vocabulary(self) -> str:
         """Return the flags that make the tokenizer, for model cards."""

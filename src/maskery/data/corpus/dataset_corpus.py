@@ -22,10 +22,9 @@ class GivenTexts:
         # Those of a mapping and of a data frame are the names of columns.
         named = isinstance(data, str | bytes | Mapping) or hasattr(data, "columns")
         if named or not isinstance(data, Iterable):
-            raise DataError(
-                f"{label} cannot be a {type(data).__name__}; pass an iterable of strings (one "
-                "column or split), or a dataset of the datasets library"
-            )
+            problem = f"{label} cannot be a {type(data).__name__}"
+            strings = "an iterable of strings (one column or split)"
+            raise DataError(f"{problem}; pass {strings}, or a dataset of the datasets library")
         # The source of its examples, and what messages call all of it.
         self.label, self.name = label, name or label
         # An iterator, which can be read once only, is read now.

@@ -222,10 +222,8 @@ class Reading:
                 value = value.decode()
             except UnicodeDecodeError as error:
                 if self.config.on_bad_text != "replace":
-                    self.refuse(
-                        f"holds 0x{error.object[error.start]:02x} at byte {error.start} of its "
-                        "value, which is not valid utf-8"
-                    )
+                    bad = f"0x{error.object[error.start]:02x} at byte {error.start} of its value"
+                    self.refuse(f"holds {bad}, which is not valid utf-8")
                     return
                 self.report.replaced += 1
                 value = error.object.decode("utf-8", "replace")

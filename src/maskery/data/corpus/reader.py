@@ -140,10 +140,9 @@ class Corpus:
         finally:
             self._group_column = None
         if empty:
-            raise DataError(
-                f"--group-column {column} is empty for {empty:,} of {self.report.examples:,} "
-                f"examples, which could stand on either side; fill it, or leave those rows out"
-            )
+            problem = f"{column} is empty for {empty:,} of {self.report.examples:,} examples"
+            why = "which could stand on either side; fill it, or leave those rows out"
+            raise DataError(f"--group-column {problem}, {why}")
 
     def fingerprint(self) -> str:
         """Hash all that the examples depend on: contents and order of the files, and the config.
@@ -211,10 +210,8 @@ class Corpus:
         else:
             what = f"the {len(self.files)} files from {self.files[0]} to {self.files[-1]}"
         if report.skipped:
-            return DataError(
-                f"{what} has no text left: all {report.skipped:,} texts were skipped because they "
-                "cannot be read; check --encoding and --text-column"
-            )
+            why = f"all {report.skipped:,} texts were skipped because they cannot be read"
+            return DataError(f"{what} has no text left: {why}; check --encoding and --text-column")
         return DataError(f"{what} contains no text, only white space; name a file that has some")
 
 

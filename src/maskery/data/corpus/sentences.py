@@ -57,10 +57,9 @@ def read_sentence_pairs(
     for number, text in read_sentences(path, encoding=encoding):
         parts = [part.strip() for part in text.split("\t")]
         if len(parts) != 2 or not all(parts):
-            raise DataError(
-                f"{name_of(path)}: line {number} has {len([p for p in parts if p])} sentence(s) "
-                f"and a pair is two with one tab between them; correct the line"
-            )
+            found = f"line {number} has {len([p for p in parts if p])} sentence(s)"
+            rule = "a pair is two with one tab between them"
+            raise DataError(f"{name_of(path)}: {found} and {rule}; correct the line")
         yield Line(number, parts[0]), Line(number, parts[1])
 
 
