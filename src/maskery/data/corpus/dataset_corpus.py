@@ -66,13 +66,23 @@ class HubDataset(GivenTexts):
             )
         # The library, its filesystems and its HTTP client share no base class.
         except Exception as error:
-            raise explain(name, error) from error
+            raise self.failure(error) from error
         super().__init__(dataset, str(name), f"the hub dataset {name}")
 
-    def failure(self, error: Exception, reading: Reading) -> DataError:
-        """Return one line for an error while reading."""
+    def failure(self, error: Exception, reading: Reading | None = None) -> DataError:
+        """Return one line for whatever went wrong between here and the hub."""
         del reading  # the network fails, not a row
-        return explain(self.hub_name, error)
+        name = self.hub_name
+        near = near_names(Path(name.name))
+        local = f"no file or folder is called {name.name!r}" + (f" (near: {near})" if near else "")
+        if type(error).__name__ == "DatasetNotFoundError":
+            return DataError(f"{local}, and the hub has no such dataset or keeps it private")
+        if _is_connection(error):
+            why = "the dataset hub could not be reached to look for a dataset of that name"
+            fix = "pass a local file, or try again with a network"
+            return DataError(f"{local}, and {why}; {fix}")
+        why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        return DataError(f"the hub dataset {name} cannot be read: {why}")
 
     def fingerprint(self) -> str:
         """Return the library's hash of the content, or the hub's revision."""
@@ -82,7 +92,7 @@ class HubDataset(GivenTexts):
             try:
                 content = str(huggingface_hub.HfApi().dataset_info(self.hub_name.name).sha)
             except Exception as error:
-                raise explain(self.hub_name, error) from error
+                raise self.failure(error) from error
         else:
             content = str(self.data._fingerprint)
         return repr((self.label, self.config.split, self.config.text_column, content))
@@ -96,21 +106,6 @@ def _rows(dataset: Any, reading: Reading) -> Iterator[dict[str, Any]]:
         columns = reading.roots_of(list(batch))
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True))
-
-
-def explain(name: HubName, error: Exception) -> DataError:
-    """Return one line for whatever went wrong between here and the hub."""
-    near = near_names(Path(name.name))
-    local = f"no file or folder is called {name.name!r}" + (f" (near: {near})" if near else "")
-    if type(error).__name__ == "DatasetNotFoundError":
-        return DataError(f"{local}, and the hub has no such dataset or keeps it private")
-    if _is_connection(error):
-        return DataError(
-            f"{local}, and the dataset hub could not be reached to look for a dataset of that "
-            "name; pass a local file, or try again with a network"
-        )
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return DataError(f"the hub dataset {name} cannot be read: {type(error).__name__}: {first_line}")
 
 
 def _is_connection(error: BaseException | None) -> bool:
