@@ -1,7 +1,4 @@
-"""From the texts of one file to examples with content-based ids; what a reader works with.
-
-Shapes: N examples.
-"""
+"""From the texts of one file to N examples with content-based ids; what a reader works with."""
 
 import re
 from collections import Counter
@@ -266,8 +263,7 @@ class Cutter:
 
     def add(self, text: str) -> list[str]:
         """Take more of the unit; return the pieces that are full."""
-        if not self.parts:
-            text = text.lstrip()
+        text = text if self.parts else text.lstrip()
         if not text:
             return []
         self.parts.append(text)

@@ -129,11 +129,8 @@ class CorpusFile(io.TextIOBase):
     r"""An open file of a corpus as a reader of the user's own gets it: text, decompressed, decoded.
 
     Line ends are `\n`. Iterate over it for its lines, or call `read`. For formats that are not
-    text, `buffer` is a binary stream of the decompressed file.
-
-    Attributes:
-        path: The file; its suffix is that of the packed file.
-        name: The file as messages call it.
+    text, `buffer` is a binary stream of the decompressed file. `path` is the file, packed if it is,
+    and `name` what messages call it.
     """
 
     def __init__(self, reading: Reading) -> None:

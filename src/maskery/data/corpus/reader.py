@@ -1,9 +1,8 @@
 """The corpus: a stream of examples from whatever the user names or passes."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,11 +49,10 @@ class Corpus:
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Self:
-        """Find what the sources name.
+        """Find files, folders and globs, here or at an address, or one hub dataset.
 
-        Args:
-            sources: Files, folders and globs, here or at an address (`s3://bucket/web/*.jsonl.gz`),
-                or one hub dataset (`name`, `org/name`, either with `:configuration`).
+        An address is as `s3://bucket/web/*.jsonl.gz`; a dataset is `name` or `org/name`, either
+        with `:configuration`.
 
         Raises:
             DataError: A source is missing or unsupported, all files are empty, or the hub dataset
@@ -81,14 +79,9 @@ class Corpus:
     def of(cls, data: Any, config: CorpusConfig | None = None, *, name: str = "the data") -> Self:
         """Read what is passed in Python; ids depend on the texts alone, as for files.
 
-        Args:
-            data: A `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of
-                strings or of mappings with the text under the text column. It is read several
-                times, and must give the same texts each time.
-            name: How messages call it.
-
-        Raises:
-            DataError: It is none of these.
+        It is a `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of strings
+        or of mappings with the text under the text column; anything else is a DataError. It is read
+        several times, and must give the same texts each time. Messages call it `name`.
         """
         from maskery.data.corpus.dataset_corpus import GivenTexts
 
@@ -220,4 +213,4 @@ def _content_hash(path: Path) -> bytes:
     if stamp := getattr(path, "stamp", None):
         return blake2b(f"{path} {stamp}".encode(), digest_size=32).digest()
     with named_in_errors(path), path.open("rb") as file:
-        return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()
+        return file_digest(file, partial(blake2b, digest_size=32)).digest()
