@@ -201,9 +201,8 @@ class Template:
             if full[start:end] == bare:
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
         problem = f"changes a text when it adds special tokens ({bare} became {full})"
-        raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' {problem}; use another tokenizer"
-        )
+        fix = "use another tokenizer"
+        raise ModelError(f"the tokenizer of '{tokenizer.name_or_path}' {problem}; {fix}")
 
 
 def assemble(

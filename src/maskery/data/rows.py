@@ -164,9 +164,8 @@ class PieceWords:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=-1) + 1
-        pieces = [""] * size
-        for token, index in vocabulary.items():
-            pieces[index] = token
+        by_id = {index: token for token, index in vocabulary.items()}
+        pieces = [by_id.get(index, "") for index in range(size)]
         self.space = ""  # how a tokenizer in Python writes the space before a word
         self._begins, self._ends = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         # By class of character; the same on both sides cuts nowhere.

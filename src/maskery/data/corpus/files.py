@@ -311,10 +311,8 @@ class Finder:
         web = not {"http", "https"}.isdisjoint(protocols(filesystem))
         is_glob = "*" in root if web else glob.has_magic(root)
         keep: Callable[[Any], Any] = self._supported if is_glob else self._usable
-        if not is_glob:
-            info = filesystem.info(root)
-            if info["type"] != "directory":
-                return [cast(RemoteFile, self._supported(_remote(filesystem, root, info)))]
+        if not is_glob and (info := filesystem.info(root))["type"] != "directory":
+            return [cast(RemoteFile, self._supported(_remote(filesystem, root, info)))]
         # What is certain of all names: hidden files that the user spelled out count.
         plain = re.split(r"[*?[]", root)[0] if is_glob else f"{root.rstrip('/')}/"
         depth, files = plain.count("/"), []
