@@ -156,9 +156,6 @@ class Windows:
     starts: Ints  # first tokens within their documents
     lengths: Ints
 
-    def __len__(self) -> int:
-        return len(self.documents)
-
 
 def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     """Cut the chosen of (N,) documents into as few windows as they need, of like length."""

@@ -130,10 +130,9 @@ class MixedShards(Shares):
             raise ConfigError(f"--batch-tokens is {batching.batch_tokens}: {need}")
         budgets = [batching.max_length + int(share * rest) for share in shares]
         self.batching = batching
-        self.parts = [
-            ShardSource(one, replace(batching, batch_tokens=budget), **settings)
-            for one, budget in zip(sets, budgets, strict=True)
-        ]
+        batchings = [replace(batching, batch_tokens=budget) for budget in budgets]
+        paired = zip(sets, batchings, strict=True)
+        self.parts = [ShardSource(one, own, **settings) for one, own in paired]
         self.sizes = [part.epoch(0).tokens for part in self.parts]
         counts = [part.num_steps(0) for part in self.parts]
         if 0 in counts:

@@ -10,6 +10,7 @@ from maskery.core.ranges import Count, Needs, Range, Settings
 from maskery.core.registry import plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
+Pieces = Literal["wordpiece", "bpe", "unigram", "bert-uncased"]
 OnBadText = Literal["fail", "skip", "replace"]
 AUTO: Literal["auto"] = "auto"
 OF_SCRATCH = Needs("model", "scratch:")
@@ -151,9 +152,7 @@ class VocabularyConfig(Settings):
 
     vocab_size: Annotated[int, Range(100), OF_SCRATCH] = 8000
     """Most pieces of the vocabulary that --model scratch:... learns."""
-    tokenizer: Annotated[Literal["wordpiece", "bpe", "unigram", "bert-uncased"], OF_SCRATCH] = (
-        "wordpiece"
-    )
+    tokenizer: Annotated[Pieces, OF_SCRATCH] = "wordpiece"
     """Kind of pieces that --model scratch:... learns. wordpiece; bpe: of bytes; unigram: bytes for
     what is rare. The last two know any character and keep every space. bert-uncased: wordpiece in
     lower case and without accents, as earlier versions made it."""

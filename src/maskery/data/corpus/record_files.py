@@ -300,12 +300,11 @@ def _batch_rows(metadata: Any, columns: list[str]) -> int:
     """Return how many rows make about `BATCH_BYTES` of the columns, uncompressed."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    num_bytes = sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        # What is nested has a path such as note.body.
-        if not {chunk.path_in_schema, chunk.path_in_schema.partition(".")[0]}.isdisjoint(columns)
-    )
+    num_bytes = 0
+    for chunk in chunks:
+        path = chunk.path_in_schema  # of what is nested, such as note.body
+        if path in columns or path.partition(".")[0] in columns:
+            num_bytes += chunk.total_uncompressed_size
     mean = num_bytes / max(1, metadata.num_rows)
     return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
 
