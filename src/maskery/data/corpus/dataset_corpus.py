@@ -61,9 +61,7 @@ class HubDataset(GivenTexts):
 
         self.hub_name, self.config = name, config
         try:
-            dataset = datasets.load_dataset(
-                name.name, name.configuration, split=config.split, streaming=config.stream
-            )
+            dataset = datasets.load_dataset(*name, split=config.split, streaming=config.stream)
         # The library, its filesystems and its HTTP client share no base class.
         except Exception as error:
             raise self.failure(error) from error
@@ -111,8 +109,7 @@ def _rows(dataset: Any, reading: Reading) -> Iterator[dict[str, Any]]:
 def _is_connection(error: BaseException | None) -> bool:
     """Return True if an error, or one that caused it, is the network's."""
     names = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout"}
-    while error is not None:
-        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in names:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    if error is None:
+        return False
+    known = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in names
+    return known or _is_connection(error.__cause__ or error.__context__)
