@@ -63,10 +63,8 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
     """Lay rows end to end.
 
     A row without `example_id` is named by a hash of its tokens; one without `word_starts` has every
-    token for a word of its own.
-
-    Raises:
-        DataError: A row has no `input_ids`, or its columns disagree in length.
+    token for a word of its own. Rows without `input_ids`, or with columns that disagree in length,
+    are a DataError.
     """
     if not rows:
         raise DataError("a batch has no rows; give the collator at least one")

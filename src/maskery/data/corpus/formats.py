@@ -53,8 +53,7 @@ BREAK = re.compile(r"\n\s*\n")
 def register(suffix: str, reader: UserReader) -> None:
     """Read files of a suffix, also packed ones, with a reader of one's own from now on.
 
-    Raises:
-        PluginError: The suffix is read already or is none, or the reader cannot be called.
+    A suffix that is read already or is none, or a reader that is not callable, is a PluginError.
     """
     if not suffix or suffix != suffix.lower() or Path(f"a{suffix}").suffix != suffix:
         raise PluginError(f"'{suffix}' is no suffix; give one like '.conllu', in lower case")

@@ -23,12 +23,10 @@ READING_VERSION = 2  # Raised when the same files give other examples, so that s
 class Corpus:
     """Examples of text from files, a dataset or an iterable; every iteration gives the same ones.
 
-    Attributes:
-        files: The files, sorted (those at an address are `RemoteFile`s); none for a dataset.
-        num_bytes: The size of the files as stored; None for a dataset, or if it is not known.
-        bytes_read: How much of `num_bytes` the current or last iteration has read; of a dataset,
-            the characters it has given out.
-        report: What the current or last iteration came upon.
+    `files` are sorted (those at an address are `RemoteFile`s); a dataset has none. `num_bytes` is
+    their size as stored; None for a dataset, or if it is not known. `bytes_read` is how much of it
+    the current or last iteration has read (of a dataset, the characters it has given out), and
+    `report` what it came upon.
     """
 
     def __init__(
@@ -60,8 +58,7 @@ class Corpus:
             PluginError: The reader cannot be loaded.
         """
         config = config or CorpusConfig()
-        name = hub_name(sources)
-        if name is not None:
+        if name := hub_name(sources):
             from maskery.data.corpus.dataset_corpus import HubDataset
 
             return cls(config=config, source=HubDataset(name, config))
@@ -117,8 +114,7 @@ class Corpus:
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.
 
-        Raises:
-            DataError: As `__iter__`; or some rows have none, or files have no columns.
+        Rows without one, and files without columns, are a DataError.
         """
         for path in self.files:
             if format_of(path, self.config) == "text":

@@ -49,11 +49,7 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
 def read_sentence_pairs(
     path: str | Path, *, encoding: str = "utf-8"
 ) -> Iterator[tuple[Line, Line]]:
-    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first.
-
-    Raises:
-        DataError: As `read_sentences`, or a line does not have two sentences.
-    """
+    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first."""
     for number, text in read_sentences(path, encoding=encoding):
         parts = [part.strip() for part in text.split("\t")]
         if len(parts) != 2 or not all(parts):
