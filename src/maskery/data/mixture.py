@@ -110,9 +110,8 @@ class MixedShards(Shares):
 
     Each set has a part of the token budget, and steps of its own in that part. The set whose steps
     are the smallest for its share has one in every step of the run; each other one has as many as
-    give it its share. What comes when is a pure function of (seed, step).
-
-    A ConfigError says that the budget has no room for a sequence of each set.
+    give it its share. What comes when is a pure function of (seed, step). A budget without room for
+    a sequence of each set is a ConfigError.
     """
 
     def __init__(
