@@ -211,7 +211,7 @@ def test_windows_tile_their_documents(
     windows = cut_windows(np.array(lengths, np.int64), np.array(chosen, np.int64), max_tokens)
     expected_documents = [n for n in chosen for _ in range(-(-lengths[n] // max_tokens))]
     assert windows.documents.tolist() == expected_documents
-    assert len(windows) == len(expected_documents)
+    assert len(windows.lengths) == len(expected_documents)
     for document in chosen:
         own = windows.documents == document
         pieces = [

@@ -156,9 +156,6 @@ class Windows:
     starts: Ints  # first tokens within their documents
     lengths: Ints
 
-    def __len__(self) -> int:
-        return len(self.documents)
-
 
 def cut_windows(lengths: Ints, chosen: Ints, max_tokens: int) -> Windows:
     """Cut the chosen of (N,) documents into as few windows as they need, of like length."""
@@ -201,9 +198,8 @@ class Template:
             if full[start:end] == bare:
                 return cls(prefix=tuple(full[:start]), suffix=tuple(full[end:]))
         problem = f"changes a text when it adds special tokens ({bare} became {full})"
-        raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' {problem}; use another tokenizer"
-        )
+        fix = "use another tokenizer"
+        raise ModelError(f"the tokenizer of '{tokenizer.name_or_path}' {problem}; {fix}")
 
 
 def assemble(

@@ -131,9 +131,8 @@ class GalleryStore:
     def __init__(self, folder: Path, width: int) -> None:
         """Open an index, or begin one; use `open_store`, which repairs."""
         self.folder, self.width = folder, width
-        with explained(
-            f"the index folder '{folder}' cannot be made", "name another with --cache-dir"
-        ):
+        problem = f"the index folder '{folder}' cannot be made"
+        with explained(problem, "name another with --cache-dir"):
             folder.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             (layout,) = database.execute("PRAGMA user_version").fetchone()
@@ -251,10 +250,9 @@ class GalleryStore:
             missing = "no such table" in str(error) or "no such column" in str(error)
             if name.startswith(DAMAGED) or missing:
                 raise DamagedIndex(str(error)) from error
-            raise DataError(
-                f"the index '{self.folder / DATABASE}' cannot be used ({error}); free some space "
-                f"there, wait for other programs, or name another folder with --cache-dir"
-            ) from error
+            problem = f"the index '{self.folder / DATABASE}' cannot be used ({error})"
+            fix = "free some space there, wait for other programs"
+            raise DataError(f"{problem}; {fix}, or name another folder with --cache-dir") from error
 
 
 def _about(database: sqlite3.Connection, name: str) -> str | None:

@@ -38,10 +38,9 @@ def shares_of(mix: Sequence[str], corpora: Sequence[str]) -> list[float]:
         if len(named) != 1:
             known = [Path(one).name for one in corpora]
             close = ", each corpus once and as it is given" if named else meant(name, known)
-            raise ConfigError(
-                f"--mix {entry}: '{name}' names {'several' if named else 'none'} of the corpora "
-                f"({', '.join(known)}); write NAME=SHARE{close}"
-            )
+            many = "several" if named else "none"
+            problem = f"'{name}' names {many} of the corpora ({', '.join(known)})"
+            raise ConfigError(f"--mix {entry}: {problem}; write NAME=SHARE{close}")
         try:
             share = float(text)
         except ValueError:
@@ -111,9 +110,8 @@ class MixedShards(Shares):
 
     Each set has a part of the token budget, and steps of its own in that part. The set whose steps
     are the smallest for its share has one in every step of the run; each other one has as many as
-    give it its share. What comes when is a pure function of (seed, step).
-
-    A ConfigError says that the budget has no room for a sequence of each set.
+    give it its share. What comes when is a pure function of (seed, step). A budget without room for
+    a sequence of each set is a ConfigError.
     """
 
     def __init__(
@@ -131,10 +129,9 @@ class MixedShards(Shares):
             raise ConfigError(f"--batch-tokens is {batching.batch_tokens}: {need}")
         budgets = [batching.max_length + int(share * rest) for share in shares]
         self.batching = batching
-        self.parts = [
-            ShardSource(one, replace(batching, batch_tokens=budget), **settings)
-            for one, budget in zip(sets, budgets, strict=True)
-        ]
+        batchings = [replace(batching, batch_tokens=budget) for budget in budgets]
+        paired = zip(sets, batchings, strict=True)
+        self.parts = [ShardSource(one, own, **settings) for one, own in paired]
         self.sizes = [part.epoch(0).tokens for part in self.parts]
         counts = [part.num_steps(0) for part in self.parts]
         if 0 in counts:

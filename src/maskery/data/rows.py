@@ -63,10 +63,8 @@ def flatten(rows: Sequence[Row]) -> TokenBatch:
     """Lay rows end to end.
 
     A row without `example_id` is named by a hash of its tokens; one without `word_starts` has every
-    token for a word of its own.
-
-    Raises:
-        DataError: A row has no `input_ids`, or its columns disagree in length.
+    token for a word of its own. Rows without `input_ids`, or with columns that disagree in length,
+    are a DataError.
     """
     if not rows:
         raise DataError("a batch has no rows; give the collator at least one")
@@ -164,9 +162,8 @@ class PieceWords:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=-1) + 1
-        pieces = [""] * size
-        for token, index in vocabulary.items():
-            pieces[index] = token
+        by_id = {index: token for token, index in vocabulary.items()}
+        pieces = [by_id.get(index, "") for index in range(size)]
         self.space = ""  # how a tokenizer in Python writes the space before a word
         self._begins, self._ends = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         # By class of character; the same on both sides cuts nowhere.

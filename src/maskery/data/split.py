@@ -5,9 +5,7 @@ training with other spaces or another word. Texts are compared as a reader sees 
 NFKC, no case, no punctuation, no accents that were written apart. Two are near-copies if their
 pairs of neighbouring words overlap by 0.6 (Jaccard): that is reached by every copy whose words
 overlap by 0.8, wherever it was edited. Likely pairs are found by MinHash (Broder, 1997) of the
-library datasketch and bands of equal values.
-
-Shapes: N documents.
+library datasketch and bands of equal values. Shapes: N documents.
 """
 
 import logging

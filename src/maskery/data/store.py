@@ -157,18 +157,15 @@ class TokenStore(Documents):
     def open(cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None) -> Self:
         """Open a finished store; to `verify` reads every byte once (about 1 GB/s).
 
-        Raises:
-            DataError: It is not a store, its files are not what the manifest says or do not fit
-                together, or it holds ids of `vocab_size` and above.
+        A DataError says that it is not a store, that its files are not what the manifest says or do
+        not fit together, or that it holds ids of `vocab_size` and above.
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             if manifest["format"] != FORMAT:
                 raise DataError(f"the token store '{folder}' has format {manifest['format']}")
-            files = {
-                name: _map(folder / f"{name}.bin", **entry, verify=verify)
-                for name, entry in manifest["files"].items()
-            }
+            entries = manifest["files"].items()
+            files = {n: _map(folder / f"{n}.bin", **entry, verify=verify) for n, entry in entries}
             store = cls(folder, files, manifest["about"])
             if verify and not store._is_sound(vocab_size):
                 raise DataError(f"the token store '{folder}' has parts that do not fit together")
@@ -236,9 +233,8 @@ def _write_files(
     kinds = token_type(vocab_size), np.bool_, np.int64, np.uint64
     types = dict(zip(("tokens", "word_starts", "boundaries", "ids"), kinds, strict=True))
     streams = {n: stack.enter_context(create_owned(partial / f"{n}.bin")) for n in types}
-    files: dict[str, dict[str, Any]] = {
-        name: {"dtype": np.dtype(kind).name, "items": 0, "crc32": 0} for name, kind in types.items()
-    }
+    empty: dict[str, Any] = {"items": 0, "crc32": 0}
+    files = {name: {"dtype": np.dtype(kind).name, **empty} for name, kind in types.items()}
 
     def append(name: str, values: npt.NDArray[Any]) -> None:
         data, entry = values.astype(types[name], copy=False).tobytes(), files[name]

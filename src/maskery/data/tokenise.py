@@ -191,9 +191,7 @@ def encode_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> En
 
 def batched(examples: Iterable[Any], max_chars: int = BATCH_CHARS) -> Iterator[Batch]:
     """Yield the texts and ids of examples in batches of about `max_chars` characters."""
-    texts: list[str] = []
-    ids: list[int] = []
-    chars = 0
+    texts, ids, chars = list[str](), list[int](), 0
     for example in examples:
         texts.append(example.text)
         ids.append(example.id)

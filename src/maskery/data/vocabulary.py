@@ -12,6 +12,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +214,7 @@ def alphabet_of(backend: Tokenizer, texts: Iterable[str], limit: int) -> list[st
     """Return the `limit` most frequent normalised characters, sorted; ties go to the lower."""
     # The trainers number characters in the order of a randomly seeded hash table, and break ties by
     # those numbers. So that a repeated run gets the same, they are told the alphabet beforehand.
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(unicodedata.normalize("NFC", text))
+    counts = Counter(chain.from_iterable(unicodedata.normalize("NFC", text) for text in texts))
     normal: Counter[str] = Counter()
     for character, count in counts.items():
         for part in backend.normalizer.normalize_str(character):

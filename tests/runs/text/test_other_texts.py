@@ -194,7 +194,7 @@ def test_no_more_is_scored_than_asked_for(folder: Path) -> None:
     # What is not scored is not trained on either.
     assert run.train.lengths.tolist() == whole.train.lengths.tolist()
     result = train_text(capped, progress=False)
-    assert result.after.examples == len(run.held_out.windows)
+    assert result.after.examples == len(run.held_out.windows.documents)
     resumed = train_text(replace(capped, resume="auto"), progress=False)
     assert (resumed.before, resumed.others) == (result.before, result.others)
     with pytest.raises(CheckpointError, match="held_out_tokens is not set here and 100 in the run"):

@@ -10,6 +10,7 @@ from maskery.core.ranges import Count, Needs, Range, Settings
 from maskery.core.registry import plugin_identity
 
 Unit = Literal["line", "paragraph", "document"]
+Pieces = Literal["wordpiece", "bpe", "unigram", "bert-uncased"]
 OnBadText = Literal["fail", "skip", "replace"]
 AUTO: Literal["auto"] = "auto"
 OF_SCRATCH = Needs("model", "scratch:", unless="text_model")
@@ -104,10 +105,9 @@ class ShardingConfig(Settings):
         super().__post_init__()
         whole = {"partition", "time"} <= self.sbatch.keys()
         if not (whole if self.executor == "slurm" else not self.slurm):
-            raise ConfigError(
-                f"--executor is {self.executor} and --slurm '{' '.join(self.slurm)}': slurm needs "
-                f"options of sbatch, --slurm partition=NAME time=4:00:00; others take none"
-            )
+            given = f"--executor is {self.executor} and --slurm '{' '.join(self.slurm)}'"
+            rule = "slurm needs options of sbatch, --slurm partition=NAME time=4:00:00"
+            raise ConfigError(f"{given}: {rule}; others take none")
 
     @property
     def sbatch(self) -> dict[str, str]:
@@ -141,10 +141,9 @@ def check_encoding(encoding: str) -> None:
         b"    ".decode(encoding, "replace")  # of no bytes at all, Python decodes anything
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError, ValueError) as error:
-        raise ConfigError(
-            f"--encoding is {encoding!r}: it must be a text encoding that Python knows, "
-            "such as utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030"
-        ) from error
+        some = "utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030"
+        rule = f"it must be a text encoding that Python knows, such as {some}"
+        raise ConfigError(f"--encoding is {encoding!r}: {rule}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +152,7 @@ class VocabularyConfig(Settings):
 
     vocab_size: Annotated[int, Range(100), OF_SCRATCH] = 8000
     """Most pieces of the vocabulary that --model scratch:... learns."""
-    tokenizer: Annotated[Literal["wordpiece", "bpe", "unigram", "bert-uncased"], OF_SCRATCH] = (
-        "wordpiece"
-    )
+    tokenizer: Annotated[Pieces, OF_SCRATCH] = "wordpiece"
     """Kind of pieces that --model scratch:... learns. wordpiece; bpe: of bytes; unigram: bytes for
     what is rare. The last two know any character and keep every space. bert-uncased: wordpiece in
     lower case and without accents, as earlier versions made it."""
@@ -169,10 +166,9 @@ class VocabularyConfig(Settings):
         super().__post_init__()
         # 256 bytes, the special tokens and some pieces.
         if self.tokenizer in ("bpe", "unigram") and self.vocab_size < 280:
-            raise ConfigError(
-                f"--vocab-size {self.vocab_size} and --tokenizer {self.tokenizer}: the 256 bytes "
-                f"are pieces, so it must be at least 280; try 1000"
-            )
+            given = f"--vocab-size {self.vocab_size} and --tokenizer {self.tokenizer}"
+            rule = "the 256 bytes are pieces, so it must be at least 280"
+            raise ConfigError(f"{given}: {rule}; try 1000")
 
     def described_vocabulary(self) -> str:
         """Return the flags that make the tokenizer, for model cards."""

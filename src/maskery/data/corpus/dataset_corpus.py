@@ -22,10 +22,9 @@ class GivenTexts:
         # Those of a mapping and of a data frame are the names of columns.
         named = isinstance(data, str | bytes | Mapping) or hasattr(data, "columns")
         if named or not isinstance(data, Iterable):
-            raise DataError(
-                f"{label} cannot be a {type(data).__name__}; pass an iterable of strings (one "
-                "column or split), or a dataset of the datasets library"
-            )
+            problem = f"{label} cannot be a {type(data).__name__}"
+            strings = "an iterable of strings (one column or split)"
+            raise DataError(f"{problem}; pass {strings}, or a dataset of the datasets library")
         # The source of its examples, and what messages call all of it.
         self.label, self.name = label, name or label
         # An iterator, which can be read once only, is read now.
@@ -62,18 +61,26 @@ class HubDataset(GivenTexts):
 
         self.hub_name, self.config = name, config
         try:
-            dataset = datasets.load_dataset(
-                name.name, name.configuration, split=config.split, streaming=config.stream
-            )
+            dataset = datasets.load_dataset(*name, split=config.split, streaming=config.stream)
         # The library, its filesystems and its HTTP client share no base class.
         except Exception as error:
-            raise explain(name, error) from error
+            raise self.failure(error) from error
         super().__init__(dataset, str(name), f"the hub dataset {name}")
 
-    def failure(self, error: Exception, reading: Reading) -> DataError:
-        """Return one line for an error while reading."""
+    def failure(self, error: Exception, reading: Reading | None = None) -> DataError:
+        """Return one line for whatever went wrong between here and the hub."""
         del reading  # the network fails, not a row
-        return explain(self.hub_name, error)
+        name = self.hub_name
+        near = near_names(Path(name.name))
+        local = f"no file or folder is called {name.name!r}" + (f" (near: {near})" if near else "")
+        if type(error).__name__ == "DatasetNotFoundError":
+            return DataError(f"{local}, and the hub has no such dataset or keeps it private")
+        if _is_connection(error):
+            why = "the dataset hub could not be reached to look for a dataset of that name"
+            fix = "pass a local file, or try again with a network"
+            return DataError(f"{local}, and {why}; {fix}")
+        why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        return DataError(f"the hub dataset {name} cannot be read: {why}")
 
     def fingerprint(self) -> str:
         """Return the library's hash of the content, or the hub's revision."""
@@ -83,7 +90,7 @@ class HubDataset(GivenTexts):
             try:
                 content = str(huggingface_hub.HfApi().dataset_info(self.hub_name.name).sha)
             except Exception as error:
-                raise explain(self.hub_name, error) from error
+                raise self.failure(error) from error
         else:
             content = str(self.data._fingerprint)
         return repr((self.label, self.config.split, self.config.text_column, content))
@@ -99,26 +106,10 @@ def _rows(dataset: Any, reading: Reading) -> Iterator[dict[str, Any]]:
             yield dict(zip(columns, values, strict=True))
 
 
-def explain(name: HubName, error: Exception) -> DataError:
-    """Return one line for whatever went wrong between here and the hub."""
-    near = near_names(Path(name.name))
-    local = f"no file or folder is called {name.name!r}" + (f" (near: {near})" if near else "")
-    if type(error).__name__ == "DatasetNotFoundError":
-        return DataError(f"{local}, and the hub has no such dataset or keeps it private")
-    if _is_connection(error):
-        return DataError(
-            f"{local}, and the dataset hub could not be reached to look for a dataset of that "
-            "name; pass a local file, or try again with a network"
-        )
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return DataError(f"the hub dataset {name} cannot be read: {type(error).__name__}: {first_line}")
-
-
 def _is_connection(error: BaseException | None) -> bool:
     """Return True if an error, or one that caused it, is the network's."""
     names = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout"}
-    while error is not None:
-        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in names:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    if error is None:
+        return False
+    known = isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in names
+    return known or _is_connection(error.__cause__ or error.__context__)

@@ -1,7 +1,4 @@
-"""From the texts of one file to examples with content-based ids; what a reader works with.
-
-Shapes: N examples.
-"""
+"""From the texts of one file to N examples with content-based ids; what a reader works with."""
 
 import re
 from collections import Counter
@@ -222,10 +219,8 @@ class Reading:
                 value = value.decode()
             except UnicodeDecodeError as error:
                 if self.config.on_bad_text != "replace":
-                    self.refuse(
-                        f"holds 0x{error.object[error.start]:02x} at byte {error.start} of its "
-                        "value, which is not valid utf-8"
-                    )
+                    bad = f"0x{error.object[error.start]:02x} at byte {error.start} of its value"
+                    self.refuse(f"holds {bad}, which is not valid utf-8")
                     return
                 self.report.replaced += 1
                 value = error.object.decode("utf-8", "replace")
@@ -268,8 +263,7 @@ class Cutter:
 
     def add(self, text: str) -> list[str]:
         """Take more of the unit; return the pieces that are full."""
-        if not self.parts:
-            text = text.lstrip()
+        text = text if self.parts else text.lstrip()
         if not text:
             return []
         self.parts.append(text)

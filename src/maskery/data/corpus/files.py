@@ -260,13 +260,11 @@ class Finder:
         return False
 
     def _fail_empty(self, folder: str) -> NoReturn:
-        suffixes = ", ".join(s for s in SUFFIXES if s in self.folder_suffixes)
-        raise DataError(
-            f"{folder} holds no file that is read from a folder: "
-            f"{suffixes or ', '.join(sorted(self.folder_suffixes)) or 'any'}, plain or "
-            f"packed ({', '.join(COMPRESSIONS)}); "
-            + (conversion(next(iter(self.documents), Path())) or "name other files by themselves")
-        )
+        ours = [suffix for suffix in SUFFIXES if suffix in self.folder_suffixes]
+        suffixes = ", ".join(ours or sorted(self.folder_suffixes)) or "any"
+        kinds = f"{suffixes}, plain or packed ({', '.join(COMPRESSIONS)})"
+        fix = conversion(next(iter(self.documents), Path())) or "name other files by themselves"
+        raise DataError(f"{folder} holds no file that is read from a folder: {kinds}; {fix}")
 
     def _folder_files(self, folder: Path) -> list[Path]:
         """Return the usable files under a folder, but hidden ones; linked folders count once."""
@@ -313,10 +311,8 @@ class Finder:
         web = not {"http", "https"}.isdisjoint(protocols(filesystem))
         is_glob = "*" in root if web else glob.has_magic(root)
         keep: Callable[[Any], Any] = self._supported if is_glob else self._usable
-        if not is_glob:
-            info = filesystem.info(root)
-            if info["type"] != "directory":
-                return [cast(RemoteFile, self._supported(_remote(filesystem, root, info)))]
+        if not is_glob and (info := filesystem.info(root))["type"] != "directory":
+            return [cast(RemoteFile, self._supported(_remote(filesystem, root, info)))]
         # What is certain of all names: hidden files that the user spelled out count.
         plain = re.split(r"[*?[]", root)[0] if is_glob else f"{root.rstrip('/')}/"
         depth, files = plain.count("/"), []

@@ -1,9 +1,8 @@
 """The corpus: a stream of examples from whatever the user names or passes."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,12 +23,10 @@ READING_VERSION = 2  # Raised when the same files give other examples, so that s
 class Corpus:
     """Examples of text from files, a dataset or an iterable; every iteration gives the same ones.
 
-    Attributes:
-        files: The files, sorted (those at an address are `RemoteFile`s); none for a dataset.
-        num_bytes: The size of the files as stored; None for a dataset, or if it is not known.
-        bytes_read: How much of `num_bytes` the current or last iteration has read; of a dataset,
-            the characters it has given out.
-        report: What the current or last iteration came upon.
+    `files` are sorted (those at an address are `RemoteFile`s); a dataset has none. `num_bytes` is
+    their size as stored; None for a dataset, or if it is not known. `bytes_read` is how much of it
+    the current or last iteration has read (of a dataset, the characters it has given out), and
+    `report` what it came upon.
     """
 
     def __init__(
@@ -50,11 +47,10 @@ class Corpus:
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Self:
-        """Find what the sources name.
+        """Find files, folders and globs, here or at an address, or one hub dataset.
 
-        Args:
-            sources: Files, folders and globs, here or at an address (`s3://bucket/web/*.jsonl.gz`),
-                or one hub dataset (`name`, `org/name`, either with `:configuration`).
+        An address is as `s3://bucket/web/*.jsonl.gz`; a dataset is `name` or `org/name`, either
+        with `:configuration`.
 
         Raises:
             DataError: A source is missing or unsupported, all files are empty, or the hub dataset
@@ -62,8 +58,7 @@ class Corpus:
             PluginError: The reader cannot be loaded.
         """
         config = config or CorpusConfig()
-        name = hub_name(sources)
-        if name is not None:
+        if name := hub_name(sources):
             from maskery.data.corpus.dataset_corpus import HubDataset
 
             return cls(config=config, source=HubDataset(name, config))
@@ -81,14 +76,9 @@ class Corpus:
     def of(cls, data: Any, config: CorpusConfig | None = None, *, name: str = "the data") -> Self:
         """Read what is passed in Python; ids depend on the texts alone, as for files.
 
-        Args:
-            data: A `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of
-                strings or of mappings with the text under the text column. It is read several
-                times, and must give the same texts each time.
-            name: How messages call it.
-
-        Raises:
-            DataError: It is none of these.
+        It is a `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of strings
+        or of mappings with the text under the text column; anything else is a DataError. It is read
+        several times, and must give the same texts each time. Messages call it `name`.
         """
         from maskery.data.corpus.dataset_corpus import GivenTexts
 
@@ -124,8 +114,7 @@ class Corpus:
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.
 
-        Raises:
-            DataError: As `__iter__`; or some rows have none, or files have no columns.
+        Rows without one, and files without columns, are a DataError.
         """
         for path in self.files:
             if format_of(path, self.config) == "text":
@@ -140,10 +129,9 @@ class Corpus:
         finally:
             self._group_column = None
         if empty:
-            raise DataError(
-                f"--group-column {column} is empty for {empty:,} of {self.report.examples:,} "
-                f"examples, which could stand on either side; fill it, or leave those rows out"
-            )
+            problem = f"{column} is empty for {empty:,} of {self.report.examples:,} examples"
+            why = "which could stand on either side; fill it, or leave those rows out"
+            raise DataError(f"--group-column {problem}, {why}")
 
     def fingerprint(self) -> str:
         """Hash all that the examples depend on: contents and order of the files, and the config.
@@ -211,10 +199,8 @@ class Corpus:
         else:
             what = f"the {len(self.files)} files from {self.files[0]} to {self.files[-1]}"
         if report.skipped:
-            return DataError(
-                f"{what} has no text left: all {report.skipped:,} texts were skipped because they "
-                "cannot be read; check --encoding and --text-column"
-            )
+            why = f"all {report.skipped:,} texts were skipped because they cannot be read"
+            return DataError(f"{what} has no text left: {why}; check --encoding and --text-column")
         return DataError(f"{what} contains no text, only white space; name a file that has some")
 
 
@@ -223,4 +209,4 @@ def _content_hash(path: Path) -> bytes:
     if stamp := getattr(path, "stamp", None):
         return blake2b(f"{path} {stamp}".encode(), digest_size=32).digest()
     with named_in_errors(path), path.open("rb") as file:
-        return hashlib.file_digest(file, partial(blake2b, digest_size=32)).digest()
+        return file_digest(file, partial(blake2b, digest_size=32)).digest()

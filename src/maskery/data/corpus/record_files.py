@@ -187,21 +187,18 @@ def read_table(reading: Reading) -> Iterator[str]:
         header = next(rows)
         for name in reading.roots_of(header):
             if header.count(name) > 1:
-                raise DataError(
-                    f"{reading.place} names the column {name!r} {header.count(name)} times; "
-                    "rename the others, or name another column by --text-column"
-                )
+                problem = f"{reading.place} names the column {name!r} {header.count(name)} times"
+                fix = "rename the others, or name another column by --text-column"
+                raise DataError(f"{problem}; {fix}")
         for row in rows:
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
             if len(row) != len(header):
-                fix = "must stand in quotes" if quoted else "needs --quoting on"
-                reading.refuse(
-                    f"has {len(row)} fields, the header has {len(header)}: a field that holds "
-                    f"{delimiter!r} or a line end {fix}"
-                )
-                continue
-            yield from reading.text_of(dict(zip(header, row, strict=True)))
+                rule = "must stand in quotes" if quoted else "needs --quoting on"
+                sizes = f"has {len(row)} fields, the header has {len(header)}"
+                reading.refuse(f"{sizes}: a field that holds {delimiter!r} or a line end {rule}")
+            else:
+                yield from reading.text_of(dict(zip(header, row, strict=True)))
 
 
 def _rows(
@@ -219,11 +216,10 @@ def _rows(
         except csv.Error as error:
             if "field larger" in str(error):
                 raise too_long(reading) from error
-            raise DataError(
-                f"{reading.place} starts a row that is not valid CSV ({error}); quotes inside a "
-                "quoted field are doubled, and every quote is closed; if quotes are text, pass "
-                "--quoting off"
-            ) from error
+            problem = f"{reading.place} starts a row that is not valid CSV ({error})"
+            rule = "quotes inside a quoted field are doubled, and every quote is closed"
+            fix = "if quotes are text, pass --quoting off"
+            raise DataError(f"{problem}; {rule}; {fix}") from error
         if row is None:
             return
         reading.report.merged += rows.line_num > before + 1
@@ -304,12 +300,11 @@ def _batch_rows(metadata: Any, columns: list[str]) -> int:
     """Return how many rows make about `BATCH_BYTES` of the columns, uncompressed."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    num_bytes = sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        # What is nested has a path such as note.body.
-        if not {chunk.path_in_schema, chunk.path_in_schema.partition(".")[0]}.isdisjoint(columns)
-    )
+    num_bytes = 0
+    for chunk in chunks:
+        path = chunk.path_in_schema  # of what is nested, such as note.body
+        if path in columns or path.partition(".")[0] in columns:
+            num_bytes += chunk.total_uncompressed_size
     mean = num_bytes / max(1, metadata.num_rows)
     return max(1, min(MAX_BATCH_ROWS, int(BATCH_BYTES / max(1.0, mean))))
 

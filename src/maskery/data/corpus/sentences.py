@@ -49,18 +49,13 @@ def read_sentences(path: str | Path, *, encoding: str = "utf-8") -> Iterator[Lin
 def read_sentence_pairs(
     path: str | Path, *, encoding: str = "utf-8"
 ) -> Iterator[tuple[Line, Line]]:
-    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first.
-
-    Raises:
-        DataError: As `read_sentences`, or a line does not have two sentences.
-    """
+    """Yield pairs of sentences, a tab between them; the one that should be likelier comes first."""
     for number, text in read_sentences(path, encoding=encoding):
         parts = [part.strip() for part in text.split("\t")]
         if len(parts) != 2 or not all(parts):
-            raise DataError(
-                f"{name_of(path)}: line {number} has {len([p for p in parts if p])} sentence(s) "
-                f"and a pair is two with one tab between them; correct the line"
-            )
+            found = f"line {number} has {len([p for p in parts if p])} sentence(s)"
+            rule = "a pair is two with one tab between them"
+            raise DataError(f"{name_of(path)}: {found} and {rule}; correct the line")
         yield Line(number, parts[0]), Line(number, parts[1])
 
 

@@ -209,8 +209,7 @@ def _mark_of(head: bytes) -> tuple[bytes, str]:
 
 def detect_encoding(head: bytes) -> str:
     """Return the likely encoding of a file by its first bytes: a mark's, UTF-8, or a guess."""
-    _, marked = _mark_of(head)
-    if marked:
+    if marked := _mark_of(head)[1]:
         return marked
     # Every other byte of most text in UTF-16 is one of a few, NUL among them.
     low, high = (len(set(head[start::2])) for start in (0, 1))
