@@ -184,12 +184,10 @@ def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> 
     count = len(opened.model.text_encoder.fusion_layers)
     chosen = (count - 1) // 2 if layer is None else layer
     if not 0 <= chosen < count:
-        raise ConfigError(
-            f"layer is {chosen}: the model has {count} fusion layers, counted from 0 to {count - 1}"
-        )
+        layers = f"{count} fusion layers, counted from 0 to {count - 1}"
+        raise ConfigError(f"layer is {chosen}: the model has {layers}")
     if target == "matching" and 0 < chosen == count - 1:
-        raise ConfigError(
-            f"layer {chosen} is the last: matching reads the class token alone after it, so the "
-            f"other words have no gradient there; choose a lower layer, or --target words"
-        )
+        problem = f"layer {chosen} is the last: matching reads the class token alone after it"
+        fix = "choose a lower layer, or --target words"
+        raise ConfigError(f"{problem}, so the other words have no gradient there; {fix}")
     return chosen
