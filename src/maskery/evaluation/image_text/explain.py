@@ -160,13 +160,10 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
     matches, fills = opened.trained("itm"), opened.trained("mlm")
+    fuses, towers = bool(opened.model.text_encoder.fusion_layers), opened.model.config.has_towers
     problems = {
-        "has no fusion layers: its words never look at the picture; use another model": (
-            not opened.model.text_encoder.fusion_layers
-        ),
-        "looks at the picture before its fusion layers: use a model with a BERT": (
-            opened.model.config.has_towers
-        ),
+        "has no fusion layers: its words never look at the picture; use another model": not fuses,
+        "looks at the picture before its fusion layers: use a model with a BERT": towers,
         "learnt neither to match nor to fill words, so it says nothing that could be explained; "
         "train with --itm-weight or --mlm-weight above 0": not matches and not fills,
         "has a matching head that was never trained, so it says nothing; explain the words "
