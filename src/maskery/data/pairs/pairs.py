@@ -74,10 +74,9 @@ class Pairs:
     def open(cls, source: Source, config: PairsConfig | None = None) -> Pairs:
         """Read the pairs of a source; images stay where they are until they are loaded.
 
-        Args:
-            source: A path or pattern, an iterable of records (mappings with `image`, `caption` and
-                perhaps `person`, `group`, `split`), or a `datasets` dataset with image and caption
-                columns; see `maskery.data.pairs.formats.open_source`.
+        `source` is a path or pattern, an iterable of records (mappings with `image`, `caption` and
+        perhaps `person`, `group`, `split`), or a `datasets` dataset with image and caption columns;
+        see `maskery.data.pairs.formats.open_source`.
 
         Raises:
             DataError: It cannot be read, holds no pairs, or a record is bad.
