@@ -15,6 +15,7 @@ from maskery.evaluation.retrieval.config import LABELS as RANKINGS
 SCORES = {"loss": "loss (nats)", "perplexity": "perplexity", "top1": "top-1", "top5": "top-5"}
 SIGHTS = {"right": "right picture", "wrong": "wrong picture", "none": "no picture"}
 CHOSEN = "the epoch was chosen by R@1 on validation"  # said beside figures of a run's model
+PEOPLE_FOUND = "Are the right people found?"
 RANKED_BY = {"contrastive": "by similarity", "reranked": "by matching"}
 SHARES = ("top1", "top5", "accuracy", *RANKINGS)  # shown in percent; better the more they are
 SPLITS = {"test": "test split", "val": "validation"}
@@ -149,16 +150,10 @@ def scores_table(
         found = (mrtd_auc.get(name) for name in columns)
         aucs = tuple(None if one is None else figure(one, share=False) for one in found)
         rows.append(("MRTD AUC", aucs))
-    return Table(
-        title="Did it get better?",
-        corner="held out",
-        columns=(*columns, *((last,) if difference else ())),
-        rows=tuple(rows),
-        notes=(
-            f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}; "
-            f"{interval_note(first['examples'], over)}",
-        ),
-    )
+    title, headings = "Did it get better?", (*columns, *((last,) if difference else ()))
+    averaged = f"{first['masked_tokens']:,} masked tokens of {first['examples']:,} {over}"
+    notes = (f"{averaged}; {interval_note(first['examples'], over)}",)
+    return Table(title=title, corner="held out", columns=headings, rows=tuple(rows), notes=notes)
 
 
 def others_table(others: Data) -> Table:
@@ -170,17 +165,10 @@ def others_table(others: Data) -> Table:
             values = (scores[name] for scores in columns.values())
             rows.append(_row(f"{text}: {SCORES[name]}", name, values, measured["difference"][name]))
         tokens, examples = measured["after"]["masked_tokens"], measured["after"]["examples"]
-        notes.append(
-            f"{text}: {counted(tokens, 'masked token')} of {counted(examples, 'example')}; "
-            f"{interval_note(examples)}"
-        )
-    return Table(
-        title="Was other text forgotten?",
-        corner="other text",
-        columns=(*columns, "difference"),
-        rows=tuple(rows),
-        notes=tuple(notes),
-    )
+        averaged = f"{counted(tokens, 'masked token')} of {counted(examples, 'example')}"
+        notes.append(f"{text}: {averaged}; {interval_note(examples)}")
+    title, corner, headings = "Was other text forgotten?", "other text", (*columns, "difference")
+    return Table(title=title, corner=corner, columns=headings, rows=(*rows,), notes=(*notes,))
 
 
 def sights_table(evaluation: Data) -> Table:
@@ -201,20 +189,13 @@ def sights_table(evaluation: Data) -> Table:
 def models_tables(models: Mapping[str, Data], difference: Mapping[str, Data]) -> list[Table]:
     """Return a table for each of two image-text models, and what the last has over the first."""
     first, last = models
-    rows = tuple(
-        _row(label, name, (), *(over[name] for over in difference.values()))
-        for name, label in SCORES.items()
-        if all(name in over for over in difference.values())
-    )
-    return [
-        *(replace(sights_table(found), title=name) for name, found in models.items()),
-        Table(
-            title=f"{last} minus {first}, paired",
-            corner="difference",
-            columns=tuple(SIGHTS[sight] for sight in difference),
-            rows=rows,
-        ),
-    ]
+    paired = difference.values()
+    known = {n: label for n, label in SCORES.items() if all(n in one for one in paired)}
+    rows = tuple(_row(label, n, (), *(one[n] for one in paired)) for n, label in known.items())
+    title, headings = f"{last} minus {first}, paired", tuple(SIGHTS[sight] for sight in difference)
+    change = Table(title=title, corner="difference", columns=headings, rows=rows)
+    tables = [replace(sights_table(found), title=name) for name, found in models.items()]
+    return [*tables, change]
 
 
 def suite_table(figures: Sequence[Data], models: Sequence[str]) -> Table:
@@ -226,13 +207,10 @@ def suite_table(figures: Sequence[Data], models: Sequence[str]) -> Table:
             changes = [one["difference"]] if "difference" in one else []
             label, cells = _row(one["name"], "accuracy", values, *changes)
             rows.append((label, (Figure(value=f"{one['pairs']:,}"), *cells)))
-    return Table(
-        title="Is the good sentence likelier?",
-        corner="phenomenon",
-        columns=("pairs", *models, *["difference"] * (len(models) - 1)),
-        rows=tuple(rows),
-        notes=(f"{interval_note(figures[-1]['pairs'], 'pairs')}; ties count half",),
-    )
+    title, corner = "Is the good sentence likelier?", "phenomenon"
+    headings = ("pairs", *models, *["difference"] * (len(models) - 1))
+    notes = (f"{interval_note(figures[-1]['pairs'], 'pairs')}; ties count half",)
+    return Table(title=title, corner=corner, columns=headings, rows=tuple(rows), notes=notes)
 
 
 def vectors_table(probe: Data) -> Table:
@@ -254,13 +232,9 @@ def vectors_table(probe: Data) -> Table:
     notes = [f"{probe['examples']:,} {over}, {classes}{note}", *probe["notes"]]
     if len(names) == 2:
         notes.insert(1, f"difference: {names[0]} minus {names[1]}, in points")
-    return Table(
-        title="Are its vectors still good?",
-        corner=probe["kind"],
-        columns=("chance", "counted words", *names[::-1], *["difference"] * (len(names) == 2)),
-        rows=tuple(rows),
-        notes=tuple(notes),
-    )
+    title, corner = "Are its vectors still good?", probe["kind"]
+    headings = ("chance", "counted words", *names[::-1], *["difference"] * (len(names) == 2))
+    return Table(title=title, corner=corner, columns=headings, rows=(*rows,), notes=(*notes,))
 
 
 def rankings_table(figures: Data, corner: str = "held out", *notes: str) -> Table:
@@ -272,13 +246,8 @@ def rankings_table(figures: Data, corner: str = "held out", *notes: str) -> Tabl
     for name, label in RANKINGS.items():
         chance = _chance(figures) if name == "r1" else None
         rows.append((label, (chance, *(named_figure(name, one[name]) for one in found.values()))))
-    return Table(
-        title="Are the right people found?",
-        corner=corner,
-        columns=("chance", *found),
-        rows=tuple(rows),
-        notes=(_searched(figures), *notes),
-    )
+    headings, notes = ("chance", *found), (_searched(figures), *notes)
+    return Table(title=PEOPLE_FOUND, corner=corner, columns=headings, rows=(*rows,), notes=notes)
 
 
 def transfer_table(found: Data) -> Table:
@@ -291,13 +260,10 @@ def transfer_table(found: Data) -> Table:
         cells = (named_figure(key, ranking[key]) for ranking in last for key in keys)
         rows.append((seeded(name, found["seeds"][name]), tuple(cells)))
     told = zip(short, found["splits"].values(), by_data.values(), strict=True)
-    return Table(
-        title="Are the right people found in other datasets?",
-        corner="run",
-        columns=tuple(f"{name} {RANKINGS[key]}" for name in short for key in keys),
-        rows=tuple(rows),
-        notes=(*(f"{name}, {SPLITS[split]}: {_searched(one)}" for name, split, one in told),),
-    )
+    notes = tuple(f"{name}, {SPLITS[split]}: {_searched(one)}" for name, split, one in told)
+    headings = tuple(f"{name} {RANKINGS[key]}" for name in short for key in keys)
+    title = "Are the right people found in other datasets?"
+    return Table(title=title, corner="run", columns=headings, rows=tuple(rows), notes=notes)
 
 
 def seeded(name: str, seed: int | None) -> str:
@@ -308,17 +274,14 @@ def seeded(name: str, seed: int | None) -> str:
 def before_after_table(before: Data, after: Data) -> Table:
     """Return R@1, R@5 and mAP from `RetrievalFigures` before and after, by both rankings."""
     names = ("r1", "r5", "map")
-    rows = tuple(
-        (f"{when}, {ranking}", tuple(named_figure(name, found[name]) for name in names))
-        for when, figures in (("before", before), ("after", after))
-        for ranking, found in _rankings(figures).items()
-    )
-    return Table(
-        title="Are the right people found?",
-        columns=tuple(RANKINGS[name] for name in names),
-        rows=(("chance", (_chance(after),)), *rows),
-        notes=(_searched(after, " never seen in training"),),
-    )
+    rows: list[Row] = [("chance", (_chance(after),))]
+    for when, figures in (("before", before), ("after", after)):
+        for ranking, found in _rankings(figures).items():
+            cells = tuple(named_figure(name, found[name]) for name in names)
+            rows.append((f"{when}, {ranking}", cells))
+    headings = tuple(RANKINGS[name] for name in names)
+    notes = (_searched(after, " never seen in training"),)
+    return Table(title=PEOPLE_FOUND, columns=headings, rows=tuple(rows), notes=notes)
 
 
 def spread_table(spread: Mapping[str, Data], seeds: Sequence[int | None]) -> Table:
@@ -329,12 +292,9 @@ def spread_table(spread: Mapping[str, Data], seeds: Sequence[int | None]) -> Tab
         values = (f"{100 * f['mean']:.1f}% +- {100 * f['deviation']:.1f}" for f in found)
         rows.append((label, tuple(Figure(value=value) for value in values)))
     known = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
-    return Table(
-        corner=f"mean of {len(seeds)} runs",
-        columns=tuple(RANKED_BY[ranking] for ranking in spread),
-        rows=tuple(rows),
-        notes=(f"+- one standard deviation over the runs; their seeds: {known}",),
-    )
+    notes = (f"+- one standard deviation over the runs; their seeds: {known}",)
+    corner, headings = f"mean of {len(seeds)} runs", tuple(RANKED_BY[name] for name in spread)
+    return Table(corner=corner, columns=headings, rows=tuple(rows), notes=notes)
 
 
 def _rankings(figures: Data) -> dict[str, Any]:
@@ -352,10 +312,9 @@ def _searched(figures: Data, seen: str = "") -> str:
     persons, pictures = figures["num_persons"], counted(figures["num_images"], "picture")
     # Where each has one picture, a group is a picture, and nobody needs to be a person.
     whose = "" if persons == figures["num_images"] else f" of {counted(persons, 'person')}"
-    return (
-        f"{counted(figures['num_texts'], 'caption')}{whose}{seen} against {pictures}; "
-        f"{interval_note(persons, 'persons' if whose else 'pictures')}"
-    )
+    captions = f"{counted(figures['num_texts'], 'caption')}{whose}{seen}"
+    note = interval_note(persons, "persons" if whose else "pictures")
+    return f"{captions} against {pictures}; {note}"
 
 
 def _flatten(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Figure]]:

@@ -304,14 +304,11 @@ def numbered(number: int) -> ImageRef:
 REFS = [numbered(number) for number in range(8)]
 
 
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_order_is_kept_and_broken_ones_are_counted(threads: int) -> None:
     skipped = Skipped("image", "skip")
-    if threads:
-        with ThreadPoolExecutor(threads) as pool:
-            images = decode_many(REFS, skipped, pool=pool)
-    else:
-        images = decode_many(REFS, skipped)
+    with ThreadPoolExecutor(threads) as pool:
+        images = decode_many(REFS, skipped, pool)
     assert [image and image.width for image in images] == [1, 2, None, 4, 5, None, 7, 8]
     assert skipped.count == 2
     assert (
@@ -322,7 +319,7 @@ def test_order_is_kept_and_broken_ones_are_counted(threads: int) -> None:
 
 def test_failing_raises_the_first_in_order() -> None:
     with ThreadPoolExecutor(3) as pool, pytest.raises(DataError, match="image 2 is empty"):
-        decode_many(REFS, Skipped("image", "fail"), pool=pool)
+        decode_many(REFS, Skipped("image", "fail"), pool)
 
 
 def test_nothing_to_tell() -> None:

@@ -7,6 +7,7 @@ from maskery.core.errors import ConfigError
 from maskery.core.ranges import Needs, Range, Settings, Share
 
 Channels: TypeAlias = tuple[float, float, float]
+Ends: TypeAlias = tuple[float, float]  # smallest and largest
 Size: TypeAlias = tuple[int, int]  # (width, height), in pixels, as Pillow counts
 
 # Red, green and blue, as the families of vision encoders were trained with.
@@ -43,12 +44,9 @@ class ViewConfig(Settings):
     """Divides red, green and blue after that; by default the vision encoder's own."""
     flip_probability: Share = 0.5
     """Share of pictures that are mirrored; 0 where captions say left or right."""
-    crop_scale: Annotated[tuple[float, float] | None, Range(0, 1, above=True)] = None
+    crop_scale: Annotated[Ends | None, Range(0, 1, above=True)] = None
     """Smallest and largest share of the area that a random crop keeps; by default no crop."""
-    crop_ratio: Annotated[tuple[float, float], Range(0, above=True), Needs("crop_scale")] = (
-        3 / 4,
-        4 / 3,
-    )
+    crop_ratio: Annotated[Ends, Range(0, above=True), Needs("crop_scale")] = (3 / 4, 4 / 3)
     """Smallest and largest change of the aspect ratio (width / height) by a random crop."""
     pad: Annotated[int, Range(0, unit="pixels")] = 0
     """Pixels added on each side after resizing, before a crop back to size at a random place."""
@@ -58,9 +56,7 @@ class ViewConfig(Settings):
     """Strength of those operations, from 0 to 10."""
     erase_probability: Share = 0.0
     """Share of pictures in which a random rectangle is painted over with the mean colour."""
-    erase_scale: Annotated[
-        tuple[float, float], Range(0, 1, above=True), Needs("erase_probability")
-    ] = (0.02, 0.33)
+    erase_scale: Annotated[Ends, Range(0, 1, above=True), Needs("erase_probability")] = (0.02, 0.33)
     """Smallest and largest share of the area that is erased."""
 
     def __post_init__(self) -> None:

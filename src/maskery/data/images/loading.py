@@ -161,10 +161,9 @@ def open_file(path: Path, within: Path | None = None) -> BinaryIO:
         # The links of a hub cache's `snapshots` lead into `blobs`, beside it.
         beside = (p.parent / "blobs" for p in (root, *root.parents) if p.name == "snapshots")
         if not any(resolved.is_relative_to(folder) for folder in (root, *beside)):
-            raise DataError(
-                f"image {path} is a link that leads out of the image folder, to {resolved}; copy "
-                f"the file into the folder, or name a folder that holds both as --images"
-            )
+            problem = f"is a link that leads out of the image folder, to {resolved}"
+            fix = "copy the file into the folder, or name a folder that holds both as --images"
+            raise DataError(f"image {path} {problem}; {fix}")
         return path.open("rb")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or "cannot be resolved"
@@ -243,11 +242,7 @@ def decoders() -> ThreadPoolExecutor:
 
 
 def decode_many(
-    refs: Sequence[ImageRef],
-    skipped: Skipped,
-    *,
-    near: Size | None = None,
-    pool: Executor | None = None,
+    refs: Sequence[ImageRef], skipped: Skipped, pool: Executor, near: Size | None = None
 ) -> list[Image | None]:
     """Decode pictures, None standing for those that were skipped."""
 
@@ -257,7 +252,7 @@ def decode_many(
         except DataError as error:
             return error
 
-    results = list(map(decode, refs) if pool is None else pool.map(decode, refs))
+    results = list(pool.map(decode, refs))
     for result in results:
         if isinstance(result, DataError):
             skipped.report(result)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,14 @@ import torch
 
 from maskery.core.batch import Ids
 from maskery.core.random import Float32Array, Stream, random_rows, to_uniforms
-from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, Channels, ViewConfig
+from maskery.data.images.config import MAX_AUGMENT_OPERATIONS, Channels, Ends, Size, ViewConfig
 from maskery.data.images.loading import ImageRef, Skipped, decode_many, decoders, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 # Width to height of an erased rectangle (Zhong et al., "Random erasing", AAAI 2020).
 ERASE_RATIO = (0.3, 3.3)
@@ -63,9 +66,7 @@ def view(image: Image, config: ViewConfig, draws: Float32Array | None = None) ->
     return normalise(view_pixels(image, config, draws), config)
 
 
-def view_pixels(
-    image: Image, config: ViewConfig, draws: Float32Array | None = None
-) -> npt.NDArray[np.uint8]:
+def view_pixels(image: Image, config: ViewConfig, draws: Float32Array | None = None) -> Pixels:
     """`view` before normalisation: (H, W, 3) uint8, a quarter of the bytes to hand on."""
     module = pillow()
     bicubic = module.Resampling.BICUBIC
@@ -119,9 +120,7 @@ def view_stack(
     return stack
 
 
-def normalise(
-    pixels: npt.NDArray[np.uint8], config: ViewConfig, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def normalise(pixels: Pixels, config: ViewConfig, out: torch.Tensor | None = None) -> torch.Tensor:
     """(..., H, W, 3) uint8 to (..., 3, H, W) float32: (pixels / 255 - mean) / std."""
     factors, shifts = (v[:, None, None] for v in _scale(config.normalisation))
     planes = np.moveaxis(pixels, -1, -3)
@@ -151,17 +150,15 @@ def _scale(normalisation: tuple[Channels, Channels]) -> tuple[Float32Array, Floa
     return np.reciprocal(255 * std), mean / std
 
 
-def _between(limits: tuple[float, float], uniform: float) -> float:
+def _between(limits: Ends, uniform: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * uniform
 
 
-def _log_between(limits: tuple[float, float], uniform: float) -> float:
+def _log_between(limits: Ends, uniform: float) -> float:
     return math.exp(_between((math.log(limits[0]), math.log(limits[1])), uniform))
 
 
-def _crop_box(
-    size: tuple[int, int], config: ViewConfig, uniforms: list[float]
-) -> tuple[float, float, float, float] | None:
+def _crop_box(size: Size, config: ViewConfig, uniforms: list[float]) -> Box | None:
     """Return the box of a random resized crop in pixels; a side that sticks out is cut to fit."""
     if config.crop_scale is None:
         return None
@@ -175,7 +172,7 @@ def _crop_box(
     return left, top, min(left + width, size[0]), min(top + height, size[1])
 
 
-def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[float]) -> None:
+def _erase(pixels: Pixels, config: ViewConfig, uniforms: list[float]) -> None:
     """Paint a random rectangle over with the mean colour, in place."""
     height, width, _ = pixels.shape
     area = _between(config.erase_scale, uniforms[Draw.ERASE_AREA]) * height * width
@@ -187,7 +184,7 @@ def _erase(pixels: npt.NDArray[np.uint8], config: ViewConfig, uniforms: list[flo
     pixels[top : top + erased_height, left : left + erased_width] = _mean_colour(config)
 
 
-def _mean_colour(config: ViewConfig) -> npt.NDArray[np.uint8]:
+def _mean_colour(config: ViewConfig) -> Pixels:
     return (np.array(config.normalisation[0]) * 255).round().astype(np.uint8)
 
 
@@ -242,6 +239,6 @@ def view_batches(
     with decoders() as pool:
         for first in range(0, len(refs), batch_images):
             part = refs[first : first + batch_images]
-            images = decode_many(part, skipped, near=config.size, pool=pool)
+            images = decode_many(part, skipped, pool, config.size)
             if read := {first + i: image for i, image in enumerate(images) if image is not None}:
                 yield list(read), view_stack(list(read.values()), config, pool=pool)

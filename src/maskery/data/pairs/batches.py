@@ -131,7 +131,7 @@ class Pictures:
         """Return the RGB pictures of some pairs; None for what `skipped` was told of, once."""
         wanted = [i for i in dict.fromkeys(indices) if i not in self._kept]
         refs = [self._pairs[i].image for i in wanted]
-        images = decode_many(refs, self.skipped, near=self._near, pool=self.pool)
+        images = decode_many(refs, self.skipped, self.pool, self._near)
         if self._near is not None:  # as views do, bicubic by default: no epoch resizes it again
             images = [image and image.resize(self._near) for image in images]
         decoded = dict(zip(wanted, images, strict=True))

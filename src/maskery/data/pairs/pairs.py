@@ -74,10 +74,9 @@ class Pairs:
     def open(cls, source: Source, config: PairsConfig | None = None) -> Pairs:
         """Read the pairs of a source; images stay where they are until they are loaded.
 
-        Args:
-            source: A path or pattern, an iterable of records (mappings with `image`, `caption` and
-                perhaps `person`, `group`, `split`), or a `datasets` dataset with image and caption
-                columns; see `maskery.data.pairs.formats.open_source`.
+        `source` is a path or pattern, an iterable of records (mappings with `image`, `caption` and
+        perhaps `person`, `group`, `split`), or a `datasets` dataset with image and caption columns;
+        see `maskery.data.pairs.formats.open_source`.
 
         Raises:
             DataError: It cannot be read, holds no pairs, or a record is bad.
@@ -231,10 +230,8 @@ def wrong_pairs(groups: Ids, among: Ints) -> Ints:
     own = groups[among]
     unique, counts = np.unique(own, return_counts=True)
     if len(unique) < 2:
-        raise DataError(
-            "all held-out pairs show the same picture or person, so there is no wrong picture to "
-            "compare with; hold out more, or bring other --eval-pairs"
-        )
+        problem = "all held-out pairs show the same picture or person, so there is no wrong picture"
+        raise DataError(f"{problem} to compare with; hold out more, or bring other --eval-pairs")
     members = np.split(np.argsort(own, kind="stable"), np.cumsum(counts)[:-1])  # of each group
     # Each group's wrong one is the next in a circle by hash: the same in every run, and no
     # neighbour of the file, which may be of the same kind.

@@ -50,7 +50,6 @@ def table_folder(path: Path, config: PairsConfig, root: Path) -> str:
 
 
 def _open_text(read: ReadTable, paths: Sequence[Path], config: PairsConfig, root: Path) -> Reader:
-
     def records() -> Iterator[Record]:
         for number, path in enumerate(paths):
             place, folder = (number, IN_FILE, 0), table_folder(path, config, root)

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import GNUTYPE_LONGLINK, GNUTYPE_LONGNAME, SOLARIS_XHDTYPE, XGLTYPE, XHDTYPE
 from typing import Any, BinaryIO, TypeAlias
 
 from maskery.core.errors import DataError, counted, explained
@@ -23,10 +24,7 @@ log = logging.getLogger(__name__)
 # Larger `.txt` and `.json` members are refused unread.
 MAX_TEXT_BYTES = 1 << 24
 # Members that hold a name or settings of the next one: `tarfile` reads them at once.
-HEADERS = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-)
+HEADERS = (XHDTYPE, XGLTYPE, SOLARIS_XHDTYPE, GNUTYPE_LONGNAME, GNUTYPE_LONGLINK)
 # What `tarfile` raises on damaged files.
 UNSOUND = (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError)
 # Text files that people put beside samples.

@@ -79,10 +79,8 @@ class PersonSource(PicturedExamples[ViewedPersons]):
         ids = self.ids[members]
         # Each caption itself or, by chance, any of its person.
         zeros = np.zeros(len(members), np.int64)
-        whether, which = (
-            uniforms(self.seed, Stream.CAPTION, epoch, ids, zeros + place).astype(np.float64)
-            for place in (0, 1)
-        )
+        draws = (uniforms(self.seed, Stream.CAPTION, epoch, ids, zeros + n) for n in (0, 1))
+        whether, which = (drawn.astype(np.float64) for drawn in draws)
         persons = self.persons[members]
         place = self._firsts[persons] + (which * self._counts[persons]).astype(np.int64)
         others = np.where(whether < self.weak_pair_probability, self._by_person[place], members)

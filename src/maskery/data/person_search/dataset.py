@@ -159,10 +159,9 @@ def _need_all_splits(config: PersonSearchDataConfig, by_split: dict[str, list[Re
     layout = LAYOUTS[config.dataset]
     absent = [split for split in layout.splits if not by_split[split]]
     if absent and config.dataset in ("cuhk-pedes", "icfg-pedes", "rstpreid"):
-        raise DataError(
-            f"the annotations in '{config.root}' have no {absent[0]} split, which {layout.title} "
-            f"has: they are of another dataset, or cut short; correct --dataset or --root"
-        )
+        problem = f"have no {absent[0]} split, which {layout.title} has"
+        why = "they are of another dataset, or cut short; correct --dataset or --root"
+        raise DataError(f"the annotations in '{config.root}' {problem}: {why}")
 
 
 def hold_out_persons(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:

@@ -114,18 +114,14 @@ def _files(dataset: DatasetName, root: Path) -> list[tuple[str | None, Path]]:
     """Return each annotation file with its split, None where the records name it."""
     for pattern in LAYOUTS[dataset].files:
         splits = SPLITS if "{split}" in pattern else (None,)
-        found = [
-            (split, path)
-            for split in splits
-            for path in sorted(root.glob(pattern.format(split=split)))
-            if path.is_file()
-        ]
+        named = [(split, sorted(root.glob(pattern.format(split=split)))) for split in splits]
+        found = [(split, path) for split, paths in named for path in paths if path.is_file()]
         if found and found[0][0] == splits[0]:  # there is always one to train on
             return found
-    named = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
+    usual = {name: [f.format(split="train") for f in each.files] for name, each in LAYOUTS.items()}
     title = LAYOUTS[dataset].title
-    message = f"'{root}' holds no {' or '.join(named[dataset])}, the annotations of {title}"
-    for other, names in named.items():
+    message = f"'{root}' holds no {' or '.join(usual[dataset])}, the annotations of {title}"
+    for other, names in usual.items():
         for name in names:
             if other != dataset and (root / name).is_file():
                 title = LAYOUTS[other].title

@@ -31,10 +31,8 @@ from maskery.data.shards.pieces import Done, Job, do_piece
 RAY_PIECES = 1000
 RAY_RETRIES = 3  # of a piece whose process died; one that needs too much memory dies each time
 SLURM_JOBS = 64
-DIED = (
-    "a tokenising process died (out of memory, or killed); what is complete is kept: repeat the "
-    "command, with fewer --workers or a smaller --shard-mb"
-)
+DIED = "a tokenising process died (out of memory, or killed); what is complete is kept: "
+DIED += "repeat the command, with fewer --workers or a smaller --shard-mb"
 
 
 def in_processes(job: Job, numbers: Sequence[int]) -> Generator[Done]:

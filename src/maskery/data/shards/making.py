@@ -58,10 +58,8 @@ def make_shards(
         raise DataError(f"tokenize cuts files, and a dataset has none here; {fix}")
     job = plan_job(corpus, tokenizer, folder, config)
     if config.executor != "local" and (what := stays_here(job)):
-        raise DataError(
-            f"--executor {config.executor} sends pieces to other machines, and {what} cannot be "
-            f"sent; leave it out"
-        )
+        problem = f"--executor {config.executor} sends pieces to other machines"
+        raise DataError(f"{problem}, and {what} cannot be sent; leave it out")
     if config.executor == "slurm":
         return Made(folder=folder, pieces=len(job.pieces), sent=on_slurm(job, make_share))
     sizes = [sum(span.size for span in piece) for piece in job.pieces]
@@ -131,8 +129,7 @@ def claim_folder(folder: Path, fingerprint: str) -> None:
 
 
 def about_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Keep the tokenizer with the shards; returns what the manifest says of it."""
-    # Models from scratch take it from there.
+    """Keep the tokenizer with the shards, for models from scratch; returns its manifest entries."""
     final = folder / TOKENIZER
     with explained(f"the tokenizer cannot be written to '{final}'", "free some space"):
         final.mkdir(exist_ok=True)

@@ -110,10 +110,9 @@ class Manifest:
         with explained(f"{where} is no sound list of shards", fix, *MALFORMED):
             fields = json.loads(data)
             if (version := fields.pop("format")) != FORMAT:
-                raise DataError(
-                    f"{where} has format {version!r}, and this version of Maskery reads {FORMAT}; "
-                    f"make the shards again with maskery tokenize"
-                )
+                problem = f"{where} has format {version!r}, and this version of Maskery reads"
+                fix = "make the shards again with maskery tokenize"
+                raise DataError(f"{problem} {FORMAT}; {fix}")
             del fields["documents"], fields["tokens"]
             for name in ("shards", "held_out"):
                 fields[name] = tuple(ShardEntry(**entry) for entry in fields[name])

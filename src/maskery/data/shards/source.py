@@ -56,21 +56,17 @@ class TokenShards:
         """Fetch, check and read some shards."""
         documents = read_shards(map(self.place.fetch, entries), vocab_size=self.manifest.vocab_size)
         if documents.num_documents != sum(entry.documents for entry in entries):
-            raise DataError(
-                f"the shards of '{self.place.name}' have not as many documents as {MANIFEST} says; "
-                "repeat the maskery tokenize command that made them"
-            )
+            problem = f"the shards of '{self.place.name}' have not as many documents as {MANIFEST}"
+            raise DataError(f"{problem} says; repeat the maskery tokenize command that made them")
         return documents
 
     def held_out(self, max_tokens: int) -> Documents:
         """Read held-out shards up to a number of tokens, chosen at random if there are more."""
         entries = self.manifest.held_out
         if not entries:
-            raise DataError(
-                f"nothing was held out of the {self.manifest.documents:,} examples of "
-                f"'{self.place.name}'; name held-out text with --eval-data, or make the shards "
-                "with a larger --held-out-share"
-            )
+            examples = f"the {self.manifest.documents:,} examples of '{self.place.name}'"
+            fix = "name held-out text with --eval-data, or make the shards with a larger "
+            raise DataError(f"nothing was held out of {examples}; {fix}--held-out-share")
         # The same ones in every run, whatever its seed.
         order = random_order(np.arange(len(entries)), position=HELD_OUT_ORDER, seed=0, epoch=0)
         tokens = np.cumsum([entries[number].tokens for number in order])
@@ -304,10 +300,9 @@ def cut_exactly(lengths: Ints, num_steps: int, *, batch_tokens: int, layout: Lay
     from `count_steps` of these windows, or of more. Returns (num_steps + 1,) boundaries.
     """
     if len(lengths) < num_steps:
-        raise DataError(
-            f"a block of shards has {len(lengths)} examples left for {num_steps} steps: nearly all "
-            "of it stands in --eval-data, too; name other held-out text"
-        )
+        problem = f"a block of shards has {len(lengths)} examples left for {num_steps} steps"
+        why = "nearly all of it stands in --eval-data, too"
+        raise DataError(f"{problem}: {why}; name other held-out text")
     if num_steps == 0:
         return np.zeros(1, np.int64)
     if layout == "padded":

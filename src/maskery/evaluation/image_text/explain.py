@@ -160,13 +160,10 @@ def grad_cam(output: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 def _checked_target(opened: OpenImageText, target: Target | None) -> Target:
     """Return the target; a head that was never trained explains nothing."""
     matches, fills = opened.trained("itm"), opened.trained("mlm")
+    fuses, towers = bool(opened.model.text_encoder.fusion_layers), opened.model.config.has_towers
     problems = {
-        "has no fusion layers: its words never look at the picture; use another model": (
-            not opened.model.text_encoder.fusion_layers
-        ),
-        "looks at the picture before its fusion layers: use a model with a BERT": (
-            opened.model.config.has_towers
-        ),
+        "has no fusion layers: its words never look at the picture; use another model": not fuses,
+        "looks at the picture before its fusion layers: use a model with a BERT": towers,
         "learnt neither to match nor to fill words, so it says nothing that could be explained; "
         "train with --itm-weight or --mlm-weight above 0": not matches and not fills,
         "has a matching head that was never trained, so it says nothing; explain the words "
@@ -184,12 +181,10 @@ def _checked_layer(opened: OpenImageText, target: Target, layer: int | None) -> 
     count = len(opened.model.text_encoder.fusion_layers)
     chosen = (count - 1) // 2 if layer is None else layer
     if not 0 <= chosen < count:
-        raise ConfigError(
-            f"layer is {chosen}: the model has {count} fusion layers, counted from 0 to {count - 1}"
-        )
+        layers = f"{count} fusion layers, counted from 0 to {count - 1}"
+        raise ConfigError(f"layer is {chosen}: the model has {layers}")
     if target == "matching" and 0 < chosen == count - 1:
-        raise ConfigError(
-            f"layer {chosen} is the last: matching reads the class token alone after it, so the "
-            f"other words have no gradient there; choose a lower layer, or --target words"
-        )
+        problem = f"layer {chosen} is the last: matching reads the class token alone after it"
+        fix = "choose a lower layer, or --target words"
+        raise ConfigError(f"{problem}, so the other words have no gradient there; {fix}")
     return chosen

@@ -176,10 +176,8 @@ def sample_pictures(
     positions = _hidden_words(batch, Vocabulary.of(tokenizer))
     ids = batch.text.input_ids.copy()
     ids[positions] = int(tokenizer.mask_token_id)
-    logs = {
-        condition: logits.log_softmax(dim=-1).cpu()
-        for condition, logits in logits_by_condition(model, batch, ids, positions).items()
-    }
+    logits = logits_by_condition(model, batch, ids, positions)
+    logs = {condition: each.log_softmax(dim=-1).cpu() for condition, each in logits.items()}
     found = []
     places = zip(positions.tolist(), batch.text.sequences_of(positions).tolist(), strict=True)
     for row, (position, sequence) in enumerate(places):

@@ -61,10 +61,9 @@ class OpenImageText:
     def require_contrast(self) -> None:
         """Refuse a model whose features say nothing."""
         if not self.trained("itc"):
-            raise ModelError(
-                f"the contrastive projections of '{self.name}' were never trained, so its features "
-                f"cannot be compared; train with --itc-weight above 0"
-            )
+            problem = f"the contrastive projections of '{self.name}' were never trained"
+            fix = "train with --itc-weight above 0"
+            raise ModelError(f"{problem}, so its features cannot be compared; {fix}")
 
     def encode_query(self, text: str) -> TokenBatch:
         """Return a description as tokens; DataError if empty, unknown, too long or no Unicode."""
@@ -112,23 +111,19 @@ class OpenImageText:
 
     def _require_readable(self, ids: Sequence[int], text: str, what: str) -> None:
         """Refuse tokens that the model cannot read, or that say nothing to it."""
-        most = self.max_tokens
-        if len(ids) > most:
-            raise DataError(
-                f"the {what} has {len(ids)} tokens, and the model reads {most}; shorten it"
-            )
+        if len(ids) > (most := self.max_tokens):
+            problem = f"has {len(ids)} tokens, and the model reads {most}"
+            raise DataError(f"the {what} {problem}; shorten it")
         if not set(ids) - set(self.tokenizer.all_special_ids):
-            raise DataError(
-                f"the {what} {text!r} has no word that the model knows; use words of its captions"
-            )
+            problem = f"the {what} {text!r} has no word that the model knows"
+            raise DataError(f"{problem}; use words of its captions")
 
 
 def is_image_text(name: str) -> bool:
     """Return True if a name is the folder of an image-text model, of its run, or of a CLIP."""
     try:
-        path = Path(resolve(name)) / "config.json"
-        found = json.loads(path.read_text("utf-8"))["model_type"]
-        return found in (ImageTextConfig.model_type, *WITHIN)
+        about = json.loads((Path(resolve(name)) / "config.json").read_text("utf-8"))
+        return about["model_type"] in (ImageTextConfig.model_type, *WITHIN)
     except (ModelError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -143,10 +138,8 @@ def open_image_text(name: str) -> OpenImageText:
         refuse_missing(name, "the model", info)
         tokenizer = load_tokenizer(name)
     else:
-        raise ModelError(
-            f"'{name}' is no image-text model; name a folder that maskery train pairs or maskery "
-            f"convert has written, or a CLIP or SigLIP"
-        )
+        fix = "name a folder that maskery train pairs or maskery convert has written"
+        raise ModelError(f"'{name}' is no image-text model; {fix}, or a CLIP or SigLIP")
     to_gpu(model.eval())
     view = preprocessing_of(name, model, ViewConfig())
     own = read_model_retrieval(name) or _guess_model_retrieval(model)
