@@ -120,9 +120,8 @@ def stays_on_device(query: Tensor) -> bool:
 
 def attention_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Return SDPA's own mask, or None when none was passed (packed, or nothing to hide)."""
-    if kwargs.get("attention_mask") is None:
-        return None
-    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    passed = kwargs.get("attention_mask") is not None
+    mask: Tensor | None = sdpa_mask(*args, **kwargs) if passed else None
     return mask
 
 
@@ -258,11 +257,6 @@ def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[T
     return keep, LEVELS / (LEVELS - threshold)
 
 
-def thin(values: Tensor, keep: Tensor) -> Tensor:
-    """Copy `values`, with 0 where `keep` is 0."""
-    return keep.to(values.dtype).mul_(values)
-
-
 class _Dropout(torch.autograd.Function):
     """Multiply by a mask and a gain; keep only the mask for the backward pass."""
 
@@ -270,12 +264,12 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, chance: float) -> Tensor:
         keep, ctx.gain = keep_mask(values.shape, chance, values.device)
         ctx.save_for_backward(keep)
-        return thin(values, keep).mul_(ctx.gain)
+        return keep.to(values.dtype).mul_(values).mul_(ctx.gain)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return thin(grad, keep).mul_(ctx.gain), None
+        return keep.to(grad.dtype).mul_(grad).mul_(ctx.gain), None
 
 
 class FastDropout(nn.Dropout):

@@ -182,9 +182,7 @@ def first_position(config: PreTrainedConfig) -> int:
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the most tokens a sequence may have, or None where the model sets no limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    return limit - first_position(config)
+    return limit - first_position(config) if isinstance(limit, int) and limit > 0 else None
 
 
 def least_length(config: PreTrainedConfig) -> int:

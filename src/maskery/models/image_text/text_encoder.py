@@ -86,10 +86,8 @@ class SelfAttention(nn.Module):
 
     def project(self, tokens: Tensor, packed: PackedRows | None = None) -> ImageKeys:
         """Project (I, N, W) tokens, or packed ones, to keys and values."""
-        return ImageKeys(
-            keys=self.split_heads(self.key(tokens), packed),
-            values=self.split_heads(self.value(tokens), packed),
-        )
+        keys, values = (self.split_heads(of(tokens), packed) for of in (self.key, self.value))
+        return ImageKeys(keys=keys, values=values)
 
     def attend(self, query: Tensor, to: ImageKeys, mask: Tensor | None = None) -> Tensor:
         """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
@@ -283,10 +281,8 @@ class TextFusionEncoder(nn.Module):
         alone), but the last S rows at the S images of `others`, one each.
         """
         count = len(hidden) - (len(others[0].keys) if others else 0)
-        if images and count % len(images[0].keys):
-            raise ValueError(
-                f"{count} text rows are not whole blocks over {len(images[0].keys)} images"
-            )
+        if images and count % (num_images := len(images[0].keys)):
+            raise ValueError(f"{count} text rows are not whole blocks over {num_images} images")
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
