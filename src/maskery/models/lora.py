@@ -47,10 +47,9 @@ class Lora(Settings):
             pairs = [word.split("=") for word in words]
             return cls(**{name: read[name](value) for name, value in pairs})
         except (ValueError, KeyError) as error:
-            raise ConfigError(
-                f"--lora {' '.join(words)}: it must be r=, alpha=, dropout= and targets=, each "
-                f"with a value, as in --lora r=16 targets=query,value"
-            ) from error
+            rule = "it must be r=, alpha=, dropout= and targets=, each with a value"
+            hint = "as in --lora r=16 targets=query,value"
+            raise ConfigError(f"--lora {' '.join(words)}: {rule}, {hint}") from error
 
 
 def peft() -> Any:
@@ -92,10 +91,8 @@ def targets_of(hf: Any, names: Sequence[str]) -> list[str]:
     found = {name: [x for x in linear if f".{x}".endswith(f".{name}")] for name in names}
     if missing := [name for name in names if not found[name]]:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise ConfigError(
-            f"--lora targets={','.join(names)}: the model's layers have no linear layer "
-            f"'{missing[0]}'; they have {there}"
-        )
+        problem = f"the model's layers have no linear layer '{missing[0]}'"
+        raise ConfigError(f"--lora targets={','.join(names)}: {problem}; they have {there}")
     return [x for x in linear if not names or any(x in some for some in found.values())]
 
 

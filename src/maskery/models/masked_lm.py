@@ -54,10 +54,9 @@ class MaskedLanguageModel(nn.Module):
         self.head_names: tuple[str, ...] = ()
         base = getattr(hf, hf.base_model_prefix, None)
         if not isinstance(base, nn.Module) or base is hf:
-            raise ModelError(
-                f"{type(hf).__name__} has no base model '{hf.base_model_prefix}', so its head "
-                f"cannot be split from its encoder; use another encoder"
-            )
+            problem = f"{type(hf).__name__} has no base model '{hf.base_model_prefix}'"
+            effect = "so its head cannot be split from its encoder"
+            raise ModelError(f"{problem}, {effect}; use another encoder")
         # On the encoder itself, since two of our models may share one; and as a method of the
         # instance, which a deep copy (the momentum twin) binds to the copy.
         encoder: Any = base

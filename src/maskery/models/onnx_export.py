@@ -72,10 +72,9 @@ def export_onnx(hf: PreTrainedModel, path: Path) -> float:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(
-            f"ONNX cannot take this model of the family {hf.config.model_type} "
-            f"({reason_of(cause, most=160)}); use it with Transformers"
-        ) from error
+        problem = f"ONNX cannot take this model of the family {hf.config.model_type}"
+        reason = reason_of(cause, most=160)
+        raise ModelError(f"{problem} ({reason}); use it with Transformers") from error
     finally:
         logging.disable(logging.NOTSET)
     return apart

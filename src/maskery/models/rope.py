@@ -24,10 +24,9 @@ def set_rope_base(hf: PreTrainedModel, base: float, length: int | None = None) -
         if type(module).__name__.endswith("RotaryEmbedding")
     ]
     if not now or not rotary:
-        raise ConfigError(
-            f"--rope-base {base:g}: models of the family '{config.model_type}' with these settings "
-            f"have no rotary positions whose base can be set; leave it out"
-        )
+        models = f"models of the family '{config.model_type}' with these settings"
+        problem = f"{models} have no rotary positions whose base can be set"
+        raise ConfigError(f"--rope-base {base:g}: {problem}; leave it out")
     # One record, or one for each kind of layer.
     far = {"rope_theta": base}
     config.rope_parameters = {**now, FAR: {**now[FAR], **far}} if FAR in now else {**now, **far}

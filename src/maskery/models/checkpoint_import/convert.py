@@ -128,11 +128,10 @@ def import_state(state: State, described: Mapping[str, Any], given: Given) -> Im
         return import_bert(state, described, given)
     parts = Counter(name.partition(".")[0] for name in state).most_common(state_dict.SHOWN)
     begin = ", ".join(f"'{part}' ({count})" for part, count in parts)
-    raise ModelError(
-        f"the checkpoint is of no known model: its names begin with {begin}. ALBEF, RaSa, BERT and "
-        f"timm or DeiT vision transformers are known by their names; what Hugging Face has an "
-        f"encoder for, by its config.json beside the file"
-    )
+    problem = f"the checkpoint is of no known model: its names begin with {begin}"
+    known = "ALBEF, RaSa, BERT and timm or DeiT vision transformers are known by their names"
+    others = "what Hugging Face has an encoder for, by its config.json beside the file"
+    raise ModelError(f"{problem}. {known}; {others}")
 
 
 def import_bert(state: State, described: Mapping[str, Any], given: Given) -> Imported:
@@ -140,26 +139,22 @@ def import_bert(state: State, described: Mapping[str, Any], given: Given) -> Imp
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
     config = text_config(state, prefix, described, given)
     if config.type_vocab_size < 2:
-        raise ModelError(
-            "the checkpoint has one kind of segment, as RoBERTa has and some BERTs, and they count "
-            "positions differently: put its config.json beside the file"
-        )
+        problem = "the checkpoint has one kind of segment, as RoBERTa has and some BERTs"
+        fix = "put its config.json beside the file"
+        raise ModelError(f"{problem}, and they count positions differently: {fix}")
     imported = import_described(state, config.to_dict())
     if foreign := [n for n in imported.report.left_over if not BESIDE_BERT.fullmatch(n)]:
-        raise ModelError(
-            f"the checkpoint resembles BERT, but no BERT has '{foreign[0]}' (and "
-            f"{len(foreign) - 1} others): put its config.json beside the file"
-        )
+        problem = f"the checkpoint resembles BERT, but no BERT has '{foreign[0]}'"
+        fix = "put its config.json beside the file"
+        raise ModelError(f"{problem} (and {len(foreign) - 1} others): {fix}")
     return imported
 
 
 def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     """Load a state dict into the encoder of Hugging Face that a `config.json` describes."""
     family = VISION_FAMILIES.get(str(described["model_type"]))
-    problem = (
-        f"the checkpoint does not load as a {described['model_type']}: it is damaged, or the "
-        f"config.json is of another model"
-    )
+    cause = "it is damaged, or the config.json is of another model"
+    problem = f"the checkpoint does not load as a {described['model_type']}: {cause}"
     # Whatever a damaged config.json makes a model's code do.
     with explained(problem, "", Exception, kind=ModelError, most=120), quiet_transformers():
         config = AutoConfig.for_model(**described)
@@ -176,10 +171,8 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
         )
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
-        raise ModelError(
-            f"'{name}' in the checkpoint has shape {list(found)} and its configuration describes "
-            f"{list(wanted)}: it is damaged, or the config.json is of another model"
-        )
+        problem = f"'{name}' in the checkpoint has shape {list(found)}"
+        raise ModelError(f"{problem} and its configuration describes {list(wanted)}: {cause}")
     refuse_random_layers("the checkpoint", model, info)
     own = model.state_dict()
     patterns = model._keys_to_ignore_on_load_unexpected or ()
@@ -279,10 +272,9 @@ def text_config(
     }
     for name, size in sizes.items():
         if described.get(name, size) != size:
-            raise ModelError(
-                f"the config.json beside the checkpoint says {name} {described[name]}, and its "
-                f"tensors say {size}: it is of another model; take it away or bring the right one"
-            )
+            problem = f"the config.json beside the checkpoint says {name} {described[name]}"
+            cause = f"its tensors say {size}: it is of another model"
+            raise ModelError(f"{problem}, and {cause}; take it away or bring the right one")
     told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
     heads = state_dict.heads_of("text", width, given.text_heads, described)
     return BertConfig(**told, **sizes, num_attention_heads=heads)
@@ -298,11 +290,10 @@ def _fill(
         there = own.get(name.removeprefix(TWIN))
         if there is None or there.shape != tensor.shape:
             wanted = "no such tensor" if there is None else list(there.shape)
-            raise ModelError(
-                f"'{name}' in the checkpoint has shape {list(tensor.shape)} and the model that its "
-                f"other tensors describe has {wanted}; the checkpoint is damaged or of another "
-                f"model"
-            )
+            problem = f"'{name}' in the checkpoint has shape {list(tensor.shape)}"
+            contrast = f"the model that its other tensors describe has {wanted}"
+            cause = "the checkpoint is damaged or of another model"
+            raise ModelError(f"{problem} and {contrast}; {cause}")
     model.load_state_dict(found, strict=False)
     names = {name: [new.removeprefix(TWIN) for new in places] for name, places in placed.items()}
     used = {name: ", ".join(new) for name, new in names.items() if new} | told

@@ -200,11 +200,8 @@ def _sized(config: Any, wanted: tuple[int, int] | None, name: str) -> tuple[Any,
     own, patch = pair(config.image_size), pair(config.patch_size)
     size = wanted or covered(own, config)
     if wanted is None and size != own:
-        log.warning(
-            "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d; "
-            "they are read at %d x %d",
-            *(name, *own, *patch, *size),
-        )
+        told = "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d"
+        log.warning(f"{told}; they are read at %d x %d", name, *own, *patch, *size)
     copied = type(config).from_dict(config.to_dict())
     if size != own and size[0] == size[1]:
         copied.image_size = size[0]

@@ -60,10 +60,8 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
         self.vision_config = AutoConfig.for_model(**vision) if isinstance(vision, dict) else vision
         num_layers: int = self.text_config.num_hidden_layers
         if not (self.has_towers or 0 <= self.fusion_layer <= num_layers):
-            raise ModelError(
-                f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "
-                f"{num_layers} layers; half of them is usual"
-            )
+            rule = f"it must be from 0 to the text encoder's {num_layers} layers"
+            raise ModelError(f"fusion_layer is {self.fusion_layer}: {rule}; half of them is usual")
         self.image_size = list(self.image_size or pair(self.vision_config.image_size))
         check_image_size(self.image_size, self.vision_config)
         super().__post_init__(**kwargs)
@@ -78,10 +76,10 @@ def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
     """Raise a ModelError if the encoder's patch size does not divide a height and width."""
     size, patch = pair(image_size), pair(vision_config.patch_size)
     if (whole := covered(image_size, vision_config)) != size:
-        raise ModelError(
-            f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
-            f"{patch[1]}: the patch size must divide the image size; choose {whole[0]} x {whole[1]}"
-        )
+        images, patches, fitting = (f"{rows} x {columns}" for rows, columns in (size, patch, whole))
+        problem = f"images of {images} pixels cannot be cut into patches of {patches}"
+        rule = "the patch size must divide the image size"
+        raise ModelError(f"{problem}: {rule}; choose {fitting}")
 
 
 def covered(image_size: int | Sequence[int], vision_config: Any) -> tuple[int, int]:
