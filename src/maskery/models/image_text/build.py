@@ -1,6 +1,5 @@
 """Image-text models from nothing, from a BERT and a vision encoder, or from a CLIP or SigLIP."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,9 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.timm_vit import grid_of, resize_positions
-from maskery.models.image_text.model import (
-    ImageTextConfig,
-    ImageTextModel,
-    covered,
-    pair,
-    vision_family,
-)
+from maskery.models.image_text.model import ImageTextConfig, ImageTextModel, sized, vision_family
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_config
-
-log = logging.getLogger(__name__)
 
 WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two-tower checkpoints
 MASK = "<|mask|>"  # Added to a tokenizer without a mask token, as IRRA does
@@ -86,7 +77,7 @@ def build_from_encoders(
     text_config.attention_probs_dropout_prob = 0.0
     bert, info = load_weights(BertForMaskedLM, str(text), config=text_config, dtype="float32")
     eyes = _load_vision(str(vision))
-    vision_config, size = _sized(eyes.config, image_size, str(vision))
+    vision_config, size = sized(eyes.config, image_size, str(vision))
     config = ImageTextConfig(
         text_config=text_config,
         vision_config=vision_config,
@@ -128,7 +119,7 @@ def build_from_towers(
     """
     towers, tokenizer = _load_towers(name)
     text = towers.text_model.config
-    vision, size = _sized(towers.vision_model.config, image_size, name)
+    vision, size = sized(towers.vision_model.config, image_size, name)
     config = ImageTextConfig(
         text_config=text,
         vision_config=vision,
@@ -190,24 +181,6 @@ def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
             resized = resize_positions(flat, old, new, flat.shape[1] - old[0] * old[1])
             state[name] = resized if table.dim() == 3 else resized[0]
     return state
-
-
-def _sized(config: Any, wanted: tuple[int, int] | None, name: str) -> tuple[Any, tuple[int, int]]:
-    """Copy a vision configuration for another image size, where its kind allows one.
-
-    Returns the size, too: as wanted, or the encoder's own, or what whole patches cover of that.
-    """
-    own, patch = pair(config.image_size), pair(config.patch_size)
-    size = wanted or covered(own, config)
-    if wanted is None and size != own:
-        told = "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d"
-        log.warning(f"{told}; they are read at %d x %d", name, *own, *patch, *size)
-    copied = type(config).from_dict(config.to_dict())
-    if size != own and size[0] == size[1]:
-        copied.image_size = size[0]
-    elif size != own and vision_family(config.model_type).oblong:
-        copied.image_size = list(size)
-    return copied, size
 
 
 def _load_vision(name: str) -> Any:

@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from transformers.utils import ModelOutput
 
 from maskery.core.errors import ModelError
 from maskery.models.image_text.text_encoder import ImageKeys, TextFusionEncoder
+
+log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 # Text towers, each with the vision tower and the projections that it was trained with.
@@ -50,12 +53,10 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     tie_word_embeddings: bool = False  # The masked-language-modelling head has no matrix to tie
 
     def __post_init__(self, **kwargs: Any) -> None:
-        text: Any = self.text_config
-        if text is None:
-            text = {"attention_probs_dropout_prob": 0.0}
-        if isinstance(text, dict):
-            text = AutoConfig.for_model(**{"model_type": "bert", **text})
-        self.text_config = text
+        default = {"attention_probs_dropout_prob": 0.0}
+        text = default if self.text_config is None else self.text_config
+        bert = {"model_type": "bert"}
+        self.text_config = AutoConfig.for_model(**bert | text) if isinstance(text, dict) else text
         vision = self.vision_config or {"model_type": "vit"}
         self.vision_config = AutoConfig.for_model(**vision) if isinstance(vision, dict) else vision
         num_layers: int = self.text_config.num_hidden_layers
@@ -128,6 +129,24 @@ def vision_family(model_type: str) -> VisionFamily:
         problem = f"vision encoders of type '{model_type}' are not supported"
         raise ModelError(f"{problem}; choose one of {', '.join(sorted(VISION_FAMILIES))}")
     return VISION_FAMILIES[model_type]
+
+
+def sized(config: Any, wanted: tuple[int, int] | None, name: str) -> tuple[Any, tuple[int, int]]:
+    """Copy a vision configuration for another image size, where its kind allows one.
+
+    Returns the size, too: as wanted, or the encoder's own, or what whole patches cover of that.
+    """
+    own, patch = pair(config.image_size), pair(config.patch_size)
+    size = wanted or covered(own, config)
+    if wanted is None and size != own:
+        told = "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d"
+        log.warning(f"{told}; they are read at %d x %d", name, *own, *patch, *size)
+    copied = type(config).from_dict(config.to_dict())
+    if size != own and size[0] == size[1]:
+        copied.image_size = size[0]
+    elif size != own and vision_family(config.model_type).oblong:
+        copied.image_size = list(size)
+    return copied, size
 
 
 class VisionEncoder(nn.Module):
