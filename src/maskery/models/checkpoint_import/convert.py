@@ -6,7 +6,7 @@ encoder is timm's. What Hugging Face has a family for is loaded by its own code.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ BESIDE_BERT = re.compile(r"(?!(bert\.)?(embeddings|encoder)\.).*|.*\.position_id
 # Settings of a BERT that change what it computes and leave no trace in its tensors.
 TOLD_OF_BERT = ("hidden_act", "layer_norm_eps", "pad_token_id", "position_embedding_type")
 REPORT = "import_report.txt"
-Lines = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +54,21 @@ class Imported:
 
 
 def import_checkpoint(
-    path: Path,
-    out: Path,
+    path: Path,  # a .pth or .safetensors file, its config.json beside it or not, or a model folder
+    out: Path,  # the folder to write; must be empty or not exist
     *,
-    image_size: tuple[int, int] | None = None,
-    num_text_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,  # to resize image positions to; else they stay
+    num_text_heads: int | None = None,  # which no tensor tells; by default those of config.json
     num_vision_heads: int | None = None,
-    tokenizer: str | None = None,
+    tokenizer: str | None = None,  # a folder, a list of words or a hub name; else beside the file
 ) -> ImportReport:
     """Read a checkpoint of a text or image encoder, of ALBEF or RaSa, and write a model folder.
 
     The folder holds the model as `save_pretrained` writes it, its tokenizer, `import_report.txt`,
     and for ALBEF and RaSa `extra_state.safetensors`: the momentum twin and the queues, which
-    `ImageTextTask.load_extra_state` reads to go on training.
-
-    Args:
-        path: A `.pth` or `.safetensors` file, with or without its `config.json` beside it, or a
-            Hugging Face folder.
-        out: The folder to write; must be empty or not exist.
-        image_size: Height and width to resize image positions to; by default they stay.
-        num_text_heads: Attention heads, which no tensor tells; by default those of `config.json`.
-        num_vision_heads: Likewise.
-        tokenizer: A folder, a list of words or a hub name; by default what lies beside the file.
-
-    Raises:
-        ModelError: The file cannot be read or is of no known model, or the tokenizer is missing or
-            of another vocabulary.
-        ConfigError: `out` holds something already, or the attention heads are not known.
+    `ImageTextTask.load_extra_state` reads to go on training. A file that cannot be read or is of no
+    known model, and a tokenizer that is missing or of another vocabulary, are a ModelError; an
+    `out` that holds something already, and attention heads that are not known, a ConfigError.
     """
     require_empty(out)
     state, notes = state_dict.read_state_dict(path)
@@ -281,7 +268,7 @@ def text_config(
 
 
 def _fill(
-    model: Any, kind: str, placed: Mapping[str, State], told: dict[str, str], resized: Lines
+    model: Any, kind: str, placed: Mapping[str, State], told: dict[str, str], resized: Sequence[str]
 ) -> ImportReport:
     """Load `placed`, by name in the file its tensors here; `told` has where others went."""
     own = model.state_dict()
@@ -302,5 +289,5 @@ def _fill(
         used=used,
         missing=tuple(sorted(set(own) - set(found))),
         left_over=tuple(sorted(set(placed) - set(used))),
-        resized=resized,
+        resized=tuple(resized),
     )

@@ -68,14 +68,14 @@ def vit_config(state: State, described: Mapping[str, Any], given: Given) -> Any:
     )
 
 
-def fit_positions(state: State, config: Any, *names: str) -> tuple[str, ...]:
+def fit_positions(state: State, config: Any, *names: str) -> list[str]:
     """Resize the position tables in `state`, in place; returns what was resized, for the report."""
     resized, new = [], grid_of(config)
     for name in names:
         if name in state and (old := square_grid(state[name].shape[1] - 1)) != new:
             state[name] = resize_positions(state[name], old, new)
             resized.append(f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
-    return tuple(resized)
+    return resized
 
 
 def grid_of(config: Any) -> tuple[int, int]:
