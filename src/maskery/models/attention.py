@@ -4,14 +4,12 @@ Packed batches come with `cu_seq_lens_q` among the forward arguments; everything
 to the stock SDPA attention with its own masks, so that a model can be used either way. There are
 two ways to compute a packed batch:
 
-- `segment_attention`, on the CPU: one sequence after another, neighbours of equal length as one
-  batch.
+- `segment_attention`, on the CPU: one sequence after another, equally long neighbours as a batch.
 - `varlen_attention`, on GPUs and in compiled steps: boundaries stay on the device, so nothing waits
   for them. PyTorch's variable-length flash attention takes half precision on recent NVIDIA GPUs;
   `padded_attention` computes the same elsewhere, with ordinary operations.
 
-Shapes: T packed tokens, H heads, G key heads, E head width, n sequences of L tokens each, S
-sequences.
+Shapes: T packed tokens, H heads, G key heads, E head width, n sequences of L tokens, S sequences.
 """
 
 import inspect
@@ -192,13 +190,11 @@ def varlen_attention(
         return padded_attention(query, key, value, boundaries, longest, how)
     from torch.nn.attention.varlen import varlen_attn
 
-    shared: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1]:
-        # PyTorch has taken fewer key heads than query heads since 2.12.
-        if _takes(varlen_attn, "enable_gqa"):
-            shared = {"enable_gqa": True}
-        else:
-            key, value = _repeated(query, key, value)
+    # PyTorch has taken fewer key heads than query heads since 2.12.
+    shares = query.shape[1] != key.shape[1] and _takes(varlen_attn, "enable_gqa")
+    shared: dict[str, Any] = {"enable_gqa": True} if shares else {}
+    if not shares:
+        key, value = _repeated(query, key, value)
     behind = -1 if how.reach is None else how.reach  # -1: all
     window = behind, 0 if how.causal else behind
     ends = boundaries, boundaries, longest, longest  # of queries and of keys

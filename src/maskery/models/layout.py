@@ -60,12 +60,9 @@ class EncoderInputs:
         """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
         once = cache(function)
-        others = {
-            name: once(value) if isinstance(value, torch.Tensor) else value
-            for name, value in self.arguments.items()
-        }
+        others = {n: once(t) for n, t in self.arguments.items() if isinstance(t, torch.Tensor)}
         ids, rows = once(self.input_ids), once(self.rows)
-        return replace(self, input_ids=ids, rows=rows, arguments=others)
+        return replace(self, input_ids=ids, rows=rows, arguments=self.arguments | others)
 
 
 def pack(

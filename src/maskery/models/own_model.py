@@ -91,9 +91,8 @@ class _Encoder(nn.Module):
         self.module: Any = module
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        return BaseModelOutput(last_hidden_state=self.module.hidden(input_ids, attention_mask))
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return BaseModelOutput(last_hidden_state=self.module.hidden(input_ids, mask))
 
 
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:

@@ -230,11 +230,9 @@ class TextFusionEncoder(nn.Module):
         self.computes_padding = False
         # Modules under BERT's names, so that its checkpoints load as they are.
         embeddings = Embeddings(config)
-        layers = nn.ModuleList(
-            Layer(config, image_width if i >= fusion_layer else None)
-            for i in range(config.num_hidden_layers)
-        )
-        encoder = nn.ModuleDict({"layer": layers})
+        numbers = range(config.num_hidden_layers)
+        layers = [Layer(config, image_width if i >= fusion_layer else None) for i in numbers]
+        encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         self.bert: Any = nn.ModuleDict({"embeddings": embeddings, "encoder": encoder})
         self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
