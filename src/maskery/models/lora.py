@@ -117,12 +117,9 @@ def folded(folder: Path) -> Loaded:
     library, head = peft(), folder / HEAD
     problem = f"the adapter '{folder}' cannot be folded into its start"
     fix, errors = "name a whole folder of a LoRA adapter", (*MALFORMED, OSError, RuntimeError)
-    with (
-        explained(problem, fix, *errors, kind=ModelError),
-        warnings.catch_warnings(),
-        quiet_transformers(),
-    ):
-        warnings.simplefilter("ignore", FutureWarning)
+    reading = explained(problem, fix, *errors, kind=ModelError)
+    hushed = warnings.catch_warnings(action="ignore", category=FutureWarning)
+    with reading, hushed, quiet_transformers():
         start = library.PeftConfig.from_pretrained(folder).base_model_name_or_path
         loaded = load_masked_lm(start, attention_dropout=True)
         new = load_file(head) if head.is_file() else {}

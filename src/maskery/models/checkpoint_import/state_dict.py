@@ -43,8 +43,7 @@ SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
 # A folder with one of these has a tokenizer of its own; else its list of words is read.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-# Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
-# and DeiT has 6; small BERTs differ as well.
+# Width to heads, where all published models agree: of width 384, MiniLM has 12 and DeiT has 6.
 HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 
@@ -147,10 +146,9 @@ def _read(path: Path, notes: list[str]) -> object:
     try:
         if safe:
             return load_file(path)
-        # PyTorch is given the open file, since it would go by the name as well.
-        with warnings.catch_warnings(), path.open("rb") as file:
-            # An unusual pickle protocol is warned of; what cannot be read is an error below.
-            warnings.simplefilter("ignore")
+        # PyTorch is given the open file, since it would go by the name as well. It warns of an
+        # unusual pickle protocol; what cannot be read is an error below.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         problem = f"checkpoint '{path}' is not a readable safetensors file ({error})"
