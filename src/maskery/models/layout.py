@@ -2,8 +2,7 @@
 
 Packed, sequences lie end to end and no padding is computed. That goes wrong silently where a family
 computes attention outside Transformers' attention interface, adds relative biases, or mixes
-neighbouring tokens elsewhere. So there is a list of families known to work, and at start-up packed
-is compared with padded on a few rows.
+neighbouring tokens elsewhere. So a list has the families that work, and a start compares both ways.
 
 Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows for them.
 """
@@ -250,8 +249,7 @@ def can_pack(hf: PreTrainedModel, pad_token_id: int) -> tuple[bool, str]:
     tolerance = TOLERANCE
     try:
         error = packing_error(hf, pad_token_id)
-        if error <= TOLERANCE and torch.cuda.device_count():
-            # A GPU trains with another kernel.
+        if error <= TOLERANCE and torch.cuda.device_count():  # a GPU trains with another kernel
             tolerance = HALF_TOLERANCE
             error = half_packing_error(hf, pad_token_id, torch.device("cuda"))
     except (RuntimeError, ValueError, TypeError, IndexError) as failure:

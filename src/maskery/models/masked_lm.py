@@ -10,7 +10,7 @@ Shapes: B sequences, L padded length, T tokens, M rows asked for, D width, V voc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -106,9 +106,7 @@ class MaskedLanguageModel(nn.Module):
         return layout.pack_static(masked, shapes, pad_token_id=pad_id, first_position=start)
 
     def forward(
-        self,
-        inputs: EncoderInputs,
-        read: Callable[["MaskedLanguageModel", torch.Tensor], Any] | None = None,
+        self, inputs: EncoderInputs, read: Callable[[Self, torch.Tensor], Any] | None = None
     ) -> Any:
         """Encode, and read the M rows: their logits (M, V), or what `read` returns.
 

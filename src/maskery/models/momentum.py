@@ -78,8 +78,7 @@ class FeatureQueue:
     """The last K features, each with the identity it shows.
 
     Places that were never written hold random unit vectors with the identity `NOBODY`, as in MoCo.
-    A batch may be of any size: writing wraps around the end exactly, and of a batch larger than the
-    queue the last K features stay.
+    A batch may be of any size: writing wraps around the end, and of more than K the last K stay.
     """
 
     def __init__(self, num_features: int, size: int, *, generator: torch.Generator | None = None):

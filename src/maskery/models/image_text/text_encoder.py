@@ -6,8 +6,7 @@ feed-forward. Parameters carry BERT's and ALBEF's names, so their checkpoints lo
 keys and values of an image are projected once and reused.
 
 Text comes as R rows of L tokens, padding and all, or as the T real tokens of those rows laid end to
-end (`PackedRows`). In the second form everything but attention itself is computed for real tokens
-alone.
+end (`PackedRows`); then everything but attention itself is computed for real tokens alone.
 
 Shapes: R text rows, L tokens a row, T real tokens, I images, N image tokens, H heads, d head width,
 D = H * d text width, W image width, V vocabulary, M selected tokens. Hidden states are (R, L, D),
@@ -224,9 +223,8 @@ class TextFusionEncoder(nn.Module):
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
         self.fusion_layer = fusion_layer  # the first layer that looks at an image
-        # True if padding goes through the layers too, as in ALBEF's and RaSa's code, whose
-        # soft-label loss over the sequence reads what comes of it; else zeros stand there, or on a
-        # GPU what nothing may read.
+        # True if padding goes through the layers too, as in ALBEF's and RaSa's code, whose loss
+        # over the sequence reads it; else zeros stand there, or on a GPU what nothing may read.
         self.computes_padding = False
         # Modules under BERT's names, so that its checkpoints load as they are.
         embeddings = Embeddings(config)
@@ -333,10 +331,9 @@ def before_looking(encoder: TextFusionEncoder, hidden: Tensor, attention_mask: T
 
     From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
     """
-    first = encoder.fusion_layers[0]
-    if not isinstance(first, Layer):  # a fusion encoder of another kind begins by looking
-        return hidden
-    attended: Tensor = first.attention(hidden, attention_mask[:, None, None, :])
+    first, mask = encoder.fusion_layers[0], attention_mask[:, None, None, :]
+    # A fusion encoder of another kind begins by looking.
+    attended: Tensor = first.attention(hidden, mask) if isinstance(first, Layer) else hidden
     return attended
 
 
