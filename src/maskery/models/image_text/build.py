@@ -13,7 +13,7 @@ from maskery.models.image_text.model import ImageTextConfig, ImageTextModel, siz
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_config
 
-WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two-tower checkpoints
+ALIGNED = ("clip", "siglip")  # Families of two towers, which their configurations hold
 MASK = "<|mask|>"  # Added to a tokenizer without a mask token, as IRRA does
 # ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
@@ -27,29 +27,26 @@ def build_from_scratch(
         "hidden_size": sizes.width,
         "num_attention_heads": sizes.num_heads,
         "intermediate_size": 4 * sizes.width,
-        # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
-        # them, and small models learn to look some times sooner.
+        # BERT's 0.02 leaves narrow layers almost silent; so, small models learn to look sooner.
         "initializer_range": sizes.width**-0.5,
     }
-    text = BertConfig(
-        **both,
-        vocab_size=vocabulary_size,
-        num_hidden_layers=sizes.text_layers + sizes.fusion_layers,
-        max_position_embeddings=sizes.max_length,
-        hidden_dropout_prob=sizes.dropout,
-        attention_probs_dropout_prob=0.0,  # with dropout, attention takes twice the time
-        pad_token_id=pad_token_id,
-    )
-    vision = ViTConfig(
-        **both,
-        num_hidden_layers=sizes.image_layers,
-        layer_norm_eps=1e-6,  # as in the released vision transformers
-        image_size=list(sizes.image_size),
-        patch_size=sizes.patch_size,
-    )
     config = ImageTextConfig(
-        text_config=text,
-        vision_config=vision,
+        text_config=BertConfig(
+            **both,
+            vocab_size=vocabulary_size,
+            num_hidden_layers=sizes.text_layers + sizes.fusion_layers,
+            max_position_embeddings=sizes.max_length,
+            hidden_dropout_prob=sizes.dropout,
+            attention_probs_dropout_prob=0.0,  # with dropout, attention takes twice the time
+            pad_token_id=pad_token_id,
+        ),
+        vision_config=ViTConfig(
+            **both,
+            num_hidden_layers=sizes.image_layers,
+            layer_norm_eps=1e-6,  # as in the released vision transformers
+            image_size=list(sizes.image_size),
+            patch_size=sizes.patch_size,
+        ),
         fusion_layer=sizes.text_layers,
         embed_dim=sizes.embed_dim,
     )
@@ -103,7 +100,7 @@ def build_from_encoders(
 
 def is_aligned(name: str) -> bool:
     """Return True for the name of a CLIP or SigLIP, or of one tower, which is refused later."""
-    return read_config(name).model_type.split("_")[0] in (*WITHIN, "siglip2")
+    return read_config(name).model_type.split("_")[0] in (*ALIGNED, "siglip2")
 
 
 def build_from_towers(
@@ -154,7 +151,7 @@ def _load_towers(name: str) -> tuple[Any, Any]:
         fault = "takes pictures of any shape (NaFlex): use a SigLIP 2 of fixed resolution"
     elif "vision" in found:
         fault = "has the vision tower alone: use the whole model, or --vision-model beside a BERT"
-    elif found not in WITHIN:
+    elif found not in ALIGNED:
         fault = "has the text tower alone: use the whole model"
     if fault:
         raise ModelError(f"'{name}' ({found}) {fault}")
@@ -186,10 +183,9 @@ def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
 def _load_vision(name: str) -> Any:
     """Load the vision encoder of a checkpoint, without its pooler."""
     config = read_config(name)
-    model_type = WITHIN.get(config.model_type, config.model_type)
-    family = vision_family(model_type)
-    if model_type != config.model_type:
+    if config.model_type in ALIGNED:
         config = config.vision_config
+    family = vision_family(config.model_type)
     for setting, value in family.unused_settings.items():
         setattr(config, setting, value)
     model, info = load_weights(AutoModel, name, config=config, dtype="float32", **family.arguments)
