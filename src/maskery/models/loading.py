@@ -179,9 +179,8 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
     source = resolve(name)
     with _loading(name, "weights"), quiet_transformers():
         check_index(Path(source))
-        model, info = kind.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-        )
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = kind.from_pretrained(source, **reported, **arguments)
         if info["mismatched_keys"]:
             key, found, wanted = min(info["mismatched_keys"])
             described = f"its config.json describes {list(wanted)}"

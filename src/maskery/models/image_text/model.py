@@ -42,12 +42,10 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     # `attention_probs_dropout_prob` of 0.
     text_config: Any = None
     vision_config: Any = None  # Of Hugging Face: ViT, DeiT, CLIP, SigLIP or DINOv2
-    # Height and width of the images in pixels; by default those of the vision encoder, which
-    # interpolates its positions for others.
+    # Height and width in pixels; by default the vision encoder's, else it interpolates positions.
     image_size: Any = None
     fusion_layer: int = 6  # The first layer with cross-attention; those before read text alone
-    # Layers of IRRA's fusion encoder over two towers; 0: none, a dual encoder.
-    interaction_layers: int = 0
+    interaction_layers: int = 0  # Of IRRA's fusion encoder over two towers; 0: a dual encoder
     embed_dim: int = 256  # Width of the contrastive features
     temperature: float = 0.07  # What similarities are divided by at first; learnt
     tie_word_embeddings: bool = False  # The masked-language-modelling head has no matrix to tie
@@ -102,10 +100,8 @@ class VisionFamily:
     """Differences of one architecture from a plain ViT."""
 
     class_token: bool = True  # Token 0 stands for the whole image; otherwise the mean of all
-    # A normalisation that is kept for the pooled token, and is put on all tokens here.
-    token_norm: str | None = None
-    # Positions may be of an image that is not square; others are interpolated in every pass.
-    oblong: bool = False
+    token_norm: str | None = None  # It is kept for the pooled token, and put on all tokens here
+    oblong: bool = False  # Positions may be of an oblong image; else interpolated in every pass
     any_size: bool = False  # It interpolates positions without being asked
     unused_settings: dict[str, Any] = field(default_factory=dict)  # Leave out what nothing reads
     arguments: dict[str, Any] = field(default_factory=dict)  # Likewise, for the constructor
