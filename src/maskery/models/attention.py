@@ -4,14 +4,12 @@ Packed batches come with `cu_seq_lens_q` among the forward arguments; everything
 to the stock SDPA attention with its own masks, so that a model can be used either way. There are
 two ways to compute a packed batch:
 
-- `segment_attention`, on the CPU: one sequence after another, neighbours of equal length as one
-  batch.
+- `segment_attention`, on the CPU: one sequence after another, equally long neighbours as a batch.
 - `varlen_attention`, on GPUs and in compiled steps: boundaries stay on the device, so nothing waits
   for them. PyTorch's variable-length flash attention takes half precision on recent NVIDIA GPUs;
   `padded_attention` computes the same elsewhere, with ordinary operations.
 
-Shapes: T packed tokens, H heads, G key heads, E head width, n sequences of L tokens each, S
-sequences.
+Shapes: T packed tokens, H heads, G key heads, E head width, n sequences of L tokens, S sequences.
 """
 
 import inspect
@@ -120,9 +118,8 @@ def stays_on_device(query: Tensor) -> bool:
 
 def attention_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """Return SDPA's own mask, or None when none was passed (packed, or nothing to hide)."""
-    if kwargs.get("attention_mask") is None:
-        return None
-    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    passed = kwargs.get("attention_mask") is not None
+    mask: Tensor | None = sdpa_mask(*args, **kwargs) if passed else None
     return mask
 
 
@@ -193,13 +190,11 @@ def varlen_attention(
         return padded_attention(query, key, value, boundaries, longest, how)
     from torch.nn.attention.varlen import varlen_attn
 
-    shared: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1]:
-        # PyTorch has taken fewer key heads than query heads since 2.12.
-        if _takes(varlen_attn, "enable_gqa"):
-            shared = {"enable_gqa": True}
-        else:
-            key, value = _repeated(query, key, value)
+    # PyTorch has taken fewer key heads than query heads since 2.12.
+    shares = query.shape[1] != key.shape[1] and _takes(varlen_attn, "enable_gqa")
+    shared: dict[str, Any] = {"enable_gqa": True} if shares else {}
+    if not shares:
+        key, value = _repeated(query, key, value)
     behind = -1 if how.reach is None else how.reach  # -1: all
     window = behind, 0 if how.causal else behind
     ends = boundaries, boundaries, longest, longest  # of queries and of keys
@@ -258,11 +253,6 @@ def keep_mask(shape: torch.Size, chance: float, device: torch.device) -> tuple[T
     return keep, LEVELS / (LEVELS - threshold)
 
 
-def thin(values: Tensor, keep: Tensor) -> Tensor:
-    """Copy `values`, with 0 where `keep` is 0."""
-    return keep.to(values.dtype).mul_(values)
-
-
 class _Dropout(torch.autograd.Function):
     """Multiply by a mask and a gain; keep only the mask for the backward pass."""
 
@@ -270,12 +260,12 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, chance: float) -> Tensor:
         keep, ctx.gain = keep_mask(values.shape, chance, values.device)
         ctx.save_for_backward(keep)
-        return thin(values, keep).mul_(ctx.gain)
+        return keep.to(values.dtype).mul_(values).mul_(ctx.gain)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return thin(grad, keep).mul_(ctx.gain), None
+        return keep.to(grad.dtype).mul_(grad).mul_(ctx.gain), None
 
 
 class FastDropout(nn.Dropout):

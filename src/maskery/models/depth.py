@@ -20,10 +20,9 @@ def depths_of(hf: PreTrainedModel) -> tuple[dict[str, int], int]:
     depths: dict[nn.Parameter, int] = {}
     count = _number(hf.base_model, depths, 0)
     if not count:
-        raise ModelError(
-            f"{type(hf).__name__} has no layers in an nn.ModuleList, so there are none to tell "
-            f"apart; leave out --freeze, --layer-decay and --lora"
-        )
+        problem = f"{type(hf).__name__} has no layers in an nn.ModuleList"
+        fix = "leave out --freeze, --layer-decay and --lora"
+        raise ModelError(f"{problem}, so there are none to tell apart; {fix}")
     return {name: depths.get(p, count + 1) for name, p in hf.named_parameters()}, count
 
 
@@ -54,9 +53,8 @@ def freeze(hf: PreTrainedModel, most: int) -> None:
     """Stop training the embeddings and the first `most` layers."""
     depths, count = depths_of(hf)
     if most > count:
-        raise ConfigError(
-            f"--freeze {most}: the model has {counted(count, 'layer')}; lower it to {count} or less"
-        )
+        problem = f"--freeze {most}: the model has {counted(count, 'layer')}"
+        raise ConfigError(f"{problem}; lower it to {count} or less")
     for name, parameter in hf.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and depths[name] > most)
 

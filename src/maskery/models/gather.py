@@ -16,8 +16,7 @@ class Crowd:
     """The rows of all processes in the order in which they were dealt out.
 
     A step's examples are dealt one to each process in turn, so the first rows of all processes come
-    before the second ones. In that order, what is computed from the crowd is the same, bit for bit
-    but for rounding, however many processes there are.
+    before the second ones: any number of processes computes the same of them, but for rounding.
     """
 
     sizes: tuple[int, ...]  # The rows of each process

@@ -2,8 +2,7 @@
 
 Packed, sequences lie end to end and no padding is computed. That goes wrong silently where a family
 computes attention outside Transformers' attention interface, adds relative biases, or mixes
-neighbouring tokens elsewhere. So there is a list of families known to work, and at start-up packed
-is compared with padded on a few rows.
+neighbouring tokens elsewhere. So a list has the families that work, and a start compares both ways.
 
 Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows for them.
 """
@@ -60,12 +59,9 @@ class EncoderInputs:
         """Apply `function` to every tensor."""
         # Forward arguments may share a tensor; what is made of it is shared, too.
         once = cache(function)
-        others = {
-            name: once(value) if isinstance(value, torch.Tensor) else value
-            for name, value in self.arguments.items()
-        }
+        others = {n: once(t) for n, t in self.arguments.items() if isinstance(t, torch.Tensor)}
         ids, rows = once(self.input_ids), once(self.rows)
-        return replace(self, input_ids=ids, rows=rows, arguments=others)
+        return replace(self, input_ids=ids, rows=rows, arguments=self.arguments | others)
 
 
 def pack(
@@ -182,9 +178,7 @@ def first_position(config: PreTrainedConfig) -> int:
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the most tokens a sequence may have, or None where the model sets no limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    return limit - first_position(config)
+    return limit - first_position(config) if isinstance(limit, int) and limit > 0 else None
 
 
 def least_length(config: PreTrainedConfig) -> int:
@@ -255,8 +249,7 @@ def can_pack(hf: PreTrainedModel, pad_token_id: int) -> tuple[bool, str]:
     tolerance = TOLERANCE
     try:
         error = packing_error(hf, pad_token_id)
-        if error <= TOLERANCE and torch.cuda.device_count():
-            # A GPU trains with another kernel.
+        if error <= TOLERANCE and torch.cuda.device_count():  # a GPU trains with another kernel
             tolerance = HALF_TOLERANCE
             error = half_packing_error(hf, pad_token_id, torch.device("cuda"))
     except (RuntimeError, ValueError, TypeError, IndexError) as failure:

@@ -113,11 +113,10 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     """Read a model's configuration; families without a masked-language-modelling head fail."""
     config = read_config(name)
     if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise ModelError(
-            f"'{name}' is of the family '{config.model_type}', which has no masked-language-"
-            f"modelling head in Transformers {transformers.__version__}; use an encoder such as "
-            f"bert, roberta, distilbert, modernbert or electra"
-        )
+        lack = f"no masked-language-modelling head in Transformers {transformers.__version__}"
+        problem = f"'{name}' is of the family '{config.model_type}', which has {lack}"
+        fix = "use an encoder such as bert, roberta, distilbert, modernbert or electra"
+        raise ModelError(f"{problem}; {fix}")
     return config
 
 
@@ -180,23 +179,19 @@ def load_weights(kind: Any, name: str, **arguments: Any) -> tuple[Any, dict[str,
     source = resolve(name)
     with _loading(name, "weights"), quiet_transformers():
         check_index(Path(source))
-        model, info = kind.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-        )
+        reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = kind.from_pretrained(source, **reported, **arguments)
         if info["mismatched_keys"]:
             key, found, wanted = min(info["mismatched_keys"])
-            raise ValueError(
-                f"'{key}' has shape {list(found)} and its config.json describes {list(wanted)}"
-            )
+            described = f"its config.json describes {list(wanted)}"
+            raise ValueError(f"'{key}' has shape {list(found)} and {described}")
     # The least and the greatest value are NaN where any is, and are found in a fifth of the time.
     limits = ((key, value.aminmax()) for key, value in model.named_parameters() if value.numel())
     broken = [key for key, ends in limits if not torch.stack(ends).isfinite().all()]
     if broken:
-        raise ModelError(
-            f"the weights of '{name}' hold values that are not numbers (NaN or infinite), first in "
-            f"'{broken[0]}': they are damaged, or their training diverged; use an earlier "
-            f"checkpoint or another model"
-        )
+        problem = f"the weights of '{name}' hold values that are not numbers (NaN or infinite)"
+        cause = f"first in '{broken[0]}': they are damaged, or their training diverged"
+        raise ModelError(f"{problem}, {cause}; use an earlier checkpoint or another model")
     return model, info
 
 
@@ -220,19 +215,15 @@ def refuse_random_layers(name: str, model: PreTrainedModel, info: Mapping[str, A
     prefix, missing = f"{model.base_model_prefix}.", info["missing_keys"]
     random = sorted(key for key in missing if key.startswith(prefix) and ".pooler." not in key)
     if random:
-        shown = listed(random, 3)
         fix, unexpected = "name a folder with all of its weights", info["unexpected_keys"]
         firsts = {key.partition(".")[0] for key in unexpected}
         foreign = f"{min(firsts)}." if len(firsts) == 1 else ""  # such as `module.`
         if {key.removeprefix(foreign) for key in unexpected if foreign} & set(missing):
-            fix = (
-                f"every name begins with '{foreign}', as a wrapped model saves them; save the "
-                f"model inside the wrapper"
-            )
-        raise ModelError(
-            f"the weights of '{name}' lack {counted(len(random), 'parameter')} of its encoder, "
-            f"which would start at random ({shown}): {fix}"
-        )
+            begun = f"every name begins with '{foreign}', as a wrapped model saves them"
+            fix = f"{begun}; save the model inside the wrapper"
+        lack = f"lack {counted(len(random), 'parameter')} of its encoder"
+        start = f"which would start at random ({listed(random, 3)})"
+        raise ModelError(f"the weights of '{name}' {lack}, {start}: {fix}")
     if unread := sorted(info["unexpected_keys"]):
         told = "left out: %s of '%s' that its model has no place for (%s)"
         log.warning(told, counted(len(unread), "weight"), name, listed(unread, 3))
@@ -252,18 +243,15 @@ def _loading(name: str, part: str) -> Iterator[None]:
         elif not isinstance(error, CLEAR):
             told = f"one of its files does not hold what belongs there ({reason_of(error)})"
         if "trust_remote_code" in told:  # Transformers' advice, which we do not take
-            told = (
-                f"'{name}' needs Python code of its own, which Maskery never runs; use a model of "
-                f"a family that Transformers has, or load it yourself and pass the object in Python"
-            )
+            code = f"'{name}' needs Python code of its own, which Maskery never runs"
+            others = "use a model of a family that Transformers has"
+            told = f"{code}; {others}, or load it yourself and pass the object in Python"
         elif Path(resolve(name)).is_dir():
             told = f"the {part} in '{name}' cannot be loaded: {told.splitlines()[0]}"
         else:
-            told = (
-                f"the {part} of '{name}' is not a local folder and could not be fetched from the "
-                f"model hub; check the name and the network, or pass a folder (or 'minilm', which "
-                f"needs none)"
-            )
+            absent = "is not a local folder and could not be fetched from the model hub"
+            fix = "check the name and the network, or pass a folder (or 'minilm', which needs none)"
+            told = f"the {part} of '{name}' {absent}; {fix}"
         raise ModelError(told) from error
 
 
@@ -276,9 +264,8 @@ def check_index(folder: Path) -> None:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
-            raise ValueError(
-                f"{path.name} must name weight files in the same folder, and no others"
-            )
+            rule = "must name weight files in the same folder, and no others"
+            raise ValueError(f"{path.name} {rule}")
 
 
 # Layers, width and heads of the encoders that are trained from scratch.

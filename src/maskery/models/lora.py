@@ -47,10 +47,9 @@ class Lora(Settings):
             pairs = [word.split("=") for word in words]
             return cls(**{name: read[name](value) for name, value in pairs})
         except (ValueError, KeyError) as error:
-            raise ConfigError(
-                f"--lora {' '.join(words)}: it must be r=, alpha=, dropout= and targets=, each "
-                f"with a value, as in --lora r=16 targets=query,value"
-            ) from error
+            rule = "it must be r=, alpha=, dropout= and targets=, each with a value"
+            hint = "as in --lora r=16 targets=query,value"
+            raise ConfigError(f"--lora {' '.join(words)}: {rule}, {hint}") from error
 
 
 def peft() -> Any:
@@ -92,10 +91,8 @@ def targets_of(hf: Any, names: Sequence[str]) -> list[str]:
     found = {name: [x for x in linear if f".{x}".endswith(f".{name}")] for name in names}
     if missing := [name for name in names if not found[name]]:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise ConfigError(
-            f"--lora targets={','.join(names)}: the model's layers have no linear layer "
-            f"'{missing[0]}'; they have {there}"
-        )
+        problem = f"the model's layers have no linear layer '{missing[0]}'"
+        raise ConfigError(f"--lora targets={','.join(names)}: {problem}; they have {there}")
     return [x for x in linear if not names or any(x in some for some in found.values())]
 
 
@@ -120,12 +117,9 @@ def folded(folder: Path) -> Loaded:
     library, head = peft(), folder / HEAD
     problem = f"the adapter '{folder}' cannot be folded into its start"
     fix, errors = "name a whole folder of a LoRA adapter", (*MALFORMED, OSError, RuntimeError)
-    with (
-        explained(problem, fix, *errors, kind=ModelError),
-        warnings.catch_warnings(),
-        quiet_transformers(),
-    ):
-        warnings.simplefilter("ignore", FutureWarning)
+    reading = explained(problem, fix, *errors, kind=ModelError)
+    hushed = warnings.catch_warnings(action="ignore", category=FutureWarning)
+    with reading, hushed, quiet_transformers():
         start = library.PeftConfig.from_pretrained(folder).base_model_name_or_path
         loaded = load_masked_lm(start, attention_dropout=True)
         new = load_file(head) if head.is_file() else {}

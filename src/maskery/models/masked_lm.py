@@ -10,7 +10,7 @@ Shapes: B sequences, L padded length, T tokens, M rows asked for, D width, V voc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -54,19 +54,19 @@ class MaskedLanguageModel(nn.Module):
         self.head_names: tuple[str, ...] = ()
         base = getattr(hf, hf.base_model_prefix, None)
         if not isinstance(base, nn.Module) or base is hf:
-            raise ModelError(
-                f"{type(hf).__name__} has no base model '{hf.base_model_prefix}', so its head "
-                f"cannot be split from its encoder; use another encoder"
-            )
+            problem = f"{type(hf).__name__} has no base model '{hf.base_model_prefix}'"
+            effect = "so its head cannot be split from its encoder"
+            raise ModelError(f"{problem}, {effect}; use another encoder")
         # On the encoder itself, since two of our models may share one; and as a method of the
         # instance, which a deep copy (the momentum twin) binds to the copy.
         encoder: Any = base
         encoder.stand_in = None
         encoder.forward = MethodType(_stand_in_or_forward, encoder)
-        self._pruning = LastLayerPruning()
+        self._rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
+        self._pruned = False  # True if the last pass was
         if prune and hf.config.model_type in BERT_LIKE:
             last_output = encoder.encoder.layer[-1].attention.output
-            last_output.register_forward_pre_hook(self._pruning.gather)
+            last_output.register_forward_pre_hook(self._prune)
 
     @property
     def base(self) -> Any:
@@ -106,9 +106,7 @@ class MaskedLanguageModel(nn.Module):
         return layout.pack_static(masked, shapes, pad_token_id=pad_id, first_position=start)
 
     def forward(
-        self,
-        inputs: EncoderInputs,
-        read: Callable[["MaskedLanguageModel", torch.Tensor], Any] | None = None,
+        self, inputs: EncoderInputs, read: Callable[[Self, torch.Tensor], Any] | None = None
     ) -> Any:
         """Encode, and read the M rows: their logits (M, V), or what `read` returns.
 
@@ -120,18 +118,29 @@ class MaskedLanguageModel(nn.Module):
 
     def hidden(self, inputs: EncoderInputs) -> torch.Tensor:
         """Encode; returns (M, D), the last hidden states of `inputs.rows`."""
-        base, self._pruning.rows = self.base, inputs.rows
+        base, self._rows = self.base, inputs.rows
         try:
             output = base(**{base.main_input_name: inputs.input_ids}, **inputs.arguments)
         finally:
-            self._pruning.rows = None
+            self._rows = None
         hidden: torch.Tensor = output[0]
-        if self._pruning.done:
+        if self._pruned:
             return hidden.reshape(-1, hidden.shape[-1])  # the M rows, in one sequence
         # Perceiver returns all of its positions, and Reformer what it was padded to.
         if hidden.dim() == 3:
             hidden = hidden[:, : inputs.input_ids.shape[1]]
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.rows)
+
+    def _prune(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+        """Hook the last layer's output projection: it and what follows compute the rows alone.
+
+        Exact, because everything after attention works row by row; see `BERT_LIKE`.
+        """
+        rows = self._rows
+        self._pruned = rows is not None and len(args) == 2
+        if rows is None or not self._pruned:
+            return None
+        return tuple(t.reshape(-1, t.shape[-1]).index_select(0, rows).unsqueeze(0) for t in args)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Run the model's own head; (M, D) hidden states to (M, V) logits."""
@@ -166,22 +175,3 @@ def _stand_in_or_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
     if base.stand_in is not None:
         return _Rows(last_hidden_state=base.stand_in)
     return type(base).forward(base, *args, **kwargs)
-
-
-class LastLayerPruning:
-    """Compute the last layer's output projection and feed-forward for the rows asked for only.
-
-    Exact, because everything after attention works row by row; see `BERT_LIKE`.
-    """
-
-    def __init__(self) -> None:
-        self.rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
-        self.done = False  # True if the last pass was pruned
-
-    def gather(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        """Keep the rows of what goes into the output projection; its forward pre-hook."""
-        rows = self.rows
-        self.done = rows is not None and len(args) == 2
-        if rows is None or not self.done:
-            return None
-        return tuple(t.reshape(-1, t.shape[-1]).index_select(0, rows).unsqueeze(0) for t in args)

@@ -30,10 +30,8 @@ class MomentumTwin(Generic[ModelT]):
 
     def __init__(self, online: ModelT, momentum: float, *, train_mode: bool = False):
         if not 0 <= momentum <= 1:
-            raise ConfigError(
-                f"momentum is {momentum}: it must be from 0 (the twin is the model) to 1 (the twin "
-                f"never moves); 0.995 is the usual choice"
-            )
+            rule = "it must be from 0 (the twin is the model) to 1 (the twin never moves)"
+            raise ConfigError(f"momentum is {momentum}: {rule}; 0.995 is the usual choice")
         self.momentum = momentum  # the share of its weights that the twin keeps in an update
         self._online = online
         self.model: ModelT = copy.deepcopy(online)
@@ -71,8 +69,7 @@ class MomentumTwin(Generic[ModelT]):
         problem = "the checkpoint's momentum twin does not fit this model"
         fix = "resume with the model and settings of the checkpoint's run"
         with explained(problem, fix, RuntimeError, kind=CheckpointError):
-            wrong = sorted(self.state_dict().keys() ^ state.keys())
-            if wrong:
+            if wrong := sorted(self.state_dict().keys() ^ state.keys()):
                 raise RuntimeError(f"'{wrong[0]}' and {len(wrong) - 1} others are on one side")
             self.model.load_state_dict(dict(state), strict=False)  # tied names stand there once
 
@@ -81,15 +78,13 @@ class FeatureQueue:
     """The last K features, each with the identity it shows.
 
     Places that were never written hold random unit vectors with the identity `NOBODY`, as in MoCo.
-    A batch may be of any size: writing wraps around the end exactly, and of a batch larger than the
-    queue the last K features stay.
+    A batch may be of any size: writing wraps around the end, and of more than K the last K stay.
     """
 
     def __init__(self, num_features: int, size: int, *, generator: torch.Generator | None = None):
         if num_features < 1 or size < 1:
-            raise ConfigError(
-                f"a queue of {size} features of width {num_features}: both must be at least 1"
-            )
+            problem = f"a queue of {size} features of width {num_features}"
+            raise ConfigError(f"{problem}: both must be at least 1")
         # (K, E) float32 of unit length, and (K,) int64
         self.features = F.normalize(torch.randn(size, num_features, generator=generator), dim=1)
         self.ids = torch.full((size,), NOBODY)
@@ -120,13 +115,11 @@ class FeatureQueue:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` gave; that of another size is a CheckpointError."""
-        shape = tuple(state["features"].shape)
-        if shape != tuple(self.features.shape):
-            raise CheckpointError(
-                f"the checkpoint's queue is {shape[0]} x {shape[1]} and this run's is "
-                f"{self.features.shape[0]} x {self.features.shape[1]}: they must agree; "
-                f"resume with the settings of the checkpoint's run"
-            )
+        theirs, own = (" x ".join(map(str, t.shape)) for t in (state["features"], self.features))
+        if theirs != own:
+            problem = f"the checkpoint's queue is {theirs} and this run's is {own}"
+            fix = "resume with the settings of the checkpoint's run"
+            raise CheckpointError(f"{problem}: they must agree; {fix}")
         self.features = state["features"].to(self.features, copy=True)
         self.ids = state["ids"].to(self.ids, copy=True)
         self.pointer = int(state["pointer"])

@@ -19,6 +19,7 @@ TOLERANCE = 1e-4  # Largest difference of logits: other kernels add in another o
 MOST_BYTES = 1_800_000_000  # Protocol buffers hold 2 GB; weights beyond lie in another file
 
 
+@torch.no_grad()
 def export_onnx(hf: PreTrainedModel, path: Path) -> float:
     """Write a model as ONNX; returns the largest difference of its logits at three lengths.
 
@@ -27,18 +28,13 @@ def export_onnx(hf: PreTrainedModel, path: Path) -> float:
     for module in ("onnx", "onnxscript", "onnxruntime"):
         runtime: Any = require(module, extra="onnx", purpose="write ONNX")
     hf.cpu()  # where onnxruntime computes, too
-    quiet, words = io.StringIO(), hf.get_input_embeddings()
+    sink, words = io.StringIO(), hf.get_input_embeddings()
     limit, pad = max_positions(hf.config) or 512, hf.config.get_text_config().pad_token_id or 0
     hf.config.use_cache = False  # of those that also decode
     any_size = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
     logging.disable(logging.CRITICAL)  # each way that is tried and fails is told at length
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            redirect_stdout(quiet),
-            redirect_stderr(quiet),
-            torch.no_grad(),
-        ):
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(sink), redirect_stderr(sink):
             feeds = []
             for rows, length in SHAPES:
                 ids = torch.randint(len(words.weight), (rows, min(length, limit)))
@@ -72,10 +68,9 @@ def export_onnx(hf: PreTrainedModel, path: Path) -> float:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(
-            f"ONNX cannot take this model of the family {hf.config.model_type} "
-            f"({reason_of(cause, most=160)}); use it with Transformers"
-        ) from error
+        problem = f"ONNX cannot take this model of the family {hf.config.model_type}"
+        reason = reason_of(cause, most=160)
+        raise ModelError(f"{problem} ({reason}); use it with Transformers") from error
     finally:
         logging.disable(logging.NOTSET)
     return apart

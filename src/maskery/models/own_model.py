@@ -91,9 +91,8 @@ class _Encoder(nn.Module):
         self.module: Any = module
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        return BaseModelOutput(last_hidden_state=self.module.hidden(input_ids, attention_mask))
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return BaseModelOutput(last_hidden_state=self.module.hidden(input_ids, mask))
 
 
 def as_masked_lm(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> MaskedLanguageModel:
@@ -125,11 +124,9 @@ def load_own_weights(module: nn.Module, folder: str | Path) -> None:
     path = Path(folder) / WEIGHTS
     try:
         weights = load_file(path)
-        missing = {name for name, _ in module.named_parameters()} - weights.keys()
-        if missing:
+        if missing := {name for name, _ in module.named_parameters()} - weights.keys():
             raise RuntimeError(f"'{min(missing)}' is not in it")
-        unknown = module.load_state_dict(weights, strict=False).unexpected_keys
-        if unknown:
+        if unknown := module.load_state_dict(weights, strict=False).unexpected_keys:
             raise RuntimeError(f"the module has no '{unknown[0]}'")
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = f"the weights '{path}' do not fit {type(module).__name__}: {reason_of(error)}"
@@ -176,11 +173,9 @@ def _check_shapes(module: Any, *, pad: int) -> int:
         raise ModelError(f"{name}: {reason_of(error)}; a plain module needs {NEEDED}") from error
     change = (hidden[0, :2] - alone[0]).abs().max() / alone.abs().max().clamp(min=1e-6)
     if not change <= PADDING_TOLERANCE:
-        log.warning(
-            "padding changes the hidden states of %s at its tokens; let it read attention_mask, or "
-            "its figures depend on which sequences share a batch",
-            name,
-        )
+        told = f"padding changes the hidden states of {name} at its tokens"
+        effect = "or its figures depend on which sequences share a batch"
+        log.warning("%s; let it read attention_mask, %s", told, effect)
     return int(hidden.shape[-1])
 
 

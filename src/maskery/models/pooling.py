@@ -56,19 +56,17 @@ class Pooling:
                 elif kind == "Normalize":
                     settings["normalise"] = True
                 elif kind != "Transformer":
-                    raise ModelError(
-                        f"the sentence encoder in '{folder}' has a module of kind {kind}; Maskery "
-                        f"knows Transformer, Pooling and Normalize; remove {MODULES} to use the "
-                        f"mean of its hidden states"
-                    )
+                    problem = f"the sentence encoder in '{folder}' has a module of kind {kind}"
+                    known = "Maskery knows Transformer, Pooling and Normalize"
+                    fix = f"remove {MODULES} to use the mean of its hidden states"
+                    raise ModelError(f"{problem}; {known}; {fix}")
             limits = folder / "sentence_bert_config.json"
             if limits.is_file():
                 settings["max_length"] = _read_json(limits).get("max_seq_length")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"the sentence-transformers modules in '{folder}' cannot be read "
-                f"({type(error).__name__}: {error}); mend or remove its {MODULES}"
-            ) from error
+            problem = f"the sentence-transformers modules in '{folder}' cannot be read"
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelError(f"{problem} ({reason}); mend or remove its {MODULES}") from error
         return cls(**settings)
 
     def pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -102,9 +100,8 @@ def _modes(config: dict[str, Any]) -> tuple[str, ...]:
         found += tuple(key for key in unknown if key not in FLAGS)
     strange = [mode for mode in found if mode not in MODES]
     if strange or not found:
-        raise ValueError(
-            f"pooling mode {strange[0] if strange else 'missing'}; known are {', '.join(MODES)}"
-        )
+        mode = strange[0] if strange else "missing"
+        raise ValueError(f"pooling mode {mode}; known are {', '.join(MODES)}")
     return found
 
 

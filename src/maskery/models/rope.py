@@ -17,22 +17,16 @@ def set_rope_base(hf: PreTrainedModel, base: float, length: int | None = None) -
     """Set the base, and the limit to `length` tokens if higher; without a base, a ConfigError."""
     config = hf.config.get_text_config()
     now = getattr(config, "rope_parameters", None)
-    rotary = [
-        (parent, name, module)
-        for parent in hf.modules()
-        for name, module in parent.named_children()
-        if type(module).__name__.endswith("RotaryEmbedding")
-    ]
+    kinds = ((name, type(one)) for name, one in hf.named_modules(remove_duplicate=False))
+    rotary = [(name, kind) for name, kind in kinds if kind.__name__.endswith("RotaryEmbedding")]
     if not now or not rotary:
-        raise ConfigError(
-            f"--rope-base {base:g}: models of the family '{config.model_type}' with these settings "
-            f"have no rotary positions whose base can be set; leave it out"
-        )
+        models = f"models of the family '{config.model_type}' with these settings"
+        problem = f"{models} have no rotary positions whose base can be set"
+        raise ConfigError(f"--rope-base {base:g}: {problem}; leave it out")
     # One record, or one for each kind of layer.
     far = {"rope_theta": base}
     config.rope_parameters = {**now, FAR: {**now[FAR], **far}} if FAR in now else {**now, **far}
     if length is not None and length > (config.max_position_embeddings or length):
         config.max_position_embeddings = length
-    for parent, name, module in rotary:
-        # Its tables are made with it; they are no weights.
-        setattr(parent, name, type(module)(config).to(hf.device))
+    for name, kind in rotary:  # its tables are made with it; they are no weights
+        hf.set_submodule(name, kind(config).to(hf.device))

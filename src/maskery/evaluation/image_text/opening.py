@@ -19,7 +19,7 @@ from maskery.data.person_search.config import clean_caption
 from maskery.evaluation.retrieval.config import ModelRetrieval, read_model_retrieval
 from maskery.evaluation.text.fill import end_to_end
 from maskery.evaluation.text.words_of_text import Word
-from maskery.models.image_text.build import WITHIN, build_from_towers, is_aligned, refuse_missing
+from maskery.models.image_text.build import ALIGNED, build_from_towers, is_aligned, refuse_missing
 from maskery.models.image_text.model import ImageTextConfig, ImageTextModel
 from maskery.models.loading import load_tokenizer, load_weights, resolve
 
@@ -123,7 +123,7 @@ def is_image_text(name: str) -> bool:
     """Return True if a name is the folder of an image-text model, of its run, or of a CLIP."""
     try:
         about = json.loads((Path(resolve(name)) / "config.json").read_text("utf-8"))
-        return about["model_type"] in (ImageTextConfig.model_type, *WITHIN)
+        return about["model_type"] in (ImageTextConfig.model_type, *ALIGNED)
     except (ModelError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

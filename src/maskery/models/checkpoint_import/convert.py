@@ -6,7 +6,7 @@ encoder is timm's. What Hugging Face has a family for is loaded by its own code.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ BESIDE_BERT = re.compile(r"(?!(bert\.)?(embeddings|encoder)\.).*|.*\.position_id
 # Settings of a BERT that change what it computes and leave no trace in its tensors.
 TOLD_OF_BERT = ("hidden_act", "layer_norm_eps", "pad_token_id", "position_embedding_type")
 REPORT = "import_report.txt"
-Lines = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +54,21 @@ class Imported:
 
 
 def import_checkpoint(
-    path: Path,
-    out: Path,
+    path: Path,  # a .pth or .safetensors file, its config.json beside it or not, or a model folder
+    out: Path,  # the folder to write; must be empty or not exist
     *,
-    image_size: tuple[int, int] | None = None,
-    num_text_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,  # to resize image positions to; else they stay
+    num_text_heads: int | None = None,  # which no tensor tells; by default those of config.json
     num_vision_heads: int | None = None,
-    tokenizer: str | None = None,
+    tokenizer: str | None = None,  # a folder, a list of words or a hub name; else beside the file
 ) -> ImportReport:
     """Read a checkpoint of a text or image encoder, of ALBEF or RaSa, and write a model folder.
 
     The folder holds the model as `save_pretrained` writes it, its tokenizer, `import_report.txt`,
     and for ALBEF and RaSa `extra_state.safetensors`: the momentum twin and the queues, which
-    `ImageTextTask.load_extra_state` reads to go on training.
-
-    Args:
-        path: A `.pth` or `.safetensors` file, with or without its `config.json` beside it, or a
-            Hugging Face folder.
-        out: The folder to write; must be empty or not exist.
-        image_size: Height and width to resize image positions to; by default they stay.
-        num_text_heads: Attention heads, which no tensor tells; by default those of `config.json`.
-        num_vision_heads: Likewise.
-        tokenizer: A folder, a list of words or a hub name; by default what lies beside the file.
-
-    Raises:
-        ModelError: The file cannot be read or is of no known model, or the tokenizer is missing or
-            of another vocabulary.
-        ConfigError: `out` holds something already, or the attention heads are not known.
+    `ImageTextTask.load_extra_state` reads to go on training. A file that cannot be read or is of no
+    known model, and a tokenizer that is missing or of another vocabulary, are a ModelError; an
+    `out` that holds something already, and attention heads that are not known, a ConfigError.
     """
     require_empty(out)
     state, notes = state_dict.read_state_dict(path)
@@ -128,11 +115,10 @@ def import_state(state: State, described: Mapping[str, Any], given: Given) -> Im
         return import_bert(state, described, given)
     parts = Counter(name.partition(".")[0] for name in state).most_common(state_dict.SHOWN)
     begin = ", ".join(f"'{part}' ({count})" for part, count in parts)
-    raise ModelError(
-        f"the checkpoint is of no known model: its names begin with {begin}. ALBEF, RaSa, BERT and "
-        f"timm or DeiT vision transformers are known by their names; what Hugging Face has an "
-        f"encoder for, by its config.json beside the file"
-    )
+    problem = f"the checkpoint is of no known model: its names begin with {begin}"
+    known = "ALBEF, RaSa, BERT and timm or DeiT vision transformers are known by their names"
+    others = "what Hugging Face has an encoder for, by its config.json beside the file"
+    raise ModelError(f"{problem}. {known}; {others}")
 
 
 def import_bert(state: State, described: Mapping[str, Any], given: Given) -> Imported:
@@ -140,26 +126,22 @@ def import_bert(state: State, described: Mapping[str, Any], given: Given) -> Imp
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in state else ""
     config = text_config(state, prefix, described, given)
     if config.type_vocab_size < 2:
-        raise ModelError(
-            "the checkpoint has one kind of segment, as RoBERTa has and some BERTs, and they count "
-            "positions differently: put its config.json beside the file"
-        )
+        problem = "the checkpoint has one kind of segment, as RoBERTa has and some BERTs"
+        fix = "put its config.json beside the file"
+        raise ModelError(f"{problem}, and they count positions differently: {fix}")
     imported = import_described(state, config.to_dict())
     if foreign := [n for n in imported.report.left_over if not BESIDE_BERT.fullmatch(n)]:
-        raise ModelError(
-            f"the checkpoint resembles BERT, but no BERT has '{foreign[0]}' (and "
-            f"{len(foreign) - 1} others): put its config.json beside the file"
-        )
+        problem = f"the checkpoint resembles BERT, but no BERT has '{foreign[0]}'"
+        fix = "put its config.json beside the file"
+        raise ModelError(f"{problem} (and {len(foreign) - 1} others): {fix}")
     return imported
 
 
 def import_described(state: State, described: Mapping[str, Any]) -> Imported:
     """Load a state dict into the encoder of Hugging Face that a `config.json` describes."""
     family = VISION_FAMILIES.get(str(described["model_type"]))
-    problem = (
-        f"the checkpoint does not load as a {described['model_type']}: it is damaged, or the "
-        f"config.json is of another model"
-    )
+    cause = "it is damaged, or the config.json is of another model"
+    problem = f"the checkpoint does not load as a {described['model_type']}: {cause}"
     # Whatever a damaged config.json makes a model's code do.
     with explained(problem, "", Exception, kind=ModelError, most=120), quiet_transformers():
         config = AutoConfig.for_model(**described)
@@ -176,10 +158,8 @@ def import_described(state: State, described: Mapping[str, Any]) -> Imported:
         )
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
-        raise ModelError(
-            f"'{name}' in the checkpoint has shape {list(found)} and its configuration describes "
-            f"{list(wanted)}: it is damaged, or the config.json is of another model"
-        )
+        problem = f"'{name}' in the checkpoint has shape {list(found)}"
+        raise ModelError(f"{problem} and its configuration describes {list(wanted)}: {cause}")
     refuse_random_layers("the checkpoint", model, info)
     own = model.state_dict()
     patterns = model._keys_to_ignore_on_load_unexpected or ()
@@ -279,17 +259,16 @@ def text_config(
     }
     for name, size in sizes.items():
         if described.get(name, size) != size:
-            raise ModelError(
-                f"the config.json beside the checkpoint says {name} {described[name]}, and its "
-                f"tensors say {size}: it is of another model; take it away or bring the right one"
-            )
+            problem = f"the config.json beside the checkpoint says {name} {described[name]}"
+            cause = f"its tensors say {size}: it is of another model"
+            raise ModelError(f"{problem}, and {cause}; take it away or bring the right one")
     told = {n: described[n] for n in TOLD_OF_BERT if described.get(n) is not None}
     heads = state_dict.heads_of("text", width, given.text_heads, described)
     return BertConfig(**told, **sizes, num_attention_heads=heads)
 
 
 def _fill(
-    model: Any, kind: str, placed: Mapping[str, State], told: dict[str, str], resized: Lines
+    model: Any, kind: str, placed: Mapping[str, State], told: dict[str, str], resized: Sequence[str]
 ) -> ImportReport:
     """Load `placed`, by name in the file its tensors here; `told` has where others went."""
     own = model.state_dict()
@@ -298,11 +277,10 @@ def _fill(
         there = own.get(name.removeprefix(TWIN))
         if there is None or there.shape != tensor.shape:
             wanted = "no such tensor" if there is None else list(there.shape)
-            raise ModelError(
-                f"'{name}' in the checkpoint has shape {list(tensor.shape)} and the model that its "
-                f"other tensors describe has {wanted}; the checkpoint is damaged or of another "
-                f"model"
-            )
+            problem = f"'{name}' in the checkpoint has shape {list(tensor.shape)}"
+            contrast = f"the model that its other tensors describe has {wanted}"
+            cause = "the checkpoint is damaged or of another model"
+            raise ModelError(f"{problem} and {contrast}; {cause}")
     model.load_state_dict(found, strict=False)
     names = {name: [new.removeprefix(TWIN) for new in places] for name, places in placed.items()}
     used = {name: ", ".join(new) for name, new in names.items() if new} | told
@@ -311,5 +289,5 @@ def _fill(
         used=used,
         missing=tuple(sorted(set(own) - set(found))),
         left_over=tuple(sorted(set(placed) - set(used))),
-        resized=resized,
+        resized=tuple(resized),
     )

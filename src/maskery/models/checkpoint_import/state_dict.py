@@ -43,8 +43,7 @@ SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
 # A folder with one of these has a tokenizer of its own; else its list of words is read.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-# Width to heads, where all published models agree. Of width 384, MiniLM and MoCo v3 have 12 heads
-# and DeiT has 6; small BERTs differ as well.
+# Width to heads, where all published models agree: of width 384, MiniLM has 12 and DeiT has 6.
 HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 
@@ -72,16 +71,13 @@ def read_state_dict(path: Path) -> tuple[State, list[str]]:
         content.update(_load(file, notes))
     tensors = {str(n): value for n, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise ModelError(
-            f"checkpoint '{path}' holds no tensors at its top level or under 'model' or "
-            f"'state_dict'; its top-level keys are {_listed(content)}; save model.state_dict()"
-        )
+        places = "at its top level or under 'model' or 'state_dict'"
+        fix = f"its top-level keys are {_listed(content)}; save model.state_dict()"
+        raise ModelError(f"checkpoint '{path}' holds no tensors {places}; {fix}")
     if bad := [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise ModelError(
-            f"checkpoint '{path}' holds values that are not numbers (NaN or infinite) in "
-            f"{len(bad)} tensors, the first '{bad[0]}': its training diverged or it is damaged; "
-            f"use an earlier one"
-        )
+        problem = f"checkpoint '{path}' holds values that are not numbers (NaN or infinite)"
+        cause = f"the first '{bad[0]}': its training diverged or it is damaged"
+        raise ModelError(f"{problem} in {len(bad)} tensors, {cause}; use an earlier one")
     # Characters are compared, and what is shared is then cut to whole parts of a name.
     shared = commonprefix(list(tensors)).rpartition(".")[0]  # noqa: RUF071
     if shared and len(tensors) > 1:
@@ -110,14 +106,12 @@ def _files(path: Path) -> list[Path]:
                 names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
                 files = [path / Path(name).name for name in names]
             if missing := [file.name for file in files if not file.is_file()]:
-                raise ModelError(
-                    f"'{index}' names {missing[0]}, which is not there; fetch it again"
-                )
+                problem = f"'{index}' names {missing[0]}, which is not there"
+                raise ModelError(f"{problem}; fetch it again")
             return files
-    raise ModelError(
-        f"the folder '{path}' has no {' or '.join(WHOLE)}; it has "
-        f"{_listed(sorted(file.name for file in path.iterdir()))}; name the file with the weights"
-    )
+    there = _listed(sorted(file.name for file in path.iterdir()))
+    problem = f"the folder '{path}' has no {' or '.join(WHOLE)}; it has {there}"
+    raise ModelError(f"{problem}; name the file with the weights")
 
 
 def _load(path: Path, notes: list[str]) -> dict[object, object]:
@@ -130,10 +124,9 @@ def _load(path: Path, notes: list[str]) -> dict[object, object]:
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise ModelError(
-            f"checkpoint '{path}' holds a {type(content).__name__}: it must hold a dictionary of "
-            f"tensors, plain or under 'model'; save model.state_dict()"
-        )
+        problem = f"checkpoint '{path}' holds a {type(content).__name__}"
+        rule = "it must hold a dictionary of tensors, plain or under 'model'"
+        raise ModelError(f"{problem}: {rule}; save model.state_dict()")
     return content
 
 
@@ -153,24 +146,21 @@ def _read(path: Path, notes: list[str]) -> object:
     try:
         if safe:
             return load_file(path)
-        # PyTorch is given the open file, since it would go by the name as well.
-        with warnings.catch_warnings(), path.open("rb") as file:
-            # An unusual pickle protocol is warned of; what cannot be read is an error below.
-            warnings.simplefilter("ignore")
+        # PyTorch is given the open file, since it would go by the name as well. It warns of an
+        # unusual pickle protocol; what cannot be read is an error below.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise ModelError(
-            f"checkpoint '{path}' is not a readable safetensors file ({error}); fetch it again"
-        ) from error
+        problem = f"checkpoint '{path}' is not a readable safetensors file ({error})"
+        raise ModelError(f"{problem}; fetch it again") from error
     except pickle.UnpicklingError as error:
         raise _needs_code(path, error) from error
     except Exception as error:  # bytes that are no pickle can fail in any way (struct.error, ...)
         if "TorchScript" in str(error):
             raise _whole_model(path) from error
-        raise ModelError(
-            f"checkpoint '{path}' is damaged or not a PyTorch file ({reason_of(error, most=160)}); "
-            f"fetch it again"
-        ) from error
+        reason = reason_of(error, most=160)
+        problem = f"checkpoint '{path}' is damaged or not a PyTorch file ({reason})"
+        raise ModelError(f"{problem}; fetch it again") from error
 
 
 def _needs_code(path: Path, error: Exception) -> ModelError:
@@ -186,17 +176,15 @@ def _needs_code(path: Path, error: Exception) -> ModelError:
         if "GLOBAL" in line or "Unsupported" in line:  # PyTorch names what it refused
             refused = line.partition("GLOBAL")[2].strip(" .")[:120] or line.strip()[:120]
             break
-    return ModelError(
-        f"checkpoint '{path}' holds more than tensors, which could run code when read "
-        f"({refused}); save it anew as a plain state_dict, or as safetensors"
-    )
+    problem = f"checkpoint '{path}' holds more than tensors, which could run code when read"
+    fix = "save it anew as a plain state_dict, or as safetensors"
+    return ModelError(f"{problem} ({refused}); {fix}")
 
 
 def _whole_model(path: Path) -> ModelError:
-    return ModelError(
-        f"checkpoint '{path}' is a whole saved model, not its tensors: reading it would run code; "
-        f"load it where it was made and save model.state_dict()"
-    )
+    problem = f"checkpoint '{path}' is a whole saved model, not its tensors"
+    fix = "load it where it was made and save model.state_dict()"
+    return ModelError(f"{problem}: reading it would run code; {fix}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +200,8 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """Write the report as text, one line a fact."""
-        lines = [
-            f"read as {self.kind}: {len(self.used)} used, {len(self.missing)} missing, "
-            f"{len(self.left_over)} left over"
-        ]
+        without = f"{len(self.missing)} missing, {len(self.left_over)} left over"
+        lines = [f"read as {self.kind}: {len(self.used)} used, {without}"]
         lines += [f"  note       {note}" for note in self.notes]
         lines += [f"  resized    {name}" for name in self.resized]
         lines += [f"  missing    {name} (freshly initialised)" for name in self.missing]
@@ -250,34 +236,29 @@ def heads_of(side: str, width: int, given: int | None, described: Mapping[str, A
     """Return the attention heads: as given, as described, or as all published models have."""
     heads = given or described.get("num_attention_heads") or HEADS[side].get(width)
     if heads is None:
-        raise ConfigError(
-            f"no tensor tells the attention heads of the {side} encoder, and its width {width} "
-            f"allows several numbers: give --{side}-heads, or put the model's config.json beside "
-            f"the file"
-        )
+        problem = f"no tensor tells the attention heads of the {side} encoder"
+        fix = f"give --{side}-heads, or put the model's config.json beside the file"
+        raise ConfigError(f"{problem}, and its width {width} allows several numbers: {fix}")
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise ConfigError(
-            f"{heads} attention heads of the {side} encoder: the number must divide its width "
-            f"{width}; give --{side}-heads, or mend the config.json beside the file"
-        )
+        rule = f"the number must divide its width {width}"
+        fix = f"give --{side}-heads, or mend the config.json beside the file"
+        raise ConfigError(f"{heads} attention heads of the {side} encoder: {rule}; {fix}")
     return heads
 
 
 def read_tokenizer(name: str | None, folder: Path, num_rows: int) -> PreTrainedTokenizerBase:
     """Load the tokenizer `name`, or the one in `folder`; it must fit the vocabulary's rows."""
     if name is None and not any((folder / file).is_file() for file in (*TOKENIZERS, WORDS)):
-        raise ModelError(
-            f"the checkpoint has no tokenizer beside it, without which its {num_rows} words mean "
-            f"nothing: name one with --tokenizer (ALBEF's and RaSa's: bert-base-uncased)"
-        )
+        problem = "the checkpoint has no tokenizer beside it"
+        fix = "name one with --tokenizer (ALBEF's and RaSa's: bert-base-uncased)"
+        raise ModelError(f"{problem}, without which its {num_rows} words mean nothing: {fix}")
     source = str(folder) if name is None else name
     tokenizer = _load_tokenizer(source)
     size = vocabulary_size(tokenizer)
     if not num_rows * (1 - PADDING) < size <= num_rows:
-        raise ModelError(
-            f"the tokenizer '{source}' has {size} words and the checkpoint {num_rows} rows for "
-            f"them: they do not belong together; name the checkpoint's own with --tokenizer"
-        )
+        problem = f"the tokenizer '{source}' has {size} words and the checkpoint {num_rows} rows"
+        fix = "name the checkpoint's own with --tokenizer"
+        raise ModelError(f"{problem} for them: they do not belong together; {fix}")
     require_mask(tokenizer)
     return tokenizer
 

@@ -45,9 +45,7 @@ def rename_vit(name: str, tensor: torch.Tensor) -> State:
     if part == "attn.qkv":  # one matrix there, three here
         parts = zip("qkv", tensor.chunk(3), strict=True)
         return {f"layers.{number}.attention.{c}_proj.{kind}": t for c, t in parts}
-    if part in BLOCK:
-        return {f"layers.{number}.{BLOCK[part]}.{kind}": tensor}
-    return {}
+    return {f"layers.{number}.{BLOCK[part]}.{kind}": tensor} if part in BLOCK else {}
 
 
 def vit_config(state: State, described: Mapping[str, Any], given: Given) -> Any:
@@ -70,14 +68,14 @@ def vit_config(state: State, described: Mapping[str, Any], given: Given) -> Any:
     )
 
 
-def fit_positions(state: State, config: Any, *names: str) -> tuple[str, ...]:
+def fit_positions(state: State, config: Any, *names: str) -> list[str]:
     """Resize the position tables in `state`, in place; returns what was resized, for the report."""
     resized, new = [], grid_of(config)
     for name in names:
         if name in state and (old := square_grid(state[name].shape[1] - 1)) != new:
             state[name] = resize_positions(state[name], old, new)
             resized.append(f"{name}: {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
-    return tuple(resized)
+    return resized
 
 
 def grid_of(config: Any) -> tuple[int, int]:
@@ -89,16 +87,14 @@ def grid_of(config: Any) -> tuple[int, int]:
 def shape_of(state: State, name: str, num_dimensions: int) -> tuple[int, ...]:
     """Return the shape of a tensor that gives a size; refuse another number of dimensions."""
     if name not in state:
-        raise ModelError(
-            f"the checkpoint has no '{name}', which tells its sizes: it is no ALBEF, RaSa, BERT or "
-            f"ViT; of another encoder, put its config.json beside the file"
-        )
+        problem = f"the checkpoint has no '{name}', which tells its sizes"
+        fix = "of another encoder, put its config.json beside the file"
+        raise ModelError(f"{problem}: it is no ALBEF, RaSa, BERT or ViT; {fix}")
     shape = tuple(state[name].shape)
     if len(shape) != num_dimensions:
-        raise ModelError(
-            f"'{name}' in the checkpoint has shape {list(shape)}: it must have {num_dimensions} "
-            f"dimensions; the checkpoint is not of a supported model"
-        )
+        problem = f"'{name}' in the checkpoint has shape {list(shape)}"
+        rule = f"it must have {num_dimensions} dimensions"
+        raise ModelError(f"{problem}: {rule}; the checkpoint is not of a supported model")
     return shape
 
 
@@ -112,10 +108,8 @@ def square_grid(num_patches: int) -> tuple[int, int]:
     """Return the grid of a square image with that many patches; raises a ModelError if none has."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
-        raise ModelError(
-            f"the checkpoint has {num_patches} patch positions, which is no square: give the image "
-            f"size it was trained with"
-        )
+        problem = f"the checkpoint has {num_patches} patch positions, which is no square"
+        raise ModelError(f"{problem}: give the image size it was trained with")
     return side, side
 
 

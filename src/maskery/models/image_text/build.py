@@ -1,6 +1,5 @@
 """Image-text models from nothing, from a BERT and a vision encoder, or from a CLIP or SigLIP."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,11 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM, ViTConfig
 from maskery.core.batch import require_mask, vocabulary_size
 from maskery.core.errors import ModelError
 from maskery.models.checkpoint_import.timm_vit import grid_of, resize_positions
-from maskery.models.image_text.model import (
-    ImageTextConfig,
-    ImageTextModel,
-    covered,
-    pair,
-    vision_family,
-)
+from maskery.models.image_text.model import ImageTextConfig, ImageTextModel, sized, vision_family
 from maskery.models.image_text.sizes import ImageTextSizes
 from maskery.models.loading import add_rows, load_tokenizer, load_weights, read_config
 
-log = logging.getLogger(__name__)
-
-WITHIN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # of two-tower checkpoints
+ALIGNED = ("clip", "siglip")  # Families of two towers, which their configurations hold
 MASK = "<|mask|>"  # Added to a tokenizer without a mask token, as IRRA does
 # ViT's and DINOv2's, then CLIP's and SigLIP's.
 POSITION_TABLES = ("embeddings.position_embeddings", "embeddings.position_embedding.weight")
@@ -36,29 +27,26 @@ def build_from_scratch(
         "hidden_size": sizes.width,
         "num_attention_heads": sizes.num_heads,
         "intermediate_size": 4 * sizes.width,
-        # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
-        # them, and small models learn to look some times sooner.
+        # BERT's 0.02 leaves narrow layers almost silent; so, small models learn to look sooner.
         "initializer_range": sizes.width**-0.5,
     }
-    text = BertConfig(
-        **both,
-        vocab_size=vocabulary_size,
-        num_hidden_layers=sizes.text_layers + sizes.fusion_layers,
-        max_position_embeddings=sizes.max_length,
-        hidden_dropout_prob=sizes.dropout,
-        attention_probs_dropout_prob=0.0,  # with dropout, attention takes twice the time
-        pad_token_id=pad_token_id,
-    )
-    vision = ViTConfig(
-        **both,
-        num_hidden_layers=sizes.image_layers,
-        layer_norm_eps=1e-6,  # as in the released vision transformers
-        image_size=list(sizes.image_size),
-        patch_size=sizes.patch_size,
-    )
     config = ImageTextConfig(
-        text_config=text,
-        vision_config=vision,
+        text_config=BertConfig(
+            **both,
+            vocab_size=vocabulary_size,
+            num_hidden_layers=sizes.text_layers + sizes.fusion_layers,
+            max_position_embeddings=sizes.max_length,
+            hidden_dropout_prob=sizes.dropout,
+            attention_probs_dropout_prob=0.0,  # with dropout, attention takes twice the time
+            pad_token_id=pad_token_id,
+        ),
+        vision_config=ViTConfig(
+            **both,
+            num_hidden_layers=sizes.image_layers,
+            layer_norm_eps=1e-6,  # as in the released vision transformers
+            image_size=list(sizes.image_size),
+            patch_size=sizes.patch_size,
+        ),
         fusion_layer=sizes.text_layers,
         embed_dim=sizes.embed_dim,
     )
@@ -86,7 +74,7 @@ def build_from_encoders(
     text_config.attention_probs_dropout_prob = 0.0
     bert, info = load_weights(BertForMaskedLM, str(text), config=text_config, dtype="float32")
     eyes = _load_vision(str(vision))
-    vision_config, size = _sized(eyes.config, image_size, str(vision))
+    vision_config, size = sized(eyes.config, image_size, str(vision))
     config = ImageTextConfig(
         text_config=text_config,
         vision_config=vision_config,
@@ -112,7 +100,7 @@ def build_from_encoders(
 
 def is_aligned(name: str) -> bool:
     """Return True for the name of a CLIP or SigLIP, or of one tower, which is refused later."""
-    return read_config(name).model_type.split("_")[0] in (*WITHIN, "siglip2")
+    return read_config(name).model_type.split("_")[0] in (*ALIGNED, "siglip2")
 
 
 def build_from_towers(
@@ -128,7 +116,7 @@ def build_from_towers(
     """
     towers, tokenizer = _load_towers(name)
     text = towers.text_model.config
-    vision, size = _sized(towers.vision_model.config, image_size, name)
+    vision, size = sized(towers.vision_model.config, image_size, name)
     config = ImageTextConfig(
         text_config=text,
         vision_config=vision,
@@ -163,7 +151,7 @@ def _load_towers(name: str) -> tuple[Any, Any]:
         fault = "takes pictures of any shape (NaFlex): use a SigLIP 2 of fixed resolution"
     elif "vision" in found:
         fault = "has the vision tower alone: use the whole model, or --vision-model beside a BERT"
-    elif found not in WITHIN:
+    elif found not in ALIGNED:
         fault = "has the text tower alone: use the whole model"
     if fault:
         raise ModelError(f"'{name}' ({found}) {fault}")
@@ -192,34 +180,12 @@ def fit_vision_positions(encoder: Any, config: Any) -> dict[str, torch.Tensor]:
     return state
 
 
-def _sized(config: Any, wanted: tuple[int, int] | None, name: str) -> tuple[Any, tuple[int, int]]:
-    """Copy a vision configuration for another image size, where its kind allows one.
-
-    Returns the size, too: as wanted, or the encoder's own, or what whole patches cover of that.
-    """
-    own, patch = pair(config.image_size), pair(config.patch_size)
-    size = wanted or covered(own, config)
-    if wanted is None and size != own:
-        log.warning(
-            "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d; "
-            "they are read at %d x %d",
-            *(name, *own, *patch, *size),
-        )
-    copied = type(config).from_dict(config.to_dict())
-    if size != own and size[0] == size[1]:
-        copied.image_size = size[0]
-    elif size != own and vision_family(config.model_type).oblong:
-        copied.image_size = list(size)
-    return copied, size
-
-
 def _load_vision(name: str) -> Any:
     """Load the vision encoder of a checkpoint, without its pooler."""
     config = read_config(name)
-    model_type = WITHIN.get(config.model_type, config.model_type)
-    family = vision_family(model_type)
-    if model_type != config.model_type:
+    if config.model_type in ALIGNED:
         config = config.vision_config
+    family = vision_family(config.model_type)
     for setting, value in family.unused_settings.items():
         setattr(config, setting, value)
     model, info = load_weights(AutoModel, name, config=config, dtype="float32", **family.arguments)

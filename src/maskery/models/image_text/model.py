@@ -10,6 +10,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from transformers.utils import ModelOutput
 
 from maskery.core.errors import ModelError
 from maskery.models.image_text.text_encoder import ImageKeys, TextFusionEncoder
+
+log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 # Text towers, each with the vision tower and the projections that it was trained with.
@@ -39,31 +42,25 @@ class ImageTextConfig(PreTrainedConfig):  # type: ignore[misc]
     # `attention_probs_dropout_prob` of 0.
     text_config: Any = None
     vision_config: Any = None  # Of Hugging Face: ViT, DeiT, CLIP, SigLIP or DINOv2
-    # Height and width of the images in pixels; by default those of the vision encoder, which
-    # interpolates its positions for others.
+    # Height and width in pixels; by default the vision encoder's, else it interpolates positions.
     image_size: Any = None
     fusion_layer: int = 6  # The first layer with cross-attention; those before read text alone
-    # Layers of IRRA's fusion encoder over two towers; 0: none, a dual encoder.
-    interaction_layers: int = 0
+    interaction_layers: int = 0  # Of IRRA's fusion encoder over two towers; 0: a dual encoder
     embed_dim: int = 256  # Width of the contrastive features
     temperature: float = 0.07  # What similarities are divided by at first; learnt
     tie_word_embeddings: bool = False  # The masked-language-modelling head has no matrix to tie
 
     def __post_init__(self, **kwargs: Any) -> None:
-        text: Any = self.text_config
-        if text is None:
-            text = {"attention_probs_dropout_prob": 0.0}
-        if isinstance(text, dict):
-            text = AutoConfig.for_model(**{"model_type": "bert", **text})
-        self.text_config = text
+        default = {"attention_probs_dropout_prob": 0.0}
+        text = default if self.text_config is None else self.text_config
+        bert = {"model_type": "bert"}
+        self.text_config = AutoConfig.for_model(**bert | text) if isinstance(text, dict) else text
         vision = self.vision_config or {"model_type": "vit"}
         self.vision_config = AutoConfig.for_model(**vision) if isinstance(vision, dict) else vision
         num_layers: int = self.text_config.num_hidden_layers
         if not (self.has_towers or 0 <= self.fusion_layer <= num_layers):
-            raise ModelError(
-                f"fusion_layer is {self.fusion_layer}: it must be from 0 to the text encoder's "
-                f"{num_layers} layers; half of them is usual"
-            )
+            rule = f"it must be from 0 to the text encoder's {num_layers} layers"
+            raise ModelError(f"fusion_layer is {self.fusion_layer}: {rule}; half of them is usual")
         self.image_size = list(self.image_size or pair(self.vision_config.image_size))
         check_image_size(self.image_size, self.vision_config)
         super().__post_init__(**kwargs)
@@ -78,10 +75,10 @@ def check_image_size(image_size: Sequence[int], vision_config: Any) -> None:
     """Raise a ModelError if the encoder's patch size does not divide a height and width."""
     size, patch = pair(image_size), pair(vision_config.patch_size)
     if (whole := covered(image_size, vision_config)) != size:
-        raise ModelError(
-            f"images of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x "
-            f"{patch[1]}: the patch size must divide the image size; choose {whole[0]} x {whole[1]}"
-        )
+        images, patches, fitting = (f"{rows} x {columns}" for rows, columns in (size, patch, whole))
+        problem = f"images of {images} pixels cannot be cut into patches of {patches}"
+        rule = "the patch size must divide the image size"
+        raise ModelError(f"{problem}: {rule}; choose {fitting}")
 
 
 def covered(image_size: int | Sequence[int], vision_config: Any) -> tuple[int, int]:
@@ -103,10 +100,8 @@ class VisionFamily:
     """Differences of one architecture from a plain ViT."""
 
     class_token: bool = True  # Token 0 stands for the whole image; otherwise the mean of all
-    # A normalisation that is kept for the pooled token, and is put on all tokens here.
-    token_norm: str | None = None
-    # Positions may be of an image that is not square; others are interpolated in every pass.
-    oblong: bool = False
+    token_norm: str | None = None  # It is kept for the pooled token, and put on all tokens here
+    oblong: bool = False  # Positions may be of an oblong image; else interpolated in every pass
     any_size: bool = False  # It interpolates positions without being asked
     unused_settings: dict[str, Any] = field(default_factory=dict)  # Leave out what nothing reads
     arguments: dict[str, Any] = field(default_factory=dict)  # Likewise, for the constructor
@@ -130,6 +125,24 @@ def vision_family(model_type: str) -> VisionFamily:
         problem = f"vision encoders of type '{model_type}' are not supported"
         raise ModelError(f"{problem}; choose one of {', '.join(sorted(VISION_FAMILIES))}")
     return VISION_FAMILIES[model_type]
+
+
+def sized(config: Any, wanted: tuple[int, int] | None, name: str) -> tuple[Any, tuple[int, int]]:
+    """Copy a vision configuration for another image size, where its kind allows one.
+
+    Returns the size, too: as wanted, or the encoder's own, or what whole patches cover of that.
+    """
+    own, patch = pair(config.image_size), pair(config.patch_size)
+    size = wanted or covered(own, config)
+    if wanted is None and size != own:
+        told = "'%s' was made for pictures of %d x %d pixels, no multiple of its patches of %d x %d"
+        log.warning(f"{told}; they are read at %d x %d", name, *own, *patch, *size)
+    copied = type(config).from_dict(config.to_dict())
+    if size != own and size[0] == size[1]:
+        copied.image_size = size[0]
+    elif size != own and vision_family(config.model_type).oblong:
+        copied.image_size = list(size)
+    return copied, size
 
 
 class VisionEncoder(nn.Module):

@@ -36,12 +36,9 @@ class ImageTextSizes(Settings):
         super().__post_init__()
         height, width = self.image_size
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
-            raise ConfigError(
-                f"image_size is {height} x {width} and patch_size {self.patch_size}: the patch "
-                f"size must divide both sides; choose sides that are multiples of it"
-            )
+            problem = f"image_size is {height} x {width} and patch_size {self.patch_size}"
+            rule = "the patch size must divide both sides; choose sides that are multiples of it"
+            raise ConfigError(f"{problem}: {rule}")
         if self.width % self.num_heads:
-            raise ConfigError(
-                f"width is {self.width} and num_heads {self.num_heads}: the heads must divide the "
-                f"width"
-            )
+            problem = f"width is {self.width} and num_heads {self.num_heads}"
+            raise ConfigError(f"{problem}: the heads must divide the width")

@@ -6,8 +6,7 @@ feed-forward. Parameters carry BERT's and ALBEF's names, so their checkpoints lo
 keys and values of an image are projected once and reused.
 
 Text comes as R rows of L tokens, padding and all, or as the T real tokens of those rows laid end to
-end (`PackedRows`). In the second form everything but attention itself is computed for real tokens
-alone.
+end (`PackedRows`); then everything but attention itself is computed for real tokens alone.
 
 Shapes: R text rows, L tokens a row, T real tokens, I images, N image tokens, H heads, d head width,
 D = H * d text width, W image width, V vocabulary, M selected tokens. Hidden states are (R, L, D),
@@ -86,10 +85,8 @@ class SelfAttention(nn.Module):
 
     def project(self, tokens: Tensor, packed: PackedRows | None = None) -> ImageKeys:
         """Project (I, N, W) tokens, or packed ones, to keys and values."""
-        return ImageKeys(
-            keys=self.split_heads(self.key(tokens), packed),
-            values=self.split_heads(self.value(tokens), packed),
-        )
+        keys, values = (self.split_heads(of(tokens), packed) for of in (self.key, self.value))
+        return ImageKeys(keys=keys, values=values)
 
     def attend(self, query: Tensor, to: ImageKeys, mask: Tensor | None = None) -> Tensor:
         """(R, H, L, d) queries to (R, H, L, d) contexts; mask (R, 1, 1, N) bool or None."""
@@ -226,17 +223,14 @@ class TextFusionEncoder(nn.Module):
     def __init__(self, config: Any, fusion_layer: int, image_width: int):
         super().__init__()
         self.fusion_layer = fusion_layer  # the first layer that looks at an image
-        # True if padding goes through the layers too, as in ALBEF's and RaSa's code, whose
-        # soft-label loss over the sequence reads what comes of it; else zeros stand there, or on a
-        # GPU what nothing may read.
+        # True if padding goes through the layers too, as in ALBEF's and RaSa's code, whose loss
+        # over the sequence reads it; else zeros stand there, or on a GPU what nothing may read.
         self.computes_padding = False
         # Modules under BERT's names, so that its checkpoints load as they are.
         embeddings = Embeddings(config)
-        layers = nn.ModuleList(
-            Layer(config, image_width if i >= fusion_layer else None)
-            for i in range(config.num_hidden_layers)
-        )
-        encoder = nn.ModuleDict({"layer": layers})
+        numbers = range(config.num_hidden_layers)
+        layers = [Layer(config, image_width if i >= fusion_layer else None) for i in numbers]
+        encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         self.bert: Any = nn.ModuleDict({"embeddings": embeddings, "encoder": encoder})
         self.cls: Any = nn.ModuleDict({"predictions": Predictions(config)})
 
@@ -283,10 +277,8 @@ class TextFusionEncoder(nn.Module):
         alone), but the last S rows at the S images of `others`, one each.
         """
         count = len(hidden) - (len(others[0].keys) if others else 0)
-        if images and count % len(images[0].keys):
-            raise ValueError(
-                f"{count} text rows are not whole blocks over {len(images[0].keys)} images"
-            )
+        if images and count % (num_images := len(images[0].keys)):
+            raise ValueError(f"{count} text rows are not whole blocks over {num_images} images")
         mask, rows = self._laid_out(attention_mask)
         if rows is not None:
             hidden = rows.gather(hidden)
@@ -339,10 +331,9 @@ def before_looking(encoder: TextFusionEncoder, hidden: Tensor, attention_mask: T
 
     From (R, L, D) of `encode_text`, and (R, L) bool, to (R, L, D) for `fuse_class_tokens`.
     """
-    first = encoder.fusion_layers[0]
-    if not isinstance(first, Layer):  # a fusion encoder of another kind begins by looking
-        return hidden
-    attended: Tensor = first.attention(hidden, attention_mask[:, None, None, :])
+    first, mask = encoder.fusion_layers[0], attention_mask[:, None, None, :]
+    # A fusion encoder of another kind begins by looking.
+    attended: Tensor = first.attention(hidden, mask) if isinstance(first, Layer) else hidden
     return attended
 
 

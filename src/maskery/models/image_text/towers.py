@@ -137,9 +137,8 @@ class TextTower(TextFusionEncoder):
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary at selected tokens: (M, D) to (M, V)."""
         if not self.fusion_layers:
-            raise ModelError(
-                "a dual encoder fills no words: use a model with a fusion encoder (--fusion-layers)"
-            )
+            fix = "use a model with a fusion encoder (--fusion-layers)"
+            raise ModelError(f"a dual encoder fills no words: {fix}")
         logits: Tensor = self.cls["predictions"](hidden, self.cls["decoder"].weight)
         return logits
 
