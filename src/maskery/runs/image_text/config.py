@@ -102,22 +102,19 @@ class ImageTextRunConfig(VocabularyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.text_model is None) != (self.vision_model is None):
-            raise ConfigError(
-                "--text-model and --vision-model belong together: give both, or neither and --model"
-            )
+            problem = "--text-model and --vision-model belong together"
+            raise ConfigError(f"{problem}: give both, or neither and --model")
         if self.text_model is None and self.fusion_layer is not None:
             raise ConfigError("--fusion-layer needs --text-model and --vision-model")
         if (self.view.height is None) != (self.view.width is None):
             raise ConfigError("--height and --width belong together: give both, or neither")
         size = self.model.removeprefix(SCRATCH)
         if self.text_model is None and self.model.startswith(SCRATCH) and size not in SIZES:
-            raise ConfigError(
-                f"{self.model} is no size; choose {', '.join(SCRATCH + name for name in SIZES)}"
-            )
+            sizes = ", ".join(SCRATCH + name for name in SIZES)
+            raise ConfigError(f"{self.model} is no size; choose {sizes}")
         if not self.objectives.learns:
-            raise ConfigError(
-                "all weights are 0, so nothing would be learnt; raise --mlm-weight or --itc-weight"
-            )
+            problem = "all weights are 0, so nothing would be learnt"
+            raise ConfigError(f"{problem}; raise --mlm-weight or --itc-weight")
 
     @property
     def start(self) -> str:
@@ -153,11 +150,11 @@ class PairsRunConfig(ImageTextRunConfig):
         if not self.pairs:
             raise ConfigError("no pairs are named: give a file, a pattern or a folder")
         super().__post_init__()
-        if self.reading.group_column is not None and self.eval_pairs is not None:
-            raise ConfigError(
-                f"--group-column {self.reading.group_column} and --eval-pairs do not go together: "
-                f"with held-out pairs of their own nothing is split; leave out one of them"
-            )
+        column = self.reading.group_column
+        if column is not None and self.eval_pairs is not None:
+            problem = f"--group-column {column} and --eval-pairs do not go together"
+            why = "with held-out pairs of their own nothing is split"
+            raise ConfigError(f"{problem}: {why}; leave out one of them")
 
     def anchored(self) -> Self:
         """Return the same with absolute paths, which mean the same from any folder."""

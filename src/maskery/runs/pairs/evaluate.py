@@ -91,13 +91,12 @@ def accepted_ids(
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             known[word] = int(ids[0])
     left_out = sorted(synonyms.keys() - known.keys())
+    named = ", ".join(left_out)
     if len(left_out) == len(synonyms):
-        raise ConfigError(
-            f"none of the words to score is one token of this tokenizer ({', '.join(left_out)}); "
-            f"correct --score-words"
-        )
+        problem = f"none of the words to score is one token of this tokenizer ({named})"
+        raise ConfigError(f"{problem}; correct --score-words")
     if left_out:
-        log.warning("not scored, because not one token: %s", ", ".join(left_out))
+        log.warning("not scored, because not one token: %s", named)
     return {
         known[word]: frozenset(known[other] for other in {word, *others} if other in known)
         for word, others in synonyms.items()

@@ -163,11 +163,8 @@ def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Ints:
         problem = "every training picture is also held out, so nothing is left to train on"
         raise DataError(f"{problem}; name other held-out pairs")
     if leaked.any():
-        log.warning(
-            "%s training pairs show held-out pictures (the same file or the same bytes) or groups, "
-            "and are not trained on",
-            f"{leaked.sum():,}",
-        )
+        shown = "held-out pictures (the same file or the same bytes) or groups"
+        log.warning("%s training pairs show %s, and are not trained on", f"{leaked.sum():,}", shown)
     return np.flatnonzero(~leaked)
 
 
@@ -185,12 +182,9 @@ def evaluate_pairs_run(
     """Evaluate a run's model on what the run held out, or on other words or pairs."""
     # A file never loads a plug-in, so a reader that the run was trained with is named again.
     config = trained_config(folder)
-    config = replace(
-        config,
-        score_words=score_words or config.score_words,
-        eval_pairs=eval_pairs or config.eval_pairs,
-        reading=replace(config.reading, reader=reader or config.reading.reader),
-    )
+    words, held_out = score_words or config.score_words, eval_pairs or config.eval_pairs
+    reading = replace(config.reading, reader=reader or config.reading.reader)
+    config = replace(config, score_words=words, eval_pairs=held_out, reading=reading)
     return PairsRun(config, progress=False, training=False).evaluate()
 
 

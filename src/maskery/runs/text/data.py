@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Given:
     """Objects of the user's own, in the place of what a configuration names; see `train_text`."""
 
@@ -58,17 +58,14 @@ def open_text(
     """Read and tokenise the corpus of a run, or open the shards that it names."""
     places = [] if given.texts is not None else list(filter(holds_shards, config.corpus))
     if config.mix and (given.texts is not None or len(places) not in (0, len(config.corpus))):
-        raise ConfigError(
-            "--mix needs each corpus as text of its own (a file, folder or glob), or each as "
-            "shards of maskery tokenize; name those"
-        )
+        needed = "text of its own (a file, folder or glob), or each as shards of maskery tokenize"
+        raise ConfigError(f"--mix needs each corpus as {needed}; name those")
     if not places:
         return StoredText(config, cache_dir, given, progress=progress)
     if len(config.corpus) > 1 and not config.mix:
-        raise ConfigError(
-            f"'{places[0]}' is a folder or address of shards, which is named alone or with a "
-            f"--mix; tokenize all of the corpus into one folder, or say how much of each"
-        )
+        rule = "which is named alone or with a --mix"
+        fix = "tokenize all of the corpus into one folder, or say how much of each"
+        raise ConfigError(f"'{places[0]}' is a folder or address of shards, {rule}; {fix}")
     if config.add_words is not None:
         problem = f"--add-words {config.add_words}: the shards were cut without these words"
         raise ConfigError(f"{problem}; train on the text itself")
@@ -99,6 +96,7 @@ class StoredText:
         self.added = self._add_words(config.add_words)
         self.config = config
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
+        self.token_counts = self.store.token_counts
         # Equal texts have one id: they are of the first corpus that has them.
         self.shares = config.shares
         self.owners = np.full(self.store.num_documents if self.shares else 0, -1)
@@ -122,9 +120,8 @@ class StoredText:
                 split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
             )
         if outside:
-            self.train_documents = without_held_out(
-                self.store, self.train_documents, outside, self.tokenizer
-            )
+            train = self.train_documents
+            self.train_documents = without_held_out(self.store, train, outside, self.tokenizer)
         self.most_tokens, whole_size = config.streaming.held_out_tokens, len(self.held_documents)
         self.held_documents = sample(self.held_store, self.held_documents, self.most_tokens)
         parts = [(len(self.held_documents), whole_size)]
@@ -157,10 +154,6 @@ class StoredText:
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
 
-    def token_counts(self, vocab_size: int) -> Ints:
-        """Return (vocab_size,) int64: how often each token stands in the corpus."""
-        return self.store.token_counts(vocab_size)
-
     def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """Return training and held-out batches."""
         chosen, train = (self.store, self.train_documents, batching), None
@@ -175,11 +168,9 @@ class StoredText:
         """Return how much there is to train and to be measured on, in words."""
         tokens = int(self.store.lengths()[self.train_documents].sum())
         of_more = " (a sample: --held-out-tokens)" if self.is_sampled else ""
-        return (
-            f"{len(self.train_documents):,} training and "
-            f"{counted(len(self.held_documents), 'held-out example')}{of_more}, "
-            f"{counted(tokens, 'token')}"
-        )
+        held_out = counted(len(self.held_documents), "held-out example") + of_more
+        train = f"{len(self.train_documents):,} training"
+        return f"{train} and {held_out}, {counted(tokens, 'token')}"
 
 
 def other_texts(

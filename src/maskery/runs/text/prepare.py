@@ -90,11 +90,8 @@ class TextRun:
             self.branch, self.first = branch.branch_of(config, self.identity)
             self.head_steps, steps = branch.left_steps(self, self.branch)
         self.frozen_share = self.head_steps / steps  # In which the new head is trained alone
-        self.model = MaskedLanguageModel(
-            self.loaded.model,
-            packed=batching.layout == "packed",
-            pad_token_id=int(data.tokenizer.pad_token_id or 0),
-        )
+        packed, pad = batching.layout == "packed", int(data.tokenizer.pad_token_id or 0)
+        self.model = MaskedLanguageModel(self.loaded.model, packed=packed, pad_token_id=pad)
         if config.training.micro_batch_tokens == "auto":
             importlib.import_module("maskery.runs.text.memory").limit_micro_batches(self)
         if self.branch is not None:  # after the task is made, which may keep the model's own start
@@ -158,11 +155,9 @@ class TextRun:
     @cached_property
     def task(self) -> Task[Any, Any]:
         """Make the task that the configuration names, or that an objective of the user's makes."""
-        parts = replace(
-            text_parts(self.config, self.model, self.loaded.tokenizer),
-            frozen_share=self.frozen_share,
-            sentence_encoder=self.sentence_encoder,
-        )
+        parts = text_parts(self.config, self.model, self.loaded.tokenizer)
+        share, encoder = self.frozen_share, self.sentence_encoder
+        parts = replace(parts, frozen_share=share, sentence_encoder=encoder)
         if self.config.training.compile:
             parts = compiled(parts, self.config, self.train, self.first)
         return make_text_task(parts, self.given.objective)
@@ -197,10 +192,8 @@ def head_first(config: TextRunConfig, loaded: Loaded) -> str:
     if config.head_first == "auto":
         return HEAD_FIRST if new else "off"
     if config.head_share and not new and config.objectives.objective == "mlm":
-        raise ConfigError(
-            f"--head-first {config.head_first}: '{config.model}' has a trained head, so none comes "
-            f"first; leave out --head-first"
-        )
+        problem = f"--head-first {config.head_first}: '{config.model}' has a trained head"
+        raise ConfigError(f"{problem}, so none comes first; leave out --head-first")
     return config.head_first
 
 
@@ -239,10 +232,9 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
         loading.add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
         loaded = replace(loaded, tokenizer=tokenizer)
     if loaded.attention_dropouts:
-        log.info(
-            "attention dropout is off (the model's own is %s); --attention-dropout restores it",
-            ", ".join(str(value) for value in loaded.attention_dropouts.values()),
-        )
+        own = ", ".join(map(str, loaded.attention_dropouts.values()))
+        fix = "--attention-dropout restores it"
+        log.info("attention dropout is off (the model's own is %s); %s", own, fix)
     if loaded.new_parameters:
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
@@ -283,10 +275,9 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
         return "padded"
     if config.attention_dropout and torch.cuda.is_available():
         if config.layout == "packed":
-            raise ConfigError(
-                "--layout packed and --attention-dropout do not go together on a GPU, whose "
-                "variable-length attention has no dropout; leave out one of them"
-            )
+            problem = "--layout packed and --attention-dropout do not go together on a GPU"
+            why = "whose variable-length attention has no dropout"
+            raise ConfigError(f"{problem}, {why}; leave out one of them")
         log.warning("batches are padded: the GPU's variable-length attention has no dropout")
         return "padded"
     possible, reason = can_pack(loaded.model, int(loaded.tokenizer.pad_token_id or 0))

@@ -79,10 +79,9 @@ def train_text(
         callbacks: Called while the run trains; see `Callback`.
     """
     if config.engine == "trainer":
-        raise ConfigError(
-            "--engine trainer is gone: use --engine loop, which takes the same steps and resumes; "
-            "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
-        )
+        fix = "use --engine loop, which takes the same steps and resumes"
+        other = "in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
+        raise ConfigError(f"--engine trainer is gone: {fix}; or, {other}")
     # What cannot be loaded is told before the corpus is read, and leaves no run folder.
     OBJECTIVES.find(config.objectives.objective if objective is None else objective)
     POLICIES.find(config.masking.policy)
@@ -98,14 +97,7 @@ def train_text(
     config = replace(config.anchored(), model=anchored(config.model), training=training)
     if config.from_run is not None:
         config = importlib.import_module("maskery.runs.text.branch").resolved(config)
-    given = Given(
-        texts=texts,
-        eval_texts=eval_texts,
-        model=model,
-        tokenizer=tokenizer,
-        objective=objective,
-        callbacks=tuple(callbacks),
-    )
+    given = Given(texts, eval_texts, model, tokenizer, objective, tuple(callbacks))
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
@@ -153,18 +145,16 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     scored = summary.resumed_from < summary.steps  # a finished run has evaluated nothing
     others = {name: text.finish(scored=scored) for name, text in texts.items()}
     decides = others.pop("")
+    apart = {name: one.difference["loss"] for name, one in others.items()}
+    probed = None if vectors is None else vectors.figures[0].difference
+    keeps = bool(run.config.objectives.keep_weight)
     result = TextResult(
         **vars(decides),
         folder=folder,
         heads=texts[""].heads,
         others=others,
         vectors=vectors,
-        verdict=judge(
-            decides.difference["loss"],
-            None if vectors is None else vectors.figures[0].difference,
-            keeps=bool(run.config.objectives.keep_weight),
-            others={name: one.difference["loss"] for name, one in others.items()},
-        ),
+        verdict=judge(decides.difference["loss"], probed, keeps=keeps, others=apart),
         mrtd_auc=text_auc(run.task, run.held_out.in_order()),
         summary=summary,
     )
@@ -218,9 +208,7 @@ def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
     run.loaded.tokenizer.save_pretrained(folder)
     text_mlm.save_extra(run.task, run.model, folder)
     if run.sentence_encoder is not None:
-        from maskery.models.pooling import copy_modules
-
-        copy_modules(run.sentence_encoder, folder)
+        importlib.import_module("maskery.models.pooling").copy_modules(run.sentence_encoder, folder)
     write_text(folder / "README.md", text_model_card(run.config, result))
 
 

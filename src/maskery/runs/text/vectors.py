@@ -61,9 +61,8 @@ class VectorCheck:
             return cls(run, labels_of(config))
         if not pooling_of(run).own:
             return None
-        held_out = texts_of(
-            run.held_out.store, run.loaded.tokenizer, np.unique(run.held_out.windows.documents)
-        )
+        documents = np.unique(run.held_out.windows.documents)
+        held_out = texts_of(run.held_out.store, run.loaded.tokenizer, documents)
         labelled = halves(list(held_out)[:MOST_HALVES])
         if len(set(labelled.labels)) < 2:
             return None
@@ -76,12 +75,9 @@ class VectorCheck:
     def result(self) -> ProbeResult:
         """Return the figures after and before, and their paired differences."""
         train, seen = self.run.train, cast(Iterable[str], ())
+        asked = self.run.config.probe is not None
         # Not of shards, or of so many that reading them takes long.
-        if (
-            self.run.config.probe is not None
-            and isinstance(train, TextSource)
-            and train.store.num_documents <= MOST_READ
-        ):
+        if asked and isinstance(train, TextSource) and train.store.num_documents <= MOST_READ:
             documents = np.unique(train.windows.documents)
             seen = texts_of(train.store, self.run.loaded.tokenizer, documents)
         return probe(self.after, self.labelled, self.before, linear=False, seen=seen)
@@ -97,9 +93,8 @@ class VectorCheck:
 def labels_of(config: TextRunConfig) -> Labelled:
     """Read the label file of a run."""
     assert config.probe is not None
-    labelled = read_labelled(
-        config.probe, text_column=config.probe_text, label_column=config.probe_label
-    )
+    text, label = config.probe_text, config.probe_label
+    labelled = read_labelled(config.probe, text_column=text, label_column=label)
     ClassTask(labelled, [])
     return labelled
 
