@@ -72,10 +72,7 @@ KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers.
-
-    Of two settings of one name, one would be lost.
-    """
+    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -85,7 +82,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []  # else it is refused below
-        seen: set[str] = set()
+        seen: set[str] = set()  # of two settings of one name, one would be lost
         for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 line = key.start_mark.line + 1
@@ -170,10 +167,7 @@ class OpenRun:
     config: Any  # The run's configuration, of the class that belongs to the kind
 
     def finished(self, config: type[ConfigT], what_now: str = FIGURES_NOW) -> ConfigT:
-        """Return the configuration of a run that has saved its model, of the class `config`.
-
-        If another model lies there now, a warning says so, and what comes of it.
-        """
+        """Return the configuration of a run that has saved its model, of the class `config`."""
         if not isinstance(self.config, config):
             needed = getattr(config, KIND, config.__name__)
             problem = f"'{self.folder}' is a run of kind {self.kind}"

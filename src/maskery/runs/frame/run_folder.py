@@ -180,8 +180,7 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
                 held.release()
     folder = output or _newest(default)
     problem = f"the folder '{folder}' is in use: a run never writes over another"
-    fix = "continue it with --resume auto, or name another --output"
-    taken = CheckpointError(f"{problem}; {fix}")
+    taken = CheckpointError(f"{problem}; continue it with --resume auto, or name another --output")
     if not resume and _in_use(folder):
         raise taken
     held = hold_folder(folder)

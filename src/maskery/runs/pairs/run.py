@@ -71,13 +71,11 @@ class PairsRun(ImageTextRun[PairsResult]):
         if own is None:
             train, held = split_pairs(groups, config.held_out_share)
         else:
-            train, held = np.arange(len(pairs)), np.arange(len(own))
-            if training:
-                train = not_held_out(pairs, own, reading)
+            train = not_held_out(pairs, own, reading) if training else np.arange(len(pairs))
+            held = np.arange(len(own))
         share = len(held) / (len(train) + len(held))
         log.info("%s training and %s", f"{len(train):,}", counted(len(held), "held-out pair"))
         self.train = PairSource(self.read(pairs, 1 - share), train, **self.batching)
-        # Held-out captions with right and wrong pictures.
         self.held_out = HeldOutPairs(self.read(judged, share), groups, held)
         reader = reading.reader
         self.identity = self.described(

@@ -1,7 +1,4 @@
-"""Retrieval settings and figures of runs and image-text models, and their spread over runs.
-
-Direct transfer: models measured on datasets that they did not learn from.
-"""
+"""Retrieval settings and figures of runs and models, on their own data or on others' (transfer)."""
 
 import json
 import logging
@@ -124,12 +121,9 @@ class RetrievalEvaluation:
     """Figures of one or several models on the same held-out data."""
 
     figures: dict[str, RetrievalFigures]  # By the name that each model was given by
-    # By the same names, the measured split of a dataset, and what each run was trained with; None
-    # where there is none, or it is not known.
-    splits: dict[str, str | None]
-    seeds: dict[str, int | None]
-    # By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking is
-    # missing where not all models have it.
+    splits: dict[str, str | None]  # By the same names, the measured split, where it is a dataset's
+    seeds: dict[str, int | None]  # Likewise what each run was trained with, where that is known
+    # By ranking (those of `RANKINGS` that all models have) and figure; None for one model.
     spread: dict[str, dict[str, Spread]] | None
 
 
@@ -202,15 +196,11 @@ def evaluate_retrieval_models(
             each(gallery, retrieval)
         for line in gallery.skipped:
             log.warning("%s", line)
-        # Some cannot be.
         readable = {"pictures": found.num_images, "captions": found.num_texts}
         conditions.add(name, {f"{what} that can be read": f"{n:,}" for what, n in readable.items()})
-    return RetrievalEvaluation(
-        figures=figures,
-        splits=splits,
-        seeds={name: None if one is None else one.training.seed for name, one in own.items()},
-        spread=spread_of(list(figures.values())),
-    )
+    seeds = {name: None if one is None else one.training.seed for name, one in own.items()}
+    spread = spread_of(list(figures.values()))
+    return RetrievalEvaluation(figures=figures, splits=splits, seeds=seeds, spread=spread)
 
 
 def datasets_of(named: Sequence[str]) -> dict[str, PersonSearchDataConfig]:

@@ -110,18 +110,16 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:
         best = loop.restore_best()  # the model of the best epoch is the one that is kept
+        step = loop.total_steps if best is None else best
         val = self.measure(self.val)
         found = val if self.test is None else self.measure(self.test)
         if is_main_process():
             write_text(folder / RANKS, ranks_jsonl((self.test or self.val).rank_rows(found)))
         measured = [split.pictures for split in (self.val, self.test) if split is not None]
+        test = None if self.test is None else found.figures
+        notes = (*self.data.notes, *self.skipped(*measured))
         return PersonSearchResult(
-            folder=folder,
-            best_step=loop.total_steps if best is None else best,
-            val=val.figures,
-            test=None if self.test is None else found.figures,
-            summary=summary,
-            notes=(*self.data.notes, *self.skipped(*measured)),
+            folder=folder, best_step=step, val=val.figures, test=test, summary=summary, notes=notes
         )
 
     def _save(self, folder: Path, result: PersonSearchResult) -> None:

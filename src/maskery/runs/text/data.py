@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ def open_text(
     if config.group_column is not None:
         problem = f"--group-column {config.group_column}: shards were split when they were made"
         raise ConfigError(f"{problem}; train on the text itself, or on an --eval-data of your own")
-    shards = importlib.import_module("maskery.runs.text.shards")
+    shards = import_module("maskery.runs.text.shards")
     sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
     return sharded
 
@@ -89,7 +89,7 @@ class StoredText:
         elif config.model.startswith(SCRATCH):
             kept = None if config.output is None else config.output / TOKENIZER
             if config.from_run is not None:
-                kept = importlib.import_module("maskery.runs.text.branch").kept_tokenizer(config)
+                kept = import_module("maskery.runs.text.branch").kept_tokenizer(config)
             self.tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
         else:
             self.tokenizer = load_tokenizer(config.model)
@@ -158,8 +158,8 @@ class StoredText:
         """Return training and held-out batches."""
         chosen, train = (self.store, self.train_documents, batching), None
         if self.shares:
-            mixture = importlib.import_module("maskery.data.mixture")
-            train = mixture.MixedSource(*chosen, self.owners, self.shares)
+            mixed = import_module("maskery.data.mixture").MixedSource
+            train = mixed(*chosen, self.owners, self.shares)
             log.info("%s", train.describe([Path(path).name for path in self.config.corpus]))
         held_out = TextSource(self.held_store, self.held_documents, batching)
         return train or TextSource(*chosen), held_out
@@ -169,8 +169,7 @@ class StoredText:
         tokens = int(self.store.lengths()[self.train_documents].sum())
         of_more = " (a sample: --held-out-tokens)" if self.is_sampled else ""
         held_out = counted(len(self.held_documents), "held-out example") + of_more
-        train = f"{len(self.train_documents):,} training"
-        return f"{train} and {held_out}, {counted(tokens, 'token')}"
+        return f"{len(self.train_documents):,} training and {held_out}, {counted(tokens, 'token')}"
 
 
 def other_texts(

@@ -119,7 +119,6 @@ def run_sweep(runs: Sequence[PlannedRun], *, progress: bool = True) -> list[Path
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """Return the name of a setting, and its values."""
     name, _, listed = text.partition("=")
     name = name.strip().replace("-", "_")
     values = [value.strip() for value in listed.split(",")]
@@ -241,8 +240,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
 
 def _both(scored: dict[str, masked.ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
     sums = list(scored.values())
-    return Evaluation(
-        scores={name: masked.summarise(sums) for name, sums in scored.items()},
-        difference=masked.compare(sums[-1], sums[-2]) if len(sums) > 1 else None,
-        mrtd_auc={name: value for name, value in judged.items() if value is not None},
-    )
+    scores = {name: masked.summarise(sums) for name, sums in scored.items()}
+    difference = masked.compare(sums[-1], sums[-2]) if len(sums) > 1 else None
+    aucs = {name: value for name, value in judged.items() if value is not None}
+    return Evaluation(scores=scores, difference=difference, mrtd_auc=aucs)

@@ -78,9 +78,8 @@ def mixer(
         return first, lambda shares: first.model.load_state_dict(linear(weights, shares), False)
     start = opened(base)
     require_alike(base, start, names[0], first)
-    old = weights_of(start)
     # A head that the start did not have is no start.
-    old = {name: old[name] for name in old if name not in start.new_parameters}
+    old = {n: t for n, t in weights_of(start).items() if n not in start.new_parameters}
     tied = partial(ties, weights, base=old, density=density)
     return first, lambda shares: first.model.load_state_dict(tied(shares), False)
 
@@ -132,11 +131,9 @@ def ties(
 ) -> dict[str, torch.Tensor]:
     """Return the base plus the disjoint mean of the models' trimmed changes, as in the paper.
 
-    Weights that the base does not have are merged linearly.
-
-    Args:
-        shares: Weights of the models in the sum that elects a sign, and in the mean.
-        density: Share of each model's changes, the largest over all its weights, that is kept.
+    Of each model's changes the largest are kept, a share of `density` over all its weights;
+    `shares` weigh the models in the sum that elects a sign, and in the mean. Weights that the base
+    does not have are merged linearly.
     """
     changes = [trimmed({n: model[n] - base[n] for n in base}, density) for model in models]
     weight = torch.tensor(shares, dtype=torch.float32)

@@ -113,9 +113,8 @@ class ShardedText:
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
             made = f"the tokenizer of '{manifest.tokenizer}'"
             problem = f"the shards of '{self.shards.place.name}' were made with {made}"
-            other = f"that of --model {config.model} is another"
             fix = f"make shards with: maskery tokenize CORPUS OUT --model {config.model}"
-            raise ModelError(f"{problem}, and {other}; {fix}")
+            raise ModelError(f"{problem}, and that of --model {config.model} is another; {fix}")
         return tokenizer
 
     def _held_out(self, cache_dir: Path, progress: bool) -> Documents:

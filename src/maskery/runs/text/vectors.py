@@ -40,7 +40,6 @@ class Remembered(Encoder):
 class VectorCheck:
     """Compares the run's encoder with the one that it started from, on one task."""
 
-    # Before the run's first step: the start's vectors are made now.
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
         self.run, self.labelled = run, labelled
         parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
@@ -48,14 +47,11 @@ class VectorCheck:
         self.before = Remembered(*parts, "before")
         self.task = Task.of(labelled, ())
         self.task.linear = False  # it takes most of the time
-        self.task.encode(self.before, progress=False)
+        self.task.encode(self.before, progress=False)  # now, before the run's first step
 
     @classmethod
     def of(cls, run: TextRun) -> Self | None:
-        """Make the check of a run: its `--probe` file, else halves of held-out texts.
-
-        None where neither is: halves are judged where the start is a sentence encoder.
-        """
+        """Check a `--probe` file or, for sentence encoders, halves of held-out texts; else None."""
         config = run.config
         if config.probe is not None:
             return cls(run, labels_of(config))
