@@ -72,10 +72,7 @@ KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers.
-
-    Of two settings of one name, one would be lost.
-    """
+    """Reads YAML without aliases, by which a few lines can stand for billions, and huge numbers."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -85,7 +82,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []  # else it is refused below
-        seen: set[str] = set()
+        seen: set[str] = set()  # of two settings of one name, one would be lost
         for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 line = key.start_mark.line + 1
@@ -116,17 +113,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             data = stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        # The steps of `yaml.safe_load`, whose loader `_Loader` makes stricter.
-        loader = _Loader(data.decode("utf-8"))
-        try:
-            settings = loader.get_single_data()
-        finally:
-            loader.dispose()
+        settings = yaml.load(data.decode("utf-8"), _Loader)  # a stricter `yaml.safe_load`
     # Of its own, the parser lets through dates that are none, and deep nesting.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"the configuration '{path}' cannot be read: {reason_of(error)}"
-        ) from error
+        problem = f"the configuration '{path}' cannot be read"
+        raise ConfigError(f"{problem}: {reason_of(error)}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected named settings, found {type(settings).__name__}")
     return {str(key): run_folder.each_text(value, from_file) for key, value in settings.items()}
@@ -140,9 +131,8 @@ def kind_of(settings: Mapping[str, Any], path: str | Path) -> str:
     if kind is None:
         raise ConfigError(f"{path}: no kind of run is named; add kind: {' or '.join(KINDS)}")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(
-            f"{path}: kind is {reprlib.repr(kind)}: it must be one of {', '.join(KINDS)}"
-        )
+        problem = f"{path}: kind is {reprlib.repr(kind)}"
+        raise ConfigError(f"{problem}: it must be one of {', '.join(KINDS)}")
     return kind
 
 
@@ -177,15 +167,11 @@ class OpenRun:
     config: Any  # The run's configuration, of the class that belongs to the kind
 
     def finished(self, config: type[ConfigT], what_now: str = FIGURES_NOW) -> ConfigT:
-        """Return the configuration of a run that has saved its model, of the class `config`.
-
-        If another model lies there now, a warning says so, and what comes of it.
-        """
+        """Return the configuration of a run that has saved its model, of the class `config`."""
         if not isinstance(self.config, config):
-            raise ConfigError(
-                f"'{self.folder}' is a run of kind {self.kind}, and one of kind "
-                f"{getattr(config, 'kind', config.__name__)} is needed"
-            )
+            needed = getattr(config, KIND, config.__name__)
+            problem = f"'{self.folder}' is a run of kind {self.kind}"
+            raise ConfigError(f"{problem}, and one of kind {needed} is needed")
         if not run_folder.has_model(self.folder):
             fix = f"finish it with: maskery train --config {self.folder / CONFIG} --resume auto"
             raise ConfigError(f"the run '{self.folder}' has no model yet; {fix}")

@@ -31,9 +31,8 @@ def push(
     run = open_run(folder)
     known = of_run(run.finished(type(run.config)), folder)
     if get_token() is None:
-        raise ConfigError(
-            "there are no credentials for the hub: log in with hf auth login, or set HF_TOKEN"
-        )
+        problem = "there are no credentials for the hub"
+        raise ConfigError(f"{problem}: log in with hf auth login, or set HF_TOKEN")
     with TemporaryDirectory() as place, asked(f"hf://{repo}", "pushed"):
         copy = shutil.copytree(folder / MODEL, Path(place) / MODEL)
         card = ModelCard.load(copy / "README.md")

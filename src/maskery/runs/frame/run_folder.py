@@ -179,10 +179,8 @@ def open_folder(output: Path | None, default: Path, *, resume: bool) -> HeldFold
             if held is not None:
                 held.release()
     folder = output or _newest(default)
-    taken = CheckpointError(
-        f"the folder '{folder}' is in use: a run never writes over another; continue it with "
-        f"--resume auto, or name another --output"
-    )
+    problem = f"the folder '{folder}' is in use: a run never writes over another"
+    taken = CheckpointError(f"{problem}; continue it with --resume auto, or name another --output")
     if not resume and _in_use(folder):
         raise taken
     held = hold_folder(folder)
@@ -247,12 +245,8 @@ def _lock(folder: Path) -> FileLock | None:
     except OSError as error:
         if error.errno not in NO_LOCKS:  # as a Timeout, which has none
             raise
-        log.warning(
-            "the file system of '%s' has no locks (%s): make sure that no other process trains "
-            "there",
-            folder,
-            error.strerror,
-        )
+        problem = f"the file system of '{folder}' has no locks ({error.strerror})"
+        log.warning("%s: make sure that no other process trains there", problem)
         return None
     return lock
 

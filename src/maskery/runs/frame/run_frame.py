@@ -112,9 +112,8 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         write(partial)
-        run_folder.warn_of_another_model(
-            folder.parent, "it is replaced by what the last checkpoint holds"
-        )
+        what_now = "it is replaced by what the last checkpoint holds"
+        run_folder.warn_of_another_model(folder.parent, what_now)
         run_folder.write_json(folder.parent / run_folder.SUMS, run_folder.model_sums(partial))
         replace_folder(partial, folder)
     except Exception as error:
@@ -122,11 +121,10 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
         # Tokenizers tell of a full disk by a bare Exception.
         if not isinstance(error, UNWRITTEN) and type(error) is not Exception:
             raise
-        raise CheckpointError(
-            f"the model could not be written to '{folder}' ({reason_of(error)}); free some "
-            f"space and repeat the command with --resume auto: the training "
-            f"itself is in the last checkpoint"
-        ) from error
+        problem = f"the model could not be written to '{folder}' ({reason_of(error)})"
+        fix = "free some space and repeat the command with --resume auto"
+        kept = "the training itself is in the last checkpoint"
+        raise CheckpointError(f"{problem}; {fix}: {kept}") from error
 
 
 def identity(training: BaseTrainingConfig, described: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Settings of runs on pairs and of person search, and presets; light to import."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -19,10 +20,13 @@ from maskery.tasks.image_text_config import ImageTextMLMConfig, PersonSearchConf
 from maskery.training.config import BaseTrainingConfig
 
 SCRATCH = "scratch:"
+Part = partial(Range, 0, 1, above=True, below=True)  # neither nothing nor all
 NO_MODEL = ""  # In presets of large models, whose start the user must name
 EPOCHS = 30
 # The weights of all loss terms, for presets that have few of them.
 OFF: dict[str, Any] = dict.fromkeys((term.flag for term in TERMS.values()), 0.0)
+# In RaSa's training as released, and in IRRA's.
+RELEASED: dict[str, Any] = {"learning_rate": 1e-5, "lr_schedule": "cosine", "clip_norm": 0.0}
 DRAWN_PEOPLE = "drawn-people"  # in --score-words, stands for their colours and garments
 SIZES: dict[str, ImageTextSizes] = {
     "tiny": ImageTextSizes(patch_size=8),
@@ -92,9 +96,7 @@ class ImageTextRunConfig(VocabularyConfig):
     keeps none."""
     view: ViewConfig = ViewConfig()
     masking: MaskingConfig = MaskingConfig()
-    mrtd_mask_rate: Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.3")] = (
-        0.3
-    )
+    mrtd_mask_rate: Annotated[float, Part(hint="try {flag} 0.3")] = 0.3
     """Share of the words that the momentum twin fills anew for replaced token detection (RaSa)."""
     objectives: ImageTextMLMConfig = ImageTextMLMConfig()
     training: PairsTrainingConfig = PairsTrainingConfig()
@@ -102,22 +104,19 @@ class ImageTextRunConfig(VocabularyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.text_model is None) != (self.vision_model is None):
-            raise ConfigError(
-                "--text-model and --vision-model belong together: give both, or neither and --model"
-            )
+            problem = "--text-model and --vision-model belong together"
+            raise ConfigError(f"{problem}: give both, or neither and --model")
         if self.text_model is None and self.fusion_layer is not None:
             raise ConfigError("--fusion-layer needs --text-model and --vision-model")
         if (self.view.height is None) != (self.view.width is None):
             raise ConfigError("--height and --width belong together: give both, or neither")
         size = self.model.removeprefix(SCRATCH)
         if self.text_model is None and self.model.startswith(SCRATCH) and size not in SIZES:
-            raise ConfigError(
-                f"{self.model} is no size; choose {', '.join(SCRATCH + name for name in SIZES)}"
-            )
+            sizes = ", ".join(SCRATCH + name for name in SIZES)
+            raise ConfigError(f"{self.model} is no size; choose {sizes}")
         if not self.objectives.learns:
-            raise ConfigError(
-                "all weights are 0, so nothing would be learnt; raise --mlm-weight or --itc-weight"
-            )
+            problem = "all weights are 0, so nothing would be learnt"
+            raise ConfigError(f"{problem}; raise --mlm-weight or --itc-weight")
 
     @property
     def start(self) -> str:
@@ -138,9 +137,7 @@ class PairsRunConfig(ImageTextRunConfig):
     eval_pairs: str | None = None
     """Held-out pairs of their own; their pictures are not trained on. Default: the test split, or a
     share of the pairs."""
-    held_out_share: Annotated[float, Range(0, 1, above=True, below=True, hint="try {flag} 0.1")] = (
-        0.1
-    )
+    held_out_share: Annotated[float, Part(hint="try {flag} 0.1")] = 0.1
     """Share of the pictures (persons, where named) that is held out, chosen by a hash."""
     score_words: tuple[str, ...] = ()
     """Words scored one at a time on held-out captions; grey|gray count for each other; drawn-people
@@ -153,11 +150,11 @@ class PairsRunConfig(ImageTextRunConfig):
         if not self.pairs:
             raise ConfigError("no pairs are named: give a file, a pattern or a folder")
         super().__post_init__()
-        if self.reading.group_column is not None and self.eval_pairs is not None:
-            raise ConfigError(
-                f"--group-column {self.reading.group_column} and --eval-pairs do not go together: "
-                f"with held-out pairs of their own nothing is split; leave out one of them"
-            )
+        column = self.reading.group_column
+        if column is not None and self.eval_pairs is not None:
+            problem = f"--group-column {column} and --eval-pairs do not go together"
+            why = "with held-out pairs of their own nothing is split"
+            raise ConfigError(f"{problem}: {why}; leave out one of them")
 
     def anchored(self) -> Self:
         """Return the same with absolute paths, which mean the same from any folder."""
@@ -191,16 +188,14 @@ def rasa(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         view=ViewConfig(flip_probability=0.5),
         objectives=PersonSearchConfig(alpha_warmup=1 / EPOCHS),  # over the first epoch
         training=PairsTrainingConfig(
+            **RELEASED,
             epochs=EPOCHS,
             batch_pairs=52,  # of four GPUs
             micro_batch_pairs=13,
-            learning_rate=1e-5,
             head_learning_rate=1e-4,  # of the two heads that ALBEF lacks
             weight_decay=0.02,
             warmup_share=0.0,
-            lr_schedule="cosine",
             lr_floor=0.1,  # a cosine from 1e-5 to 1e-6
-            clip_norm=0.0,
         ),
     )
 
@@ -212,8 +207,7 @@ def albef(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
     objectives = replace(
         run.objectives, itc_weight=1.0, prd_weight=0.0, mrtd_weight=0.0, within_modality=False
     )
-    # Only the picture's own captions.
-    return replace(run, weak_pair_probability=0.0, objectives=objectives)
+    return replace(run, weak_pair_probability=0.0, objectives=objectives)  # its own captions alone
 
 
 def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
@@ -227,13 +221,7 @@ def clip(data: PersonSearchDataConfig) -> PersonSearchRunConfig:
         objectives=PersonSearchConfig(**OFF, term=("infonce",), alpha=0.0, queue_size=1),
         retrieval=RetrievalConfig(rerank=0),
         training=PairsTrainingConfig(
-            epochs=60,
-            learning_rate=1e-5,
-            head_learning_rate=5e-5,
-            weight_decay=4e-5,
-            warmup_share=5 / 60,
-            lr_schedule="cosine",
-            clip_norm=0.0,
+            **RELEASED, epochs=60, head_learning_rate=5e-5, weight_decay=4e-5, warmup_share=5 / 60
         ),
     )
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from maskery.core.errors import CheckpointError, ConfigError, counted, reason_of
+from maskery.core.errors import CheckpointError, ConfigError, counted, explained
 from maskery.core.task import EXTRA_STATE, part_of
 from maskery.data.corpus.reader import Corpus
 from maskery.data.images.config import HALF_MEAN, HALF_STD, ViewConfig
@@ -93,10 +93,9 @@ def start_model(
         view = preprocessing_of(name, model, view)
         check_image_size(view.size, model.config.vision_config)
     if config.fusion_layers and config.fusion_layers != model.config.interaction_layers:
-        raise ConfigError(
-            f"--fusion-layers {config.fusion_layers} goes on top of a CLIP or SigLIP, and "
-            f"'{config.start}' is another start, with fusion of its own; leave it out"
-        )
+        problem = f"--fusion-layers {config.fusion_layers} goes on top of a CLIP or SigLIP"
+        why = f"'{config.start}' is another start, with fusion of its own"
+        raise ConfigError(f"{problem}, and {why}; leave it out")
     loading.require_rows(f"'{config.start}'", model, tokenizer)
     return StartModel(model=model, tokenizer=tokenizer, view=view, new_parameters=new)
 
@@ -121,11 +120,9 @@ def warn_of_sides(pairs: Pairs, flip_probability: float) -> None:
         return
     count = sum(SIDES.search(caption) is not None for pair in pairs for caption in pair.captions)
     if count:
-        log.warning(
-            "%s captions say left or right, and a share of %g of the pictures is mirrored: if they "
-            "mean sides, add --flip-probability 0",
-            *(f"{count:,}", flip_probability),
-        )
+        problem = f"a share of {flip_probability:g} of the pictures is mirrored"
+        fix = "if they mean sides, add --flip-probability 0"
+        log.warning("%s captions say left or right, and %s: %s", f"{count:,}", problem, fix)
 
 
 def require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
@@ -136,11 +133,10 @@ def require_fusion(config: ImageTextRunConfig, model: ImageTextModel) -> None:
     names = {"mlm"} if config.kind == "pairs" else set()
     names |= {"mlm", "mrtd", "itm", "prd"} & config.objectives.weights.keys()
     if names:
-        raise ConfigError(
-            f"'{config.start}' is a dual encoder, without fusion layers for "
-            f"{', '.join(sorted(names))}: add --fusion-layers 4, or in train person-search leave "
-            f"them out: {' '.join(f'--{name}-weight 0' for name in sorted(names))}"
-        )
+        problem = f"'{config.start}' is a dual encoder, without fusion layers for"
+        fix = "add --fusion-layers 4, or in train person-search leave them out"
+        flags = " ".join(f"--{name}-weight 0" for name in sorted(names))
+        raise ConfigError(f"{problem} {', '.join(sorted(names))}: {fix}: {flags}")
 
 
 def make_task(
@@ -168,9 +164,7 @@ def twin_beside(name: str) -> dict[str, torch.Tensor] | None:
     path = Path(loading.resolve(name)) / EXTRA_STATE
     if not path.is_file():
         return None
-    try:
+    problem = f"the momentum twin in '{path}' cannot be read"
+    fix = "restore the file, or remove it to do without the twin"
+    with explained(problem, fix, OSError, SafetensorError, kind=CheckpointError, most=120):
         return part_of(load_file(path), "twin.")
-    except (OSError, SafetensorError) as error:
-        problem = f"the momentum twin in '{path}' cannot be read ({reason_of(error, most=120)})"
-        fix = "restore the file, or remove it to do without the twin"
-        raise CheckpointError(f"{problem}; {fix}") from error

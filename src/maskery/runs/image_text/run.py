@@ -32,10 +32,7 @@ ResultT = TypeVar("ResultT", bound=run_frame.RunResult)
 
 
 class ImageTextRun(ABC, Generic[ResultT]):
-    """A run before its first step: its model, its task, and how it reads pairs.
-
-    A kind of run adds training batches, held-out data and their figures.
-    """
+    """A run before its first step: its model, its task, and how it reads pairs."""
 
     config: ImageTextRunConfig
     train: PairSource | PersonSource  # Training batches
@@ -52,6 +49,10 @@ class ImageTextRun(ABC, Generic[ResultT]):
         terms: Sequence[Any],
     ) -> None:
         self.config, self.pairs, self.reading = config, pairs, reading
+        # Sizes of training batches, and the seed of their order.
+        training = config.training
+        sizes = {"batch_pairs": training.batch_pairs, "micro_pairs": training.micro_batch_pairs}
+        self.batching: dict[str, Any] = {**sizes, "seed": training.seed}
         start = prepare.start_model(config, pairs, folder=folder, progress=progress)
         self.start, model = start, start.model
         take_precision(config.training, model)  # which opening a model does not know
@@ -73,10 +74,8 @@ class ImageTextRun(ABC, Generic[ResultT]):
             if twin is not None:
                 self.task.twin.load_state_dict(twin)
 
-    # What a kind of run adds: the figures in the log (the first tells the best checkpoint), what is
-    # measured at the end, and the card of the model.
     @abstractmethod
-    def _logged(self) -> dict[str, float]: ...
+    def _logged(self) -> dict[str, float]: ...  # in the log; the first tells the best checkpoint
 
     @abstractmethod
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> ResultT: ...
@@ -94,13 +93,6 @@ class ImageTextRun(ABC, Generic[ResultT]):
         cache_bytes = int(self.config.image_cache_mb * 2**20 * share)
         pictures = Pictures(pairs, self.reading.on_bad_image, near=near, cache_bytes=cache_bytes)
         return ReadPairs(pairs, captions, pictures, start.view)
-
-    @property
-    def batching(self) -> dict[str, Any]:
-        """The sizes of training batches and the seed of their order."""
-        training = self.config.training
-        sizes = {"batch_pairs": training.batch_pairs, "micro_pairs": training.micro_batch_pairs}
-        return {**sizes, "seed": training.seed}
 
     def learnt_anew(self) -> frozenset[str]:
         """Return the parameters that learn at `head_learning_rate`."""
@@ -135,16 +127,12 @@ class ImageTextRun(ABC, Generic[ResultT]):
         model.save_pretrained(folder, state_dict=without_terms(model.state_dict()))
         self.start.tokenizer.save_pretrained(folder)
         mean, std = view.normalisation
-        processing = {  # as Hugging Face image processors have it
-            "do_resize": True,
-            "size": {"height": view.height, "width": view.width},
-            "resample": 3,  # bicubic
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(mean),
-            "image_std": list(std),
-        }
+        # As Hugging Face image processors have it; 3 is bicubic.
+        size = {"height": view.height, "width": view.width}
+        resized = {"do_resize": True, "size": size, "resample": 3}
+        rescaled = {"do_rescale": True, "rescale_factor": 1 / 255}
+        normalised = {"do_normalize": True, "image_mean": list(mean), "image_std": list(std)}
+        processing = {**resized, **rescaled, **normalised}
         (folder / "preprocessor_config.json").write_text(json.dumps(processing, indent=1), "utf-8")
         # Queues hold this dataset's persons and are of no use to another run.
         twin = {n: t for n, t in self.task.extra_state().items() if n.startswith("twin.")}

@@ -52,13 +52,12 @@ def summarise_pairs(
         found = score_words(opened.model.eval(), held_out, ids, mask.mask_token_id)
     if task is not None:
         auc = masked.replaced_words_auc(task, map(_viewed, held_out), progress=1.0)
-    others = {name: sums for name, sums in scored.items() if name != "right"}
-    return PairsEvaluation(
-        scores={condition: masked.summarise(sums) for condition, sums in scored.items()},
-        difference={name: masked.compare(scored["right"], sums) for name, sums in others.items()},
-        words=found,
-        mrtd_auc=auc,
-    )
+    right = scored["right"]
+    difference: dict[str, dict[str, Interval]] = {
+        name: masked.compare(right, sums) for name, sums in scored.items() if name != "right"
+    }
+    scores = {condition: masked.summarise(sums) for condition, sums in scored.items()}
+    return PairsEvaluation(scores=scores, difference=difference, words=found, mrtd_auc=auc)
 
 
 def _viewed(batch: JudgedPairs) -> ViewedPairs:
@@ -91,13 +90,12 @@ def accepted_ids(
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             known[word] = int(ids[0])
     left_out = sorted(synonyms.keys() - known.keys())
+    named = ", ".join(left_out)
     if len(left_out) == len(synonyms):
-        raise ConfigError(
-            f"none of the words to score is one token of this tokenizer ({', '.join(left_out)}); "
-            f"correct --score-words"
-        )
+        problem = f"none of the words to score is one token of this tokenizer ({named})"
+        raise ConfigError(f"{problem}; correct --score-words")
     if left_out:
-        log.warning("not scored, because not one token: %s", ", ".join(left_out))
+        log.warning("not scored, because not one token: %s", named)
     return {
         known[word]: frozenset(known[other] for other in {word, *others} if other in known)
         for word, others in synonyms.items()
@@ -137,8 +135,7 @@ def evaluate_image_text(
     for one in opened:
         captions = read_captions(pairs, one.tokenizer, reading, longest)
         pictures = Pictures(pairs, reading.on_bad_image, near=one.view.size, cache_bytes=CACHE)
-        read = ReadPairs(pairs, captions, pictures, one.view)
-        held_out = HeldOutPairs(read, groups, everything)
+        held_out = HeldOutPairs(ReadPairs(pairs, captions, pictures, one.view), groups, everything)
         masker = Masker.of(one.tokenizer, masking, seed=seed)
         scored.append(score_pairs(one.model, held_out, masker))
         heading = one.name if one.name not in models else f"{one.name} (again)"

@@ -71,13 +71,11 @@ class PairsRun(ImageTextRun[PairsResult]):
         if own is None:
             train, held = split_pairs(groups, config.held_out_share)
         else:
-            train, held = np.arange(len(pairs)), np.arange(len(own))
-            if training:
-                train = not_held_out(pairs, own, reading)
+            train = not_held_out(pairs, own, reading) if training else np.arange(len(pairs))
+            held = np.arange(len(own))
         share = len(held) / (len(train) + len(held))
         log.info("%s training and %s", f"{len(train):,}", counted(len(held), "held-out pair"))
         self.train = PairSource(self.read(pairs, 1 - share), train, **self.batching)
-        # Held-out captions with right and wrong pictures.
         self.held_out = HeldOutPairs(self.read(judged, share), groups, held)
         reader = reading.reader
         self.identity = self.described(
@@ -163,11 +161,8 @@ def not_held_out(pairs: Pairs, own: Pairs, reading: PairsConfig) -> Ints:
         problem = "every training picture is also held out, so nothing is left to train on"
         raise DataError(f"{problem}; name other held-out pairs")
     if leaked.any():
-        log.warning(
-            "%s training pairs show held-out pictures (the same file or the same bytes) or groups, "
-            "and are not trained on",
-            f"{leaked.sum():,}",
-        )
+        shown = "held-out pictures (the same file or the same bytes) or groups"
+        log.warning("%s training pairs show %s, and are not trained on", f"{leaked.sum():,}", shown)
     return np.flatnonzero(~leaked)
 
 
@@ -185,12 +180,9 @@ def evaluate_pairs_run(
     """Evaluate a run's model on what the run held out, or on other words or pairs."""
     # A file never loads a plug-in, so a reader that the run was trained with is named again.
     config = trained_config(folder)
-    config = replace(
-        config,
-        score_words=score_words or config.score_words,
-        eval_pairs=eval_pairs or config.eval_pairs,
-        reading=replace(config.reading, reader=reader or config.reading.reader),
-    )
+    words, held_out = score_words or config.score_words, eval_pairs or config.eval_pairs
+    reading = replace(config.reading, reader=reader or config.reading.reader)
+    config = replace(config, score_words=words, eval_pairs=held_out, reading=reading)
     return PairsRun(config, progress=False, training=False).evaluate()
 
 

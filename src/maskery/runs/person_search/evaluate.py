@@ -1,7 +1,4 @@
-"""Retrieval settings and figures of runs and image-text models, and their spread over runs.
-
-Direct transfer: models measured on datasets that they did not learn from.
-"""
+"""Retrieval settings and figures of runs and models, on their own data or on others' (transfer)."""
 
 import json
 import logging
@@ -124,12 +121,9 @@ class RetrievalEvaluation:
     """Figures of one or several models on the same held-out data."""
 
     figures: dict[str, RetrievalFigures]  # By the name that each model was given by
-    # By the same names, the measured split of a dataset, and what each run was trained with; None
-    # where there is none, or it is not known.
-    splits: dict[str, str | None]
-    seeds: dict[str, int | None]
-    # By ranking (`contrastive`, `reranked`) and figure; None for one model, and a ranking is
-    # missing where not all models have it.
+    splits: dict[str, str | None]  # By the same names, the measured split, where it is a dataset's
+    seeds: dict[str, int | None]  # Likewise what each run was trained with, where that is known
+    # By ranking (those of `RANKINGS` that all models have) and figure; None for one model.
     spread: dict[str, dict[str, Spread]] | None
 
 
@@ -141,11 +135,9 @@ class Conditions(dict[str, tuple[str, str]]):
         for about, value in conditions.items():
             first, expected = self.setdefault(about, (name, value))
             if value != expected:
-                raise ConfigError(
-                    f"'{first}' and '{name}' are not {done} alike ({about}: {expected} and "
-                    f"{value}), so a mean over them would say nothing; measure each for itself, or "
-                    f"make them alike"
-                )
+                problem = f"'{first}' and '{name}' are not {done} alike"
+                why = f"({about}: {expected} and {value}), so a mean over them would say nothing"
+                raise ConfigError(f"{problem} {why}; measure each for itself, or make them alike")
 
 
 def evaluate_retrieval_models(
@@ -204,15 +196,11 @@ def evaluate_retrieval_models(
             each(gallery, retrieval)
         for line in gallery.skipped:
             log.warning("%s", line)
-        # Some cannot be.
         readable = {"pictures": found.num_images, "captions": found.num_texts}
         conditions.add(name, {f"{what} that can be read": f"{n:,}" for what, n in readable.items()})
-    return RetrievalEvaluation(
-        figures=figures,
-        splits=splits,
-        seeds={name: None if one is None else one.training.seed for name, one in own.items()},
-        spread=spread_of(list(figures.values())),
-    )
+    seeds = {name: None if one is None else one.training.seed for name, one in own.items()}
+    spread = spread_of(list(figures.values()))
+    return RetrievalEvaluation(figures=figures, splits=splits, seeds=seeds, spread=spread)
 
 
 def datasets_of(named: Sequence[str]) -> dict[str, PersonSearchDataConfig]:
@@ -221,10 +209,8 @@ def datasets_of(named: Sequence[str]) -> dict[str, PersonSearchDataConfig]:
     for text in named:
         kind, _, place = text.partition(":")
         if kind not in kinds or not place:
-            raise ConfigError(
-                f"--on has '{text}'; name each as KIND:DIR, where KIND is one of "
-                f"{', '.join(kinds)}{meant(kind, kinds)}"
-            )
+            fix = f"KIND is one of {', '.join(kinds)}{meant(kind, kinds)}"
+            raise ConfigError(f"--on has '{text}'; name each as KIND:DIR, where {fix}")
         found[text] = PersonSearchDataConfig(dataset=kinds[kind], root=Path(place))
     require_once([text.partition(":")[2] for text in named], "dataset")
     return found
@@ -261,10 +247,9 @@ def own_run(name: str, *, needed: bool) -> PersonSearchRunConfig | None:
     if run_kind(name) == PersonSearchRunConfig.kind:
         return open_run(name).finished(PersonSearchRunConfig)
     if needed:
-        raise ConfigError(
-            f"'{name}' is no run of maskery train person-search, so it has no held-out pictures of "
-            f"its own; name some with --data PAIRS"
-        )
+        problem = f"'{name}' is no run of maskery train person-search"
+        why = "so it has no held-out pictures of its own"
+        raise ConfigError(f"{problem}, {why}; name some with --data PAIRS")
     return None
 
 
@@ -292,12 +277,10 @@ def recipe_of(config: PersonSearchRunConfig) -> dict[str, str]:
 
 def ranking_conditions(settings: RetrievalConfig) -> dict[str, str]:
     """Return how pictures are ranked, as conditions."""
-    score: str = settings.score
-    if score == "sum":
-        score += f" with odds at {settings.odds_weight:g}"
+    odds = f" with odds at {settings.odds_weight:g}" if settings.score == "sum" else ""
     return {
         "pictures ranked anew (--rerank)": str(settings.rerank),
-        "the score they are ranked by": score if settings.rerank else "similarity",
+        "the score they are ranked by": settings.score + odds if settings.rerank else "similarity",
     }
 
 
@@ -308,12 +291,10 @@ def spread_of(figures: Sequence[RetrievalFigures]) -> dict[str, dict[str, Spread
     spread: dict[str, dict[str, Spread]] = {}
     for ranking in RANKINGS:
         found = [getattr(one, ranking) for one in figures]
-        if None in found:
-            continue
-        spread[ranking] = {}
-        for name in FIGURES:
+        for name in () if None in found else FIGURES:
             values = [getattr(one, name).value for one in found]
-            spread[ranking][name] = Spread(statistics.fmean(values), statistics.stdev(values))
+            one_figure = Spread(statistics.fmean(values), statistics.stdev(values))
+            spread.setdefault(ranking, {})[name] = one_figure
     return spread
 
 
@@ -329,10 +310,8 @@ def open_for_measuring(
     opened = replace(opened, retrieval=overrides.of_model(opened.retrieval))
     ranking = opened.retrieval.ranking
     if overrides.odds_weight is not None and ranking.score != "sum":
-        raise ConfigError(
-            f"odds_weight is set, and '{name}' is ranked by {ranking.score}, which has no use "
-            f"for it; add --score sum, or leave it out"
-        )
+        problem = f"odds_weight is set, and '{name}' is ranked by {ranking.score}"
+        raise ConfigError(f"{problem}, which has no use for it; add --score sum, or leave it out")
     if ranking.rerank and not opened.trained("itm"):
         log.info("the matching head of '%s' was never trained, so it is left out", name)
         ranking = replace(ranking, rerank=0)

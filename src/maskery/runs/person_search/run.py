@@ -61,30 +61,22 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
             config, data.train, config.data, folder=folder, progress=progress, terms=terms
         )
         total = sum(len(pairs) for pairs in (data.train, data.val, data.test) if pairs)
-        self.train = PersonSource(
-            self.read(data.train, len(data.train) / total),
-            weak_pair_probability=config.weak_pair_probability,
-            **self.batching,
-        )
+        read, chance = self.read(data.train, len(data.train) / total), config.weak_pair_probability
+        self.train = PersonSource(read, weak_pair_probability=chance, **self.batching)
 
         def held_out(pairs: Pairs) -> RetrievalSet:
             read = self.read(pairs, len(pairs) / total)
             return RetrievalSet(read, batch_images=config.retrieval.batch_images)
 
-        log.info(
-            "%s: %s of %s to train on, %s to choose the epoch by",
-            data.title,
-            counted(len(self.captions.owners), "caption"),
-            counted(len(data.train.person_names), "person"),
-            counted(len(data.val), "picture"),
-        )
+        captions = counted(len(self.captions.owners), "caption")
+        persons, pictures = len(data.train.person_names), counted(len(data.val), "picture")
+        train = f"{captions} of {counted(persons, 'person')} to train on"
+        log.info("%s: %s, %s to choose the epoch by", data.title, train, pictures)
         ranking, training = config.retrieval, config.training
         if ranking.rerank and "itm" not in self.task.trained:
-            log.warning(
-                "rerank is %d, and matching, which ranks anew, is not trained: similarity alone "
-                "ranks; add --itm-weight 0.5, or take --rerank 0",
-                ranking.rerank,
-            )
+            problem = f"rerank is {ranking.rerank}, and matching, which ranks anew, is not trained"
+            fix = "add --itm-weight 0.5, or take --rerank 0"
+            log.warning("%s: similarity alone ranks; %s", problem, fix)
         # The best epoch is chosen by `val`; `test` is measured at the end, where there is one.
         self.val = held_out(data.val)
         self.test = None if data.test is None else held_out(data.test)
@@ -98,7 +90,7 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
             rerank=ranking.rerank,
             score=ranking.score,
             odds_weight=ranking.odds_weight,
-            weak_pair_probability=config.weak_pair_probability,
+            weak_pair_probability=chance,
         )
 
     def measure(self, split: RetrievalSet) -> Retrieval:
@@ -118,19 +110,16 @@ class PersonSearchRun(ImageTextRun[PersonSearchResult]):
 
     def _result(self, folder: Path, loop: TrainingLoop, summary: Summary) -> PersonSearchResult:
         best = loop.restore_best()  # the model of the best epoch is the one that is kept
-        val = found = self.measure(self.val)
-        if self.test is not None:
-            found = self.measure(self.test)
+        step = loop.total_steps if best is None else best
+        val = self.measure(self.val)
+        found = val if self.test is None else self.measure(self.test)
         if is_main_process():
             write_text(folder / RANKS, ranks_jsonl((self.test or self.val).rank_rows(found)))
         measured = [split.pictures for split in (self.val, self.test) if split is not None]
+        test = None if self.test is None else found.figures
+        notes = (*self.data.notes, *self.skipped(*measured))
         return PersonSearchResult(
-            folder=folder,
-            best_step=loop.total_steps if best is None else best,
-            val=val.figures,
-            test=None if self.test is None else found.figures,
-            summary=summary,
-            notes=(*self.data.notes, *self.skipped(*measured)),
+            folder=folder, best_step=step, val=val.figures, test=test, summary=summary, notes=notes
         )
 
     def _save(self, folder: Path, result: PersonSearchResult) -> None:
@@ -166,10 +155,9 @@ def train_person_search(
         callbacks: Called while the run trains; see `Callback`.
     """
     if config.text_model is None and not config.model:  # as in presets of large models
-        raise ConfigError(
-            "no model is named to start from: give --model the folder that maskery convert "
-            "ALBEF.pth writes, or a CLIP; or give --text-model and --vision-model"
-        )
+        problem = "no model is named to start from"
+        fix = "give --model the folder that maskery convert ALBEF.pth writes, or a CLIP"
+        raise ConfigError(f"{problem}: {fix}; or give --text-model and --vision-model")
     config = config.anchored()
     data = str(config.data.root)
     return train_image_text(

@@ -87,10 +87,8 @@ def branch_of(config: TextRunConfig, identity: str) -> tuple[Path, Position]:
         fix = "repeat its --model and --lora, or name its model/ with --model"
         raise ConfigError(f"{problem}; {fix}")
     if "muon" in kinds and kinds[0] != kinds[1]:
-        raise ConfigError(
-            f"--from {config.from_run}: it has the moments of {kinds[0]}, and not of {kinds[1]}; "
-            f"give --optimiser {kinds[0]}"
-        )
+        problem = f"it has the moments of {kinds[0]}, and not of {kinds[1]}"
+        raise ConfigError(f"--from {config.from_run}: {problem}; give --optimiser {kinds[0]}")
     both = ({**one["training"], **one} for one in (theirs, own))
     found = differences(*(json.dumps({name: one.get(name) for name in DATA}) for one in both))
     anew = f"; the data starts anew, for {found[0]}" if found else ""
@@ -105,10 +103,8 @@ def left_steps(run: TextRun, path: Path) -> tuple[int, int]:
     alone, steps = head_steps(run)
     total = planned_steps(run.train, config.training, first)[1]
     if total <= first.step:
-        raise ConfigError(
-            f"--from {config.from_run}: the run ends at step {total}, so nothing is left to "
-            f"train; raise --max-steps or --epochs"
-        )
+        problem = f"--from {config.from_run}: the run ends at step {total}"
+        raise ConfigError(f"{problem}, so nothing is left to train; raise --max-steps or --epochs")
     with safe_open(path / OPTIMISER, "pt") as moments:  # of new parameters alone, or of others
         past = any(not name.endswith(tuple(new)) for name in moments.keys())  # noqa: SIM118
     # A longer run does not freeze its encoder again.

@@ -119,10 +119,9 @@ class TextRunConfig(VocabularyConfig):
             if isinstance(value, Path):
                 object.__setattr__(self, name, str(value))
         if self.head_share and self.model.startswith(SCRATCH):
-            raise ConfigError(
-                f"--head-first {self.head_first} and --model {self.model}: nothing of it is "
-                f"trained yet, so no head comes first; leave out --head-first"
-            )
+            problem = f"--head-first {self.head_first} and --model {self.model}"
+            why = "nothing of it is trained yet, so no head comes first"
+            raise ConfigError(f"{problem}: {why}; leave out --head-first")
         if self.frozen_layers is not None:
             self._refuse_partial(f"--freeze {self.freeze}")
         if self.lora:
@@ -132,10 +131,9 @@ class TextRunConfig(VocabularyConfig):
             raise ConfigError("no corpus is named: give at least one file, folder, glob or hub id")
         _ = self.shares  # what is no mixture is refused
         if self.add_words is not None and self.model.startswith(SCRATCH):
-            raise ConfigError(
-                f"--add-words {self.add_words} and --model {self.model}: a vocabulary from scratch "
-                f"is learnt from the corpus; raise --vocab-size instead"
-            )
+            problem = f"--add-words {self.add_words} and --model {self.model}"
+            why = "a vocabulary from scratch is learnt from the corpus"
+            raise ConfigError(f"{problem}: {why}; raise --vocab-size instead")
         if self.shape != "bert" and not self.model.startswith(SCRATCH):
             problem = f"--shape {self.shape} is of --model scratch:..., and it is {self.model}"
             fix = "leave it out, or name one of scratch:tiny, scratch:small, scratch:base"
@@ -143,9 +141,8 @@ class TextRunConfig(VocabularyConfig):
         if self.lr_restart and self.from_run is None:
             raise ConfigError("--lr-restart needs --from: a schedule begins with its run anyway")
         if self.group_column == "":
-            raise ConfigError(
-                "--group-column is empty: it must be a name; leave it out or name one"
-            )
+            problem = "--group-column is empty: it must be a name"
+            raise ConfigError(f"{problem}; leave it out or name one")
         texts = list(map(named_text, self.eval_data))
         if not all(path for _, path in texts):
             raise ConfigError("--eval-data NAME= names no file; write --eval-data NAME=PATH")
@@ -155,22 +152,18 @@ class TextRunConfig(VocabularyConfig):
                 problem = f"--eval-data gives the {kind} '{twice}' twice"
                 raise ConfigError(f"{problem}; give each text once, with a name of its own")
         if self.group_column is not None and self.deciding_data:
-            raise ConfigError(
-                f"--group-column {self.group_column} and --eval-data do not go together: with "
-                f"held-out text of its own the corpus is not split; leave out one of them"
-            )
+            problem = f"--group-column {self.group_column} and --eval-data do not go together"
+            why = "with held-out text of its own the corpus is not split"
+            raise ConfigError(f"{problem}: {why}; leave out one of them")
         if self.objectives.has_twin and self.training.compile:
-            raise ConfigError(
-                "--compile and a momentum twin do not go together: the text that the model reads "
-                "depends on the twin's samples; leave out --compile, or --objective and --momentum"
-            )
+            why = "the text that the model reads depends on the twin's samples"
+            fix = "leave out --compile, or --objective and --momentum"
+            raise ConfigError(f"--compile and a momentum twin do not go together: {why}; {fix}")
         if self.objectives.objective == DIFFUSION:
             self._require_diffusion_alone()
         if self.masked_capacity is not None and not self.training.compile:
-            raise ConfigError(
-                "--masked-capacity needs --compile: other steps predict as many tokens as are "
-                "masked; leave it out"
-            )
+            why = "other steps predict as many tokens as are masked"
+            raise ConfigError(f"--masked-capacity needs --compile: {why}; leave it out")
 
     def _require_diffusion_alone(self) -> None:
         masking, usual = vars(self.masking), vars(MaskingConfig())
@@ -178,10 +171,9 @@ class TextRunConfig(VocabularyConfig):
         if self.training.compile:
             flags.append("--compile")
         if flags:
-            raise ConfigError(
-                f"--objective diffusion does not go with {', '.join(flags)}: it masks tokens at "
-                f"rates that it draws, always as [MASK], in no constant shapes; leave out one"
-            )
+            problem = f"--objective diffusion does not go with {', '.join(flags)}"
+            why = "it masks tokens at rates that it draws, always as [MASK], in no constant shapes"
+            raise ConfigError(f"{problem}: {why}; leave out one")
 
     @property
     def deciding_data(self) -> tuple[str, ...]:
@@ -225,10 +217,9 @@ class TextRunConfig(VocabularyConfig):
             "a momentum twin": self.lora and self.objectives.has_twin,
         }
         if found := [other for other, given in others.items() if given]:
-            raise ConfigError(
-                f"{flag} and {found[0]} do not go together: what is new there would stay "
-                f"untrained, or be another whole model; leave out one of them"
-            )
+            problem = f"{flag} and {found[0]} do not go together"
+            why = "what is new there would stay untrained, or be another whole model"
+            raise ConfigError(f"{problem}: {why}; leave out one of them")
 
     def anchored(self) -> Self:
         """Return a copy with absolute paths of the data, which mean the same from any folder."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Given:
     """Objects of the user's own, in the place of what a configuration names; see `train_text`."""
 
@@ -58,24 +58,21 @@ def open_text(
     """Read and tokenise the corpus of a run, or open the shards that it names."""
     places = [] if given.texts is not None else list(filter(holds_shards, config.corpus))
     if config.mix and (given.texts is not None or len(places) not in (0, len(config.corpus))):
-        raise ConfigError(
-            "--mix needs each corpus as text of its own (a file, folder or glob), or each as "
-            "shards of maskery tokenize; name those"
-        )
+        needed = "text of its own (a file, folder or glob), or each as shards of maskery tokenize"
+        raise ConfigError(f"--mix needs each corpus as {needed}; name those")
     if not places:
         return StoredText(config, cache_dir, given, progress=progress)
     if len(config.corpus) > 1 and not config.mix:
-        raise ConfigError(
-            f"'{places[0]}' is a folder or address of shards, which is named alone or with a "
-            f"--mix; tokenize all of the corpus into one folder, or say how much of each"
-        )
+        rule = "which is named alone or with a --mix"
+        fix = "tokenize all of the corpus into one folder, or say how much of each"
+        raise ConfigError(f"'{places[0]}' is a folder or address of shards, {rule}; {fix}")
     if config.add_words is not None:
         problem = f"--add-words {config.add_words}: the shards were cut without these words"
         raise ConfigError(f"{problem}; train on the text itself")
     if config.group_column is not None:
         problem = f"--group-column {config.group_column}: shards were split when they were made"
         raise ConfigError(f"{problem}; train on the text itself, or on an --eval-data of your own")
-    shards = importlib.import_module("maskery.runs.text.shards")
+    shards = import_module("maskery.runs.text.shards")
     sharded: ShardedText = shards.ShardedText(config, cache_dir, progress=progress)
     return sharded
 
@@ -92,13 +89,14 @@ class StoredText:
         elif config.model.startswith(SCRATCH):
             kept = None if config.output is None else config.output / TOKENIZER
             if config.from_run is not None:
-                kept = importlib.import_module("maskery.runs.text.branch").kept_tokenizer(config)
+                kept = import_module("maskery.runs.text.branch").kept_tokenizer(config)
             self.tokenizer = learnt_tokenizer(corpus, config, kept, progress=progress)
         else:
             self.tokenizer = load_tokenizer(config.model)
         self.added = self._add_words(config.add_words)
         self.config = config
         self.store = tokenise(corpus, self.tokenizer, cache_dir, progress=progress)
+        self.token_counts = self.store.token_counts
         # Equal texts have one id: they are of the first corpus that has them.
         self.shares = config.shares
         self.owners = np.full(self.store.num_documents if self.shares else 0, -1)
@@ -122,9 +120,8 @@ class StoredText:
                 split(*whole) if group is None else split_by_value(*whole, corpus.groups(group))
             )
         if outside:
-            self.train_documents = without_held_out(
-                self.store, self.train_documents, outside, self.tokenizer
-            )
+            train = self.train_documents
+            self.train_documents = without_held_out(self.store, train, outside, self.tokenizer)
         self.most_tokens, whole_size = config.streaming.held_out_tokens, len(self.held_documents)
         self.held_documents = sample(self.held_store, self.held_documents, self.most_tokens)
         parts = [(len(self.held_documents), whole_size)]
@@ -157,16 +154,12 @@ class StoredText:
             **({"held_out_tokens": self.most_tokens} if self.is_sampled else {}),
         }
 
-    def token_counts(self, vocab_size: int) -> Ints:
-        """Return (vocab_size,) int64: how often each token stands in the corpus."""
-        return self.store.token_counts(vocab_size)
-
     def sources(self, batching: Batching) -> tuple[TextSource, TextSource]:
         """Return training and held-out batches."""
         chosen, train = (self.store, self.train_documents, batching), None
         if self.shares:
-            mixture = importlib.import_module("maskery.data.mixture")
-            train = mixture.MixedSource(*chosen, self.owners, self.shares)
+            mixed = import_module("maskery.data.mixture").MixedSource
+            train = mixed(*chosen, self.owners, self.shares)
             log.info("%s", train.describe([Path(path).name for path in self.config.corpus]))
         held_out = TextSource(self.held_store, self.held_documents, batching)
         return train or TextSource(*chosen), held_out
@@ -175,11 +168,8 @@ class StoredText:
         """Return how much there is to train and to be measured on, in words."""
         tokens = int(self.store.lengths()[self.train_documents].sum())
         of_more = " (a sample: --held-out-tokens)" if self.is_sampled else ""
-        return (
-            f"{len(self.train_documents):,} training and "
-            f"{counted(len(self.held_documents), 'held-out example')}{of_more}, "
-            f"{counted(tokens, 'token')}"
-        )
+        held_out = counted(len(self.held_documents), "held-out example") + of_more
+        return f"{len(self.train_documents):,} training and {held_out}, {counted(tokens, 'token')}"
 
 
 def other_texts(

@@ -119,20 +119,16 @@ def run_sweep(runs: Sequence[PlannedRun], *, progress: bool = True) -> list[Path
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """Return the name of a setting, and its values."""
     name, _, listed = text.partition("=")
     name = name.strip().replace("-", "_")
     values = [value.strip() for value in listed.split(",")]
     if "" in values or len({_value(value) for value in values}) < len(values):
-        raise ConfigError(
-            f"--over {text}: it needs a setting with its values, all different, as in "
-            f"--over mask_rate=0.15,0.3"
-        )
+        needed = "a setting with its values, all different, as in --over mask_rate=0.15,0.3"
+        raise ConfigError(f"--over {text}: it needs {needed}")
     if name in NOT_SWEPT:
-        raise ConfigError(
-            f"--over {text}: there is no setting '{name}' to change; settings are the flags of "
-            f"maskery train text, with underscores, but for {', '.join(NOT_SWEPT)}"
-        )
+        problem = f"--over {text}: there is no setting '{name}' to change"
+        flags = "the flags of maskery train text, with underscores"
+        raise ConfigError(f"{problem}; settings are {flags}, but for {', '.join(NOT_SWEPT)}")
     return name, values
 
 
@@ -154,12 +150,11 @@ def _planned(base: TextRunConfig, settings: dict[str, str], path: Path, output: 
     finished = (folder / EVALUATION).is_file() and has_model(folder)
     if finished:
         found, wanted = map(course_of, (config_file.open_run(folder).config, config))
-        changed = [name for name in wanted if found.get(name) != wanted[name]]
-        if changed:
-            raise ConfigError(
-                f"'{folder}' holds a run with another {changed[0]} ({found.get(changed[0])}, not "
-                f"{wanted[changed[0]]}); name another --output for this sweep"
-            )
+        changed = next((name for name in wanted if found.get(name) != wanted[name]), None)
+        if changed is not None:
+            problem = f"'{folder}' holds a run with another {changed}"
+            apart = f"({found.get(changed)}, not {wanted[changed]})"
+            raise ConfigError(f"{problem} {apart}; name another --output for this sweep")
     return PlannedRun(config=config, finished=finished)
 
 
@@ -245,8 +240,7 @@ def run_samples(folder: Path) -> dict[str, Any]:
 
 def _both(scored: dict[str, masked.ExampleSums], judged: Mapping[str, float | None]) -> Evaluation:
     sums = list(scored.values())
-    return Evaluation(
-        scores={name: masked.summarise(sums) for name, sums in scored.items()},
-        difference=masked.compare(sums[-1], sums[-2]) if len(sums) > 1 else None,
-        mrtd_auc={name: value for name, value in judged.items() if value is not None},
-    )
+    scores = {name: masked.summarise(sums) for name, sums in scored.items()}
+    difference = masked.compare(sums[-1], sums[-2]) if len(sums) > 1 else None
+    aucs = {name: value for name, value in judged.items() if value is not None}
+    return Evaluation(scores=scores, difference=difference, mrtd_auc=aucs)

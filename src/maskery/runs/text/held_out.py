@@ -40,8 +40,7 @@ class Measured:
 class HeldOutText:
     """Scores one held-out text of a run at its start, while and after it trains."""
 
-    # Before the run's first step: the initial model is scored now; a resumed run reads the sums of
-    # the first. The text that decides has no name.
+    # Before the first step: the start is scored, or read. The text that decides has no name.
     def __init__(self, run: TextRun, folder: Path, name: str = "") -> None:
         self.run, self.folder, self.name = run, folder, name
         kept = self._kept(BEFORE)
@@ -72,12 +71,10 @@ class HeldOutText:
             told = "'%s' is lost: 'before' has the head as it was loaded"
             log.warning(told, self._path(WITH_HEAD))
         before = self.with_head or self.loaded
-        return Measured(
-            as_loaded=None if self.with_head is None else masked.summarise(self.loaded),
-            before=masked.summarise(before),
-            after=masked.summarise(self.last),
-            difference=masked.compare(self.last, before),
-        )
+        loaded = None if self.with_head is None else masked.summarise(self.loaded)
+        first, last = masked.summarise(before), masked.summarise(self.last)
+        difference = masked.compare(self.last, before)
+        return Measured(as_loaded=loaded, before=first, after=last, difference=difference)
 
     @property
     def heads(self) -> dict[str, str]:

@@ -1,7 +1,4 @@
-"""Look at a run before it starts: lengths, waste, words, batches, time and memory.
-
-Shapes: N examples, T tokens, n words of k pieces.
-"""
+"""Look at a run before it starts: lengths, waste, words, batches, time and memory."""
 
 import resource
 import statistics
@@ -134,7 +131,7 @@ def inspect_corpus(
 
 
 def describe_lengths(lengths: Ints) -> Lengths:
-    """Return figures and histogram of (N,) lengths."""
+    """Return figures and histogram of (N,) lengths, one an example."""
     counts = np.bincount(np.searchsorted(BUCKETS, lengths), minlength=len(BUCKETS) + 1)
     bounds: tuple[int | None, ...] = (*BUCKETS, None)
     return Lengths(
@@ -220,11 +217,9 @@ def time_steps(run: TextRun, source: TextSource, count: int) -> Estimate:
     passed = (time.perf_counter() - began) / sum(batch.num_tokens for batch in middle)
     texts = (run.held_out, *run.others.values())
     scored = evaluations * passed * sum(float(text.lengths.sum()) for text in texts)
-    if cuda:
-        peak = torch.cuda.max_memory_allocated()
-    else:  # macOS counts it in bytes, other systems in KiB
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, other systems in KiB
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = torch.cuda.max_memory_allocated() if cuda else own
     return Estimate(
         timed_steps=max(1, len(speeds) - 1),
         tokens_per_second=rate,
@@ -246,8 +241,6 @@ def broken_words(
     found: dict[str, BrokenWord] = {}  # at the start of a text it may have other pieces
     for pieces in range(FEWEST_PIECES, MOST_PIECES + 1):
         firsts = starts[sizes == pieces]
-        if not len(firsts):
-            continue
         rows = ids[firsts[:, None] + np.arange(pieces)]
         unique, counts = np.unique(rows, axis=0, return_counts=True)
         # More than are listed: signs in a row (rules, ellipses), which are no words, go below.
@@ -283,10 +276,7 @@ def as_spelt(
 def unknown_words(
     store: TokenStore, examples: Iterable[Any], tokenizer: PreTrainedTokenizerBase, *, listed: int
 ) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """Count unknown tokens, and return the words that they most often stand for.
-
-    `examples` are the corpus, to be read again only where something is unknown.
-    """
+    """Count unknown tokens, and return the words of the corpus that they most often stand for."""
     unknown = tokenizer.unk_token_id
     total = 0 if unknown is None else int(store.token_counts(unknown + 1)[unknown])
     reader, counts, texts = TextReader(tokenizer), Counter[str](), 0

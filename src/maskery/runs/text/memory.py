@@ -20,6 +20,7 @@ WEIGHT_BYTES = 16  # of a trained weight: itself, its gradient and two moments i
 GPU_SHARE, CPU_SHARE = 0.8, 0.5
 # Of what is kept: the backward pass adds gradients of some of it (seen: a tenth to a fifth).
 PEAK = 1.3
+AUTO = "--micro-batch-tokens auto"
 MEASURED = 512  # tokens of the passes that are measured; of more of them, each adds the same
 
 
@@ -47,13 +48,10 @@ def limit_micro_batches(run: TextRun) -> None:
         tokens = -(-tokens // 2)
     longest = run.train.batching.max_length
     if tokens < longest:
-        raise ConfigError(
-            f"--micro-batch-tokens auto: a sequence of {longest:,} tokens needs about "
-            f"{(fixed + cost * longest) / 2**30:.1f} GiB to be trained on, more than there "
-            f"is; lower --max-length, or add --checkpoint-activations"
-        )
-    told = "--micro-batch-tokens auto: %s, at %.0f KiB a token"
-    log.info(told, f"{tokens:,}", cost / 2**10)
+        needs = f"{longest:,} tokens needs about {(fixed + cost * longest) / 2**30:.1f} GiB"
+        problem = f"{AUTO}: a sequence of {needs} to be trained on, more than there is"
+        raise ConfigError(f"{problem}; lower --max-length, or add --checkpoint-activations")
+    log.info("%s: %s, at %.0f KiB a token", AUTO, f"{tokens:,}", cost / 2**10)
     run.train.limit_micro_batches(tokens)
 
 

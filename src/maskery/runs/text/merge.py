@@ -6,7 +6,7 @@ have learnt: of each one's changes the largest, and of those the ones with the s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,9 @@ def merge(
     """
     shares = shares or [1.0 if base else 1 / len(names)] * len(names)
     if len(shares) != len(names) or not (sum(shares) if base else abs(sum(shares) - 1) < 1e-6):
-        raise ConfigError(
-            f"--weights {' '.join(f'{share:g}' for share in shares)}: there must be one for each "
-            f"of the models ({len(names)}), {'with one above 0' if base else 'and their sum 1'}"
-        )
+        given = " ".join(f"{share:g}" for share in shares)
+        rule = f"({len(names)}), {'with one above 0' if base else 'and their sum 1'}"
+        raise ConfigError(f"--weights {given}: there must be one for each of the models {rule}")
     if eval_data and len(names) != 2:
         raise ConfigError(f"--eval-data draws a curve between 2 models, not {len(names)}")
     if len(names) == 1 and not (Path(names[0]) / ADAPTER).is_file():
@@ -79,12 +78,10 @@ def mixer(
         return first, lambda shares: first.model.load_state_dict(linear(weights, shares), False)
     start = opened(base)
     require_alike(base, start, names[0], first)
-    old = weights_of(start)
     # A head that the start did not have is no start.
-    old = {name: old[name] for name in old if name not in start.new_parameters}
-    return first, lambda shares: first.model.load_state_dict(
-        ties(weights, shares, old, density=density), False
-    )
+    old = {n: t for n, t in weights_of(start).items() if n not in start.new_parameters}
+    tied = partial(ties, weights, base=old, density=density)
+    return first, lambda shares: first.model.load_state_dict(tied(shares), False)
 
 
 def curve(names: Sequence[str], first: Loaded, mix: Any, data: Sequence[str]) -> list[Row]:
@@ -118,10 +115,9 @@ def require_alike(name: str, other: Loaded, first_name: str, first: Loaded) -> N
     odd = [n for n in sorted(wanted.keys() | own.keys()) if wanted.get(n) != own.get(n)]
     if odd or tokenizer_fingerprint(first.tokenizer) != tokenizer_fingerprint(other.tokenizer):
         shapes = [f"{x.get(odd[0], 'nothing')} as '{odd[0]}'" for x in (own, wanted) if odd]
-        raise ModelError(
-            f"'{name}' has {' where there is '.join(shapes) or 'another tokenizer'}, so it cannot "
-            f"be merged with '{first_name}'; name models that were trained from one start"
-        )
+        problem = f"'{name}' has {' where there is '.join(shapes) or 'another tokenizer'}"
+        why = f"so it cannot be merged with '{first_name}'"
+        raise ModelError(f"{problem}, {why}; name models that were trained from one start")
 
 
 def linear(models: Sequence[Tensors], shares: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -135,11 +131,9 @@ def ties(
 ) -> dict[str, torch.Tensor]:
     """Return the base plus the disjoint mean of the models' trimmed changes, as in the paper.
 
-    Weights that the base does not have are merged linearly.
-
-    Args:
-        shares: Weights of the models in the sum that elects a sign, and in the mean.
-        density: Share of each model's changes, the largest over all its weights, that is kept.
+    Of each model's changes the largest are kept, a share of `density` over all its weights;
+    `shares` weigh the models in the sum that elects a sign, and in the mean. Weights that the base
+    does not have are merged linearly.
     """
     changes = [trimmed({n: model[n] - base[n] for n in base}, density) for model in models]
     weight = torch.tensor(shares, dtype=torch.float32)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import asdict, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 512  # BERT's, and that of most encoders since
 KEEP_WEIGHT = "10"  # chosen by measurement: benchmarks/RESULTS.md, "Keeping the embedding"
-# Enough for a head to learn most of what it can from a frozen encoder, and most of the steps are
-# left for both (benchmarks/RESULTS.md).
+# A head learns most of what it can alone, and most steps are left for both (benchmarks/RESULTS.md).
 HEAD_FIRST = "0.2"
 COMPILE_BACKEND = "inductor"
 # Settings that are part of a run's identity where they are not as by default.
@@ -66,8 +65,7 @@ class TextRun:
         self.progress, self.given = progress, given or Given()
         # The start's folder, where it says how to pool vectors.
         self.sentence_encoder = _sentence_encoder(config, self.given)
-        objectives = with_keep(config, self.given, self.sentence_encoder)
-        config = replace(config, objectives=objectives)
+        config = replace(config, objectives=with_keep(config, self.given, self.sentence_encoder))
         cache_dir = config.cache_dir or default_cache_dir()
         data = open_text(config, cache_dir, self.given, progress=progress)
         self.loaded = adapted(config, load(config, data, self.given))
@@ -86,17 +84,14 @@ class TextRun:
         if config.from_run is None:
             self.head_steps, steps = head_steps(self)
         else:
-            branch = importlib.import_module("maskery.runs.text.branch")
+            branch = import_module("maskery.runs.text.branch")
             self.branch, self.first = branch.branch_of(config, self.identity)
             self.head_steps, steps = branch.left_steps(self, self.branch)
         self.frozen_share = self.head_steps / steps  # In which the new head is trained alone
-        self.model = MaskedLanguageModel(
-            self.loaded.model,
-            packed=batching.layout == "packed",
-            pad_token_id=int(data.tokenizer.pad_token_id or 0),
-        )
+        packed, pad = batching.layout == "packed", int(data.tokenizer.pad_token_id or 0)
+        self.model = MaskedLanguageModel(self.loaded.model, packed=packed, pad_token_id=pad)
         if config.training.micro_batch_tokens == "auto":
-            importlib.import_module("maskery.runs.text.memory").limit_micro_batches(self)
+            import_module("maskery.runs.text.memory").limit_micro_batches(self)
         if self.branch is not None:  # after the task is made, which may keep the model's own start
             restore_task(self.branch, self.task)
 
@@ -110,7 +105,7 @@ class TextRun:
             objectives["objective"] = getattr(maker, "__qualname__", type(maker).__qualname__)
         model = self.loaded.model if config.lora else given.model
         if model is not None:  # whose checkpoints do not hold what is frozen
-            own_model = importlib.import_module("maskery.models.own_model")
+            own_model = import_module("maskery.models.own_model")
             weights["model_fingerprint"] = own_model.weights_fingerprint(model)
         scratch = config.model.startswith(SCRATCH)
         others = {name: store.folder.name for name, (store, _) in data.others.items()}
@@ -149,20 +144,17 @@ class TextRun:
     @cached_property
     def frozen_masker(self) -> Masker:
         """Return the masker of held-out texts; with diffusion, their loss is the NELBO."""
-        masker = Masker
-        if self.config.objectives.objective == DIFFUSION:
-            masker = importlib.import_module("maskery.masking.diffusion").NelboMasker
+        diffuses = self.config.objectives.objective == DIFFUSION
+        masker = import_module("maskery.masking.diffusion").NelboMasker if diffuses else Masker
         # Never at a random rate: as BERT masks, whatever the run trains with.
         return masker.of(self.loaded.tokenizer)
 
     @cached_property
     def task(self) -> Task[Any, Any]:
         """Make the task that the configuration names, or that an objective of the user's makes."""
-        parts = replace(
-            text_parts(self.config, self.model, self.loaded.tokenizer),
-            frozen_share=self.frozen_share,
-            sentence_encoder=self.sentence_encoder,
-        )
+        parts = text_parts(self.config, self.model, self.loaded.tokenizer)
+        share, encoder = self.frozen_share, self.sentence_encoder
+        parts = replace(parts, frozen_share=share, sentence_encoder=encoder)
         if self.config.training.compile:
             parts = compiled(parts, self.config, self.train, self.first)
         return make_text_task(parts, self.given.objective)
@@ -197,10 +189,8 @@ def head_first(config: TextRunConfig, loaded: Loaded) -> str:
     if config.head_first == "auto":
         return HEAD_FIRST if new else "off"
     if config.head_share and not new and config.objectives.objective == "mlm":
-        raise ConfigError(
-            f"--head-first {config.head_first}: '{config.model}' has a trained head, so none comes "
-            f"first; leave out --head-first"
-        )
+        problem = f"--head-first {config.head_first}: '{config.model}' has a trained head"
+        raise ConfigError(f"{problem}, so none comes first; leave out --head-first")
     return config.head_first
 
 
@@ -216,11 +206,9 @@ def head_steps(run: TextRun) -> tuple[int, int]:
 
 def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) -> Loaded:
     """Load or make the initial model; a new head starts from the frequencies of the tokens."""
-    tokenizer = data.tokenizer
-    scratch = config.model.startswith(SCRATCH)
+    tokenizer, scratch = data.tokenizer, config.model.startswith(SCRATCH)
     if given.model is not None:
-        own_model = importlib.import_module("maskery.models.own_model")
-        loaded: Loaded = own_model.as_loaded(given.model, tokenizer)
+        loaded: Loaded = import_module("maskery.models.own_model").as_loaded(given.model, tokenizer)
     elif scratch:
         size, seed = config.model.removeprefix(SCRATCH), config.training.seed
         loaded = loading.new_masked_lm(size, tokenizer, seed=seed, shape=config.shape)
@@ -233,16 +221,15 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
             seed=config.training.seed,
         )
     if config.rope_base is not None:
-        rope = importlib.import_module("maskery.models.rope")
+        rope = import_module("maskery.models.rope")
         rope.set_rope_base(loaded.model, config.rope_base, config.max_length)
     if data.added is not None:
         loading.add_rows(loaded.model, data.added.pieces, vocabulary_size(tokenizer))
         loaded = replace(loaded, tokenizer=tokenizer)
     if loaded.attention_dropouts:
-        log.info(
-            "attention dropout is off (the model's own is %s); --attention-dropout restores it",
-            ", ".join(str(value) for value in loaded.attention_dropouts.values()),
-        )
+        own = ", ".join(map(str, loaded.attention_dropouts.values()))
+        fix = "--attention-dropout restores it"
+        log.info("attention dropout is off (the model's own is %s); %s", own, fix)
     if loaded.new_parameters:
         if not scratch:
             log.info("'%s' has no masked-language-modelling head; a new one starts", config.model)
@@ -254,13 +241,13 @@ def load(config: TextRunConfig, data: StoredText | ShardedText, given: Given) ->
 def adapted(config: TextRunConfig, loaded: Loaded) -> Loaded:
     """Freeze layers, add adapters and compute activations again, as the configuration says."""
     if config.frozen_layers is not None:
-        importlib.import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
+        import_module("maskery.models.depth").freeze(loaded.model, config.frozen_layers)
     if config.lora:
-        lora = importlib.import_module("maskery.models.lora")
+        lora = import_module("maskery.models.lora")
         settings, seed = lora.Lora.of(config.lora), config.training.seed
         loaded = lora.add_lora(loaded, settings, start=loading.known_as(config.model), seed=seed)
     if config.checkpoint_activations:
-        importlib.import_module("maskery.models.depth").checkpoint(loaded.model)
+        import_module("maskery.models.depth").checkpoint(loaded.model)
     return loaded
 
 
@@ -283,10 +270,9 @@ def choose_layout(config: TextRunConfig, loaded: Loaded) -> Any:
         return "padded"
     if config.attention_dropout and torch.cuda.is_available():
         if config.layout == "packed":
-            raise ConfigError(
-                "--layout packed and --attention-dropout do not go together on a GPU, whose "
-                "variable-length attention has no dropout; leave out one of them"
-            )
+            problem = "--layout packed and --attention-dropout do not go together on a GPU"
+            why = "whose variable-length attention has no dropout"
+            raise ConfigError(f"{problem}, {why}; leave out one of them")
         log.warning("batches are padded: the GPU's variable-length attention has no dropout")
         return "padded"
     possible, reason = can_pack(loaded.model, int(loaded.tokenizer.pad_token_id or 0))
@@ -333,12 +319,9 @@ def compiled(
         log.warning("the step is not compiled: %s", obstacle)
         return parts
     epochs, _ = planned_steps(source, config.training, first)
+    processes, capacity = state.num_processes, config.masked_capacity
     shapes = static_shapes(
-        source,
-        parts.masker,
-        epochs=len(epochs),
-        num_processes=state.num_processes,
-        masked_capacity=config.masked_capacity,
+        source, parts.masker, epochs=len(epochs), num_processes=processes, masked_capacity=capacity
     )
     sizes = f"{shapes.num_tokens:,} tokens, {shapes.num_masked:,} of them masked"
     log.info("steps are compiled for %s; the first takes a minute or so", sizes)

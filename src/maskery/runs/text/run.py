@@ -1,10 +1,10 @@
 """A text run: corpus in, adapted encoder and figures out; what few runs need comes in by name."""
 
-import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,33 +79,25 @@ def train_text(
         callbacks: Called while the run trains; see `Callback`.
     """
     if config.engine == "trainer":
-        raise ConfigError(
-            "--engine trainer is gone: use --engine loop, which takes the same steps and resumes; "
-            "or, in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
-        )
+        fix = "use --engine loop, which takes the same steps and resumes"
+        other = "in a script of your own, the Hugging Face Trainer with MaskCollator(tokenizer)"
+        raise ConfigError(f"--engine trainer is gone: {fix}; or, {other}")
     # What cannot be loaded is told before the corpus is read, and leaves no run folder.
     OBJECTIVES.find(config.objectives.objective if objective is None else objective)
     POLICIES.find(config.masking.policy)
     if config.reading.reader is not None:
         READERS.find(config.reading.reader)
     if config.lora:
-        importlib.import_module("maskery.models.lora").peft()
+        import_module("maskery.models.lora").peft()
     check_callbacks(callbacks)
     check_trackers(config.training.all_trackers)
     if config.probe is not None:
-        importlib.import_module("maskery.runs.text.vectors").labels_of(config)
+        import_module("maskery.runs.text.vectors").labels_of(config)
     training = config.training.for_device()
     config = replace(config.anchored(), model=anchored(config.model), training=training)
     if config.from_run is not None:
-        config = importlib.import_module("maskery.runs.text.branch").resolved(config)
-    given = Given(
-        texts=texts,
-        eval_texts=eval_texts,
-        model=model,
-        tokenizer=tokenizer,
-        objective=objective,
-        callbacks=tuple(callbacks),
-    )
+        config = import_module("maskery.runs.text.branch").resolved(config)
+    given = Given(texts, eval_texts, model, tokenizer, objective, tuple(callbacks))
     progress = progress and is_main_process()
 
     def prepare(folder: Path) -> TextRun:
@@ -118,7 +110,7 @@ def train_text(
 
     folder = beside or default_folder(config.corpus[0], config.model)
     if config.phases:
-        phases = importlib.import_module("maskery.runs.text.branch")
+        phases = import_module("maskery.runs.text.branch")
         one = partial(train_text, progress=progress, **vars(given))
         last: TextResult = phases.train_phases(config, folder, one)
         return last
@@ -136,14 +128,13 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     check: Any = None
     if run.config.probe is not None or run.sentence_encoder is not None:
         # Made before the loop restores a checkpoint: the start's vectors are compared with.
-        check = importlib.import_module("maskery.runs.text.vectors").VectorCheck.of(run)
+        check = import_module("maskery.runs.text.vectors").VectorCheck.of(run)
 
     def evaluate(step: int) -> dict[str, float]:
         figures = {name: v for text in texts.values() for name, v in text.score(step).items()}
         return figures if check is None else {**figures, "probe": check.figure(step)}
 
-    anew = run.given.model is None and run.branch is None
-    if anew and not run.config.model.startswith(SCRATCH):
+    if run.given.model is None and run.branch is None and not run.config.model.startswith(SCRATCH):
         # A model folder that holds a twin or heads goes on with them.
         text_mlm.load_extra(run.task, run.model, Path(resolve(run.config.model)), needed=False)
     summary = fit(run, folder, evaluate)
@@ -153,18 +144,16 @@ def train_measure_save(run: TextRun, folder: Path) -> TextResult:
     scored = summary.resumed_from < summary.steps  # a finished run has evaluated nothing
     others = {name: text.finish(scored=scored) for name, text in texts.items()}
     decides = others.pop("")
+    apart = {name: one.difference["loss"] for name, one in others.items()}
+    probed = None if vectors is None else vectors.figures[0].difference
+    keeps = bool(run.config.objectives.keep_weight)
     result = TextResult(
         **vars(decides),
         folder=folder,
         heads=texts[""].heads,
         others=others,
         vectors=vectors,
-        verdict=judge(
-            decides.difference["loss"],
-            None if vectors is None else vectors.figures[0].difference,
-            keeps=bool(run.config.objectives.keep_weight),
-            others={name: one.difference["loss"] for name, one in others.items()},
-        ),
+        verdict=judge(decides.difference["loss"], probed, keeps=keeps, others=apart),
         mrtd_auc=text_auc(run.task, run.held_out.in_order()),
         summary=summary,
     )
@@ -179,7 +168,7 @@ def fit(run: TextRun, folder: Path, evaluate: Callable[[int], dict[str, float]])
     new = text_mlm.new_parameters(task, run.model, run.loaded.new_parameters)
     factors = None
     if config.layer_decay < 1:
-        depth = importlib.import_module("maskery.models.depth")
+        depth = import_module("maskery.models.depth")
         factors = depth.decayed_rates(run.loaded.model, config.layer_decay)
     optimiser = build_optimiser(
         task.model, training, new, others_start_at=run.head_steps, factors=factors
@@ -199,7 +188,7 @@ def fit(run: TextRun, folder: Path, evaluate: Callable[[int], dict[str, float]])
         first=run.first,
     )
     if run.branch is not None:
-        importlib.import_module("maskery.runs.text.branch").take_over(run.branch, run.first, loop)
+        import_module("maskery.runs.text.branch").take_over(run.branch, run.first, loop)
     summary = loop.train(resume=config.resume == "auto" or run.branch is not None)
     text_mlm.report_left_out(task)
     return summary
@@ -212,15 +201,12 @@ def save_model(run: TextRun, folder: Path, result: TextResult) -> None:
         setattr(hf.config, name, value)
     with quiet_transformers():
         if run.loaded.adapter is not None:
-            lora = importlib.import_module("maskery.models.lora")
-            lora.save_merged(run.loaded, folder / "adapter")
+            import_module("maskery.models.lora").save_merged(run.loaded, folder / "adapter")
         hf.save_pretrained(folder)
     run.loaded.tokenizer.save_pretrained(folder)
     text_mlm.save_extra(run.task, run.model, folder)
     if run.sentence_encoder is not None:
-        from maskery.models.pooling import copy_modules
-
-        copy_modules(run.sentence_encoder, folder)
+        import_module("maskery.models.pooling").copy_modules(run.sentence_encoder, folder)
     write_text(folder / "README.md", text_model_card(run.config, result))
 
 

@@ -96,10 +96,9 @@ class ShardedText:
 
     def _require_same_tokenizer(self, other: TokenShards, what: str = "") -> None:
         if other.manifest.tokenizer_fingerprint != self.shards.manifest.tokenizer_fingerprint:
-            raise DataError(
-                f"the shards of {what}'{other.place.name}' were made with another tokenizer than "
-                f"those of '{self.shards.place.name}'; make them again with the same --model"
-            )
+            problem = f"the shards of {what}'{other.place.name}' were made with another tokenizer"
+            than = f"than those of '{self.shards.place.name}'"
+            raise DataError(f"{problem} {than}; make them again with the same --model")
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         config, manifest = self.config, self.shards.manifest
@@ -112,11 +111,10 @@ class ShardedText:
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer = load_tokenizer(config.model)
         if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
-            raise ModelError(
-                f"the shards of '{self.shards.place.name}' were made with the tokenizer of "
-                f"'{manifest.tokenizer}', and that of --model {config.model} is another; make "
-                f"shards with: maskery tokenize CORPUS OUT --model {config.model}"
-            )
+            made = f"the tokenizer of '{manifest.tokenizer}'"
+            problem = f"the shards of '{self.shards.place.name}' were made with {made}"
+            fix = f"make shards with: maskery tokenize CORPUS OUT --model {config.model}"
+            raise ModelError(f"{problem}, and that of --model {config.model} is another; {fix}")
         return tokenizer
 
     def _held_out(self, cache_dir: Path, progress: bool) -> Documents:

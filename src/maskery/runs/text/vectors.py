@@ -40,7 +40,6 @@ class Remembered(Encoder):
 class VectorCheck:
     """Compares the run's encoder with the one that it started from, on one task."""
 
-    # Before the run's first step: the start's vectors are made now.
     def __init__(self, run: TextRun, labelled: Labelled) -> None:
         self.run, self.labelled = run, labelled
         parts = (run.loaded.model, run.loaded.tokenizer, pooling_of(run))
@@ -48,22 +47,18 @@ class VectorCheck:
         self.before = Remembered(*parts, "before")
         self.task = Task.of(labelled, ())
         self.task.linear = False  # it takes most of the time
-        self.task.encode(self.before, progress=False)
+        self.task.encode(self.before, progress=False)  # now, before the run's first step
 
     @classmethod
     def of(cls, run: TextRun) -> Self | None:
-        """Make the check of a run: its `--probe` file, else halves of held-out texts.
-
-        None where neither is: halves are judged where the start is a sentence encoder.
-        """
+        """Check a `--probe` file or, for sentence encoders, halves of held-out texts; else None."""
         config = run.config
         if config.probe is not None:
             return cls(run, labels_of(config))
         if not pooling_of(run).own:
             return None
-        held_out = texts_of(
-            run.held_out.store, run.loaded.tokenizer, np.unique(run.held_out.windows.documents)
-        )
+        documents = np.unique(run.held_out.windows.documents)
+        held_out = texts_of(run.held_out.store, run.loaded.tokenizer, documents)
         labelled = halves(list(held_out)[:MOST_HALVES])
         if len(set(labelled.labels)) < 2:
             return None
@@ -76,12 +71,9 @@ class VectorCheck:
     def result(self) -> ProbeResult:
         """Return the figures after and before, and their paired differences."""
         train, seen = self.run.train, cast(Iterable[str], ())
+        asked = self.run.config.probe is not None
         # Not of shards, or of so many that reading them takes long.
-        if (
-            self.run.config.probe is not None
-            and isinstance(train, TextSource)
-            and train.store.num_documents <= MOST_READ
-        ):
+        if asked and isinstance(train, TextSource) and train.store.num_documents <= MOST_READ:
             documents = np.unique(train.windows.documents)
             seen = texts_of(train.store, self.run.loaded.tokenizer, documents)
         return probe(self.after, self.labelled, self.before, linear=False, seen=seen)
@@ -97,9 +89,8 @@ class VectorCheck:
 def labels_of(config: TextRunConfig) -> Labelled:
     """Read the label file of a run."""
     assert config.probe is not None
-    labelled = read_labelled(
-        config.probe, text_column=config.probe_text, label_column=config.probe_label
-    )
+    text, label = config.probe_text, config.probe_label
+    labelled = read_labelled(config.probe, text_column=text, label_column=label)
     ClassTask(labelled, [])
     return labelled
 
