@@ -126,10 +126,9 @@ class Vocabulary:
         object.__setattr__(self, "protected", protected)
         object.__setattr__(self, "replacements", np.flatnonzero(~protected))
         if not len(self.replacements):
-            raise ModelError(
-                f"all {self.size} ids of the vocabulary are special tokens, so nothing can be "
-                f"masked; use the tokenizer that belongs to the model"
-            )
+            problem = f"all {self.size} ids of the vocabulary are special tokens"
+            fix = "use the tokenizer that belongs to the model"
+            raise ModelError(f"{problem}, so nothing can be masked; {fix}")
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:

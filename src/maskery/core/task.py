@@ -118,10 +118,9 @@ def prepare_all(
         stands_in = isinstance(batch, StandIn)
         one = task.prepare(batch.batch if stands_in else batch, epoch=epoch, progress=progress)
         if not isinstance(one, Prepared):
-            raise PluginError(
-                f"{name_of(task)}: prepare returned {type(one).__name__}; it must be a Prepared "
-                f"(maskery.core.task), with counts, num_tokens and to(device)"
-            )
+            problem = f"prepare returned {type(one).__name__}; it must be a Prepared"
+            parts = "(maskery.core.task), with counts, num_tokens and to(device)"
+            raise PluginError(f"{name_of(task)}: {problem} {parts}")
         prepared.append(Uncounted(one) if stands_in else one)
     return prepared
 
