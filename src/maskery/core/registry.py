@@ -176,10 +176,9 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
         # A file that is no Python has no frame of its own.
         lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
         place = f" (line {lines[-1]})" if lines else ""
-        raise PluginError(
-            f"{flag} {choice}: '{path}' fails when it is loaded{place}: "
-            f"{type(error).__name__}: {reason_of(error)}; it must define {contract}"
-        ) from error
+        problem = f"{flag} {choice}: '{path}' fails when it is loaded{place}"
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise PluginError(f"{problem}: {reason}; it must define {contract}") from error
     return module
 
 

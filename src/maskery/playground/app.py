@@ -327,19 +327,18 @@ def make_server(session: Session) -> Any:
     uvicorn = require("uvicorn", extra="playground", purpose="serve the playground")
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    return uvicorn.Server(
-        uvicorn.Config(
-            make_app(session),
-            http=type("Connection", (Impatient, H11Protocol), {}),
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=3,
-            h11_max_incomplete_event_size=16 * 1024,
-        )
+    config = uvicorn.Config(
+        make_app(session),
+        http=type("Connection", (Impatient, H11Protocol), {}),
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=16 * 1024,
     )
+    return uvicorn.Server(config)
