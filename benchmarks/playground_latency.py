@@ -33,7 +33,7 @@ import torch
 import transformers
 
 from maskery.evaluation.text import fill, opening
-from maskery.playground.serve import listen, make_server
+from maskery.playground.app import listen, make_server
 from maskery.playground.session import Session
 
 WORDS = """

@@ -16,9 +16,8 @@ from maskery.cli.main import main
 from maskery.evaluation.text.fill import Filler, saliency
 from maskery.evaluation.text.opening import open_model
 from maskery.evaluation.text.pseudo_likelihood import score
-from maskery.playground.app import QUEUE, Worker, make_app, page_files
+from maskery.playground.app import HOST, QUEUE, Worker, make_app, page_files
 from maskery.playground.requests import BODY_BYTES
-from maskery.playground.serve import HOST
 from maskery.playground.session import Session, Shifted
 
 TEXT = "the river [MASK] cloud [MASK]"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from served import Client, served
 
-from maskery.playground import serve as connections
+from maskery.playground import app as connections
 from maskery.playground.session import Session
 
 HALF = "GET / HTTP/1.1\r\nHost: 127.0.0.1"

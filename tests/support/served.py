@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from maskery.playground.serve import listen, make_server
+from maskery.playground.app import listen, make_server
 from maskery.playground.session import Session
 
 TIMEOUT = 60.0

@@ -165,11 +165,9 @@ class Tokenize(Command):
             f"mends what fails"
         )
         if made.sent is None:
-            shards, examples = (
-                counted(about["shards"], "shard"),
-                counted(about["documents"], "example"),
-            )
-            tokens, held_out = (counted(about[n], "token") for n in ("tokens", "held_out_tokens"))
+            words = {"shards": "shard", "documents": "example", "tokens": "token"}
+            shards, examples, tokens = (counted(about[name], word) for name, word in words.items())
+            held_out = counted(about["held_out_tokens"], "token")
             text = (
                 f"{shards} with {examples} and {tokens}, {held_out} held out; "
                 f"{made.tokens_made:,} made now\n"

@@ -101,11 +101,7 @@ def usage() -> str:
 
 
 def without_colour_flag(arguments: Sequence[str]) -> list[str]:
-    """Take `--color WHEN` out of the arguments; the environment keeps it, for what is started too.
-
-    Raises:
-        ConfigError: It is none of auto, always and never.
-    """
+    """Take `--color WHEN` out of the arguments; the environment keeps it for what is started."""
     words = list(arguments)
     place = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--color"), None)
     if place is None:

@@ -40,7 +40,7 @@ class Playground(Command):
         """Open the models, and serve the page until Ctrl-C."""
         with quick_imports():
             from maskery.data.tokenise import default_cache_dir
-            from maskery.playground.serve import serve
+            from maskery.playground.app import serve
             from maskery.playground.session import Session
 
         names = [name for name in (self.model, self.against) if name is not None]

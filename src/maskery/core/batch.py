@@ -103,11 +103,10 @@ def require_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
     same = [role for role in roles if getattr(tokenizer, f"{role}_token_id") == found]
     if found is None or same:
         but = "" if found is None else f" but '{tokenizer.mask_token}', its {same[-1]} token"
-        raise ModelError(
-            f"the tokenizer of '{tokenizer.name_or_path}' has no mask token{but}: masked language "
-            f"modelling needs one; use a BERT-like model, or add one to the tokenizer (mask_token "
-            f"in its special_tokens_map)"
-        )
+        problem = f"the tokenizer of '{tokenizer.name_or_path}' has no mask token{but}"
+        fix = "add one to the tokenizer (mask_token in its special_tokens_map)"
+        told = f"{problem}: masked language modelling needs one; use a BERT-like model, or {fix}"
+        raise ModelError(told)
     return int(found)
 
 
@@ -126,10 +125,9 @@ class Vocabulary:
         object.__setattr__(self, "protected", protected)
         object.__setattr__(self, "replacements", np.flatnonzero(~protected))
         if not len(self.replacements):
-            raise ModelError(
-                f"all {self.size} ids of the vocabulary are special tokens, so nothing can be "
-                f"masked; use the tokenizer that belongs to the model"
-            )
+            problem = f"all {self.size} ids of the vocabulary are special tokens"
+            fix = "use the tokenizer that belongs to the model"
+            raise ModelError(f"{problem}, so nothing can be masked; {fix}")
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> Self:

@@ -172,9 +172,8 @@ def refuse_idle(group: Any, usual: Any = None) -> None:
             if isinstance(need, Needs) and value != default and not need.met_by(group):
                 flag, other = (f"--{name.replace('_', '-')}" for name in (field.name, need.name))
                 wanted = f"{other} {need.value}{'...' * need.value.endswith(':')}".rstrip()
-                raise ConfigError(
-                    f"{flag} has no effect without {wanted}; add that, or leave out {flag}"
-                )
+                problem = f"{flag} has no effect without {wanted}"
+                raise ConfigError(f"{problem}; add that, or leave out {flag}")
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
@@ -186,10 +185,8 @@ def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range
     except ValueError:
         number = math.nan  # which is in no range
     if number not in allowed:
-        raise ConfigError(
-            f"{name} is '{value}': it must be {', '.join(words)} or a number "
-            f"{allowed.rule.removeprefix('be ')}; {allowed.hint}"
-        )
+        rule = f"it must be {', '.join(words)} or a number {allowed.rule.removeprefix('be ')}"
+        raise ConfigError(f"{name} is '{value}': {rule}; {allowed.hint}")
     return number
 
 

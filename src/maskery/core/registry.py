@@ -59,10 +59,8 @@ class Registry(Generic[T]):
     def check(self, choice: str) -> None:
         """Check that a name is registered or of the form `FILE.py:NAME`; nothing is loaded."""
         if choice not in self._things and not is_plugin(choice):
-            raise PluginError(
-                f"{self.flag} is '{choice}': it must be {', '.join(self._things)}, or FILE.py:NAME "
-                f"with {self.contract}{meant(choice, self._things)}"
-            )
+            rule = f"it must be {', '.join(self._things)}, or FILE.py:NAME with {self.contract}"
+            raise PluginError(f"{self.flag} is '{choice}': {rule}{meant(choice, self._things)}")
 
     def find(self, choice: T | str) -> T:
         """Return the thing that is chosen; objects are returned as they are."""
@@ -141,22 +139,19 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
     assert match is not None, choice
     path, name = Path(match["file"]), match["name"]
     if isinstance(choice, FromFile) and (_module_name(path), name) not in _named:
-        raise PluginError(
-            f"the configuration names the plug-in '{choice}', and a file never loads code by "
-            f"itself; if you trust it, add {flag} {choice}, or where there is no such flag --trust "
-            f"{choice}"
-        )
+        problem = f"the configuration names the plug-in '{choice}'"
+        rule = "a file never loads code by itself"
+        fix = f"add {flag} {choice}, or where there is no such flag --trust {choice}"
+        raise PluginError(f"{problem}, and {rule}; if you trust it, {fix}")
     trust([choice])
     if not path.is_file():
         fix = f"name a Python file and {contract} in it"
         raise PluginError(f"{flag} {choice}: there is no file '{path}'; {fix}")
     module = _run_file(path, flag=flag, choice=choice, contract=contract)
     if not hasattr(module, name):
-        own = sorted(n for n in vars(module) if not n.startswith("_"))
-        raise PluginError(
-            f"{flag} {choice}: '{path}' has no '{name}' (it has {', '.join(own) or 'nothing'}); "
-            f"it must be {contract}"
-        )
+        own = ", ".join(sorted(n for n in vars(module) if not n.startswith("_"))) or "nothing"
+        problem = f"'{path}' has no '{name}' (it has {own})"
+        raise PluginError(f"{flag} {choice}: {problem}; it must be {contract}")
     return getattr(module, name)
 
 
@@ -181,10 +176,9 @@ def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleTyp
         # A file that is no Python has no frame of its own.
         lines += [error.lineno] if isinstance(error, SyntaxError) and error.lineno else []
         place = f" (line {lines[-1]})" if lines else ""
-        raise PluginError(
-            f"{flag} {choice}: '{path}' fails when it is loaded{place}: "
-            f"{type(error).__name__}: {reason_of(error)}; it must define {contract}"
-        ) from error
+        problem = f"{flag} {choice}: '{path}' fails when it is loaded{place}"
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise PluginError(f"{problem}: {reason}; it must define {contract}") from error
     return module
 
 

@@ -97,8 +97,7 @@ class StopSignals(ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self.received: int | None = None  # the number of the first signal
-        self._at = 0.0
-        self._interrupts = False
+        self._at, self._interrupts = 0.0, False
 
     def __enter__(self) -> Self:
         taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]

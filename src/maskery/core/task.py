@@ -118,10 +118,9 @@ def prepare_all(
         stands_in = isinstance(batch, StandIn)
         one = task.prepare(batch.batch if stands_in else batch, epoch=epoch, progress=progress)
         if not isinstance(one, Prepared):
-            raise PluginError(
-                f"{name_of(task)}: prepare returned {type(one).__name__}; it must be a Prepared "
-                f"(maskery.core.task), with counts, num_tokens and to(device)"
-            )
+            problem = f"prepare returned {type(one).__name__}; it must be a Prepared"
+            parts = "(maskery.core.task), with counts, num_tokens and to(device)"
+            raise PluginError(f"{name_of(task)}: {problem} {parts}")
         prepared.append(Uncounted(one) if stands_in else one)
     return prepared
 
@@ -137,15 +136,13 @@ def loss_sums_of(task: Task[Any, Any], prepared: Prepared) -> Mapping[str, torch
         if missing or not isinstance(value, torch.Tensor) or value.numel() != 1:
             shape = tuple(getattr(value, "shape", ()))
             found = f"is not in {missing[0]}" if missing else f"has shape {shape}"
-            raise PluginError(
-                f"{name_of(task)}: the loss term '{name}' {found}; loss_sums must return scalar "
-                f"tensors, each named in the task's loss_weights and in the batch's counts"
-            )
+            problem = f"{name_of(task)}: the loss term '{name}' {found}"
+            rule = "each named in the task's loss_weights and in the batch's counts"
+            raise PluginError(f"{problem}; loss_sums must return scalar tensors, {rule}")
     if torch.is_grad_enabled() and not any(value.requires_grad for value in named.values()):
-        raise PluginError(
-            f"{name_of(task)}: loss_sums returned nothing with a gradient (a "
-            f"{type(sums).__name__}); it must return scalar tensors by name, computed by the model"
-        )
+        problem = f"loss_sums returned nothing with a gradient (a {type(sums).__name__})"
+        rule = "it must return scalar tensors by name, computed by the model"
+        raise PluginError(f"{name_of(task)}: {problem}; {rule}")
     return named if inner is prepared else {name: 0.0 * value for name, value in named.items()}
 
 
