@@ -157,8 +157,9 @@ class TokenStore(Documents):
     def open(cls, folder: Path, *, verify: bool = True, vocab_size: int | None = None) -> Self:
         """Open a finished store; to `verify` reads every byte once (about 1 GB/s).
 
-        A DataError says that it is not a store, that its files are not what the manifest says or do
-        not fit together, or that it holds ids of `vocab_size` and above.
+        Raises:
+            DataError: It is not a store, its files are not what the manifest says or do not fit
+                together, or it holds ids of `vocab_size` and above.
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))

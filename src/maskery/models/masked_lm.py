@@ -35,17 +35,21 @@ class MaskedLanguageModel(nn.Module):
 
     Over several processes the training loop wraps the model (DDP) or shards it (FSDP), and only
     `forward` goes through the wrapper. So a task calls `model(inputs)` for logits, and
-    `model(inputs, read=function)` for anything else: `function(model, rows)` runs inside. A model
-    whose encoder cannot be told from its head is a ModelError.
+    `model(inputs, read=function)` for anything else: `function(model, rows)` runs inside.
+
+    Args:
+        hf: The model; trained and saved as it is.
+        packed: True if batches are packed, False if they are padded.
+        pad_token_id: Of the tokenizer.
+        prune: Skip the last layer's feed-forward for rows that are not asked for, where that is
+            exact.
+
+    Raises:
+        ModelError: The model's encoder cannot be told from its head.
     """
 
     def __init__(
-        self,
-        hf: PreTrainedModel,  # trained and saved as it is
-        *,
-        packed: bool,  # else batches are padded
-        pad_token_id: int,
-        prune: bool = True,  # no feed-forward in the last layer for rows that nobody asks for
+        self, hf: PreTrainedModel, *, packed: bool, pad_token_id: int, prune: bool = True
     ) -> None:
         super().__init__()
         self.hf = hf

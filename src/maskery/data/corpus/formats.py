@@ -53,7 +53,8 @@ BREAK = re.compile(r"\n\s*\n")
 def register(suffix: str, reader: UserReader) -> None:
     """Read files of a suffix, also packed ones, with a reader of one's own from now on.
 
-    A suffix that is read already or is none, or a reader that is not callable, is a PluginError.
+    Raises:
+        PluginError: The suffix is read already or is none, or the reader cannot be called.
     """
     if not suffix or suffix != suffix.lower() or Path(f"a{suffix}").suffix != suffix:
         raise PluginError(f"'{suffix}' is no suffix; give one like '.conllu', in lower case")
@@ -128,8 +129,11 @@ class CorpusFile(io.TextIOBase):
     r"""An open file of a corpus as a reader of the user's own gets it: text, decompressed, decoded.
 
     Line ends are `\n`. Iterate over it for its lines, or call `read`. For formats that are not
-    text, `buffer` is a binary stream of the decompressed file. `path` is the file, packed if it is,
-    and `name` what messages call it.
+    text, `buffer` is a binary stream of the decompressed file.
+
+    Attributes:
+        path: The file; its suffix is that of the packed file.
+        name: The file as messages call it.
     """
 
     def __init__(self, reading: Reading) -> None:

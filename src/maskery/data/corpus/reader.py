@@ -23,10 +23,12 @@ READING_VERSION = 2  # Raised when the same files give other examples, so that s
 class Corpus:
     """Examples of text from files, a dataset or an iterable; every iteration gives the same ones.
 
-    `files` are sorted (those at an address are `RemoteFile`s); a dataset has none. `num_bytes` is
-    their size as stored; None for a dataset, or if it is not known. `bytes_read` is how much of it
-    the current or last iteration has read (of a dataset, the characters it has given out), and
-    `report` what it came upon.
+    Attributes:
+        files: The files, sorted (those at an address are `RemoteFile`s); none for a dataset.
+        num_bytes: The size of the files as stored; None for a dataset, or if it is not known.
+        bytes_read: How much of `num_bytes` the current or last iteration has read; of a dataset,
+            the characters it has given out.
+        report: What the current or last iteration came upon.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Corpus:
 
     @classmethod
     def open(cls, sources: Sequence[str], config: CorpusConfig | None = None) -> Self:
-        """Find files, folders and globs, here or at an address, or one hub dataset.
+        """Find what the sources name.
 
-        An address is as `s3://bucket/web/*.jsonl.gz`; a dataset is `name` or `org/name`, either
-        with `:configuration`.
+        Args:
+            sources: Files, folders and globs, here or at an address (`s3://bucket/web/*.jsonl.gz`),
+                or one hub dataset (`name`, `org/name`, either with `:configuration`).
 
         Raises:
             DataError: A source is missing or unsupported, all files are empty, or the hub dataset
@@ -76,9 +79,14 @@ class Corpus:
     def of(cls, data: Any, config: CorpusConfig | None = None, *, name: str = "the data") -> Self:
         """Read what is passed in Python; ids depend on the texts alone, as for files.
 
-        It is a `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of strings
-        or of mappings with the text under the text column; anything else is a DataError. It is read
-        several times, and must give the same texts each time. Messages call it `name`.
+        Args:
+            data: A `Dataset` or `IterableDataset` of the `datasets` library, or an iterable of
+                strings or of mappings with the text under the text column. It is read several
+                times, and must give the same texts each time.
+            name: How messages call it.
+
+        Raises:
+            DataError: It is none of these.
         """
         from maskery.data.corpus.dataset_corpus import GivenTexts
 
@@ -114,7 +122,8 @@ class Corpus:
     def groups(self, column: str) -> Iterator[tuple[int, str]]:
         """Read from the start, and yield each example's id with its value in a column.
 
-        Rows without one, and files without columns, are a DataError.
+        Raises:
+            DataError: As `__iter__`; or some rows have none, or files have no columns.
         """
         for path in self.files:
             if format_of(path, self.config) == "text":

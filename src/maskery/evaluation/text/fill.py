@@ -155,7 +155,9 @@ class Filler:
             block: Masks that are filled before any to the right of them.
             seed: Of the draws: the same text, settings and seed are filled alike.
 
-        Its errors are those of `fill`.
+        Raises:
+            DataError: There is no mask, or the text exceeds the model's positions.
+            ModelError: The model predicts values that are not numbers.
         """
         text = REPEATED.sub(lambda found: MASK * min(int(found[1]), MOST_MASKS), text)
         ids, read = np.array(self.encode(text)), self._read(text)

@@ -54,21 +54,33 @@ class Imported:
 
 
 def import_checkpoint(
-    path: Path,  # a .pth or .safetensors file, its config.json beside it or not, or a model folder
-    out: Path,  # the folder to write; must be empty or not exist
+    path: Path,
+    out: Path,
     *,
-    image_size: tuple[int, int] | None = None,  # to resize image positions to; else they stay
-    num_text_heads: int | None = None,  # which no tensor tells; by default those of config.json
+    image_size: tuple[int, int] | None = None,
+    num_text_heads: int | None = None,
     num_vision_heads: int | None = None,
-    tokenizer: str | None = None,  # a folder, a list of words or a hub name; else beside the file
+    tokenizer: str | None = None,
 ) -> ImportReport:
     """Read a checkpoint of a text or image encoder, of ALBEF or RaSa, and write a model folder.
 
     The folder holds the model as `save_pretrained` writes it, its tokenizer, `import_report.txt`,
     and for ALBEF and RaSa `extra_state.safetensors`: the momentum twin and the queues, which
-    `ImageTextTask.load_extra_state` reads to go on training. A file that cannot be read or is of no
-    known model, and a tokenizer that is missing or of another vocabulary, are a ModelError; an
-    `out` that holds something already, and attention heads that are not known, a ConfigError.
+    `ImageTextTask.load_extra_state` reads to go on training.
+
+    Args:
+        path: A `.pth` or `.safetensors` file, with or without its `config.json` beside it, or a
+            Hugging Face folder.
+        out: The folder to write; must be empty or not exist.
+        image_size: Height and width to resize image positions to; by default they stay.
+        num_text_heads: Attention heads, which no tensor tells; by default those of `config.json`.
+        num_vision_heads: Likewise.
+        tokenizer: A folder, a list of words or a hub name; by default what lies beside the file.
+
+    Raises:
+        ModelError: The file cannot be read or is of no known model, or the tokenizer is missing or
+            of another vocabulary.
+        ConfigError: `out` holds something already, or the attention heads are not known.
     """
     require_empty(out)
     state, notes = state_dict.read_state_dict(path)

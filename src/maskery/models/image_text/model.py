@@ -252,16 +252,23 @@ class ImageTextModel(PreTrainedModel):  # type: ignore[misc]
 
     def forward(
         self,
-        pixel_values: Tensor | None = None,  # (B, 3, height, width), normalised
-        input_ids: Tensor | None = None,  # (B, L) int64
-        attention_mask: Tensor | None = None,  # (B, L), 0 at padding
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *,
-        compute: Callable[[ImageTextModel], ResultT] | None = None,  # to run instead
+        compute: Callable[[ImageTextModel], ResultT] | None = None,
     ) -> ImageTextOutput | ResultT:
-        """Read B texts, each with its image, or alone where there are no images.
+        """Read B texts (B, L), each with its image, or alone where there are no images.
 
-        Returns the fused text and its vocabulary scores, or what `compute` returns. Data
-        parallelism reduces gradients once a forward call: a step of several passes is a `compute`.
+        Args:
+            pixel_values: (B, 3, height, width), normalised; or None.
+            input_ids: (B, L) int64.
+            attention_mask: (B, L), 0 at padding; or None.
+            compute: A function of this model to run instead. DistributedDataParallel reduces
+                gradients once for each forward call, so a step of several passes goes through here.
+
+        Returns:
+            The fused text and its vocabulary scores, or what `compute` returns.
         """
         if compute is not None:
             return compute(self)

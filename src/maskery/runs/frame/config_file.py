@@ -113,7 +113,12 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             data = stream.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        settings = yaml.load(data.decode("utf-8"), _Loader)  # a stricter `yaml.safe_load`
+        # The steps of `yaml.safe_load`, whose loader `_Loader` makes stricter.
+        loader = _Loader(data.decode("utf-8"))
+        try:
+            settings = loader.get_single_data()
+        finally:
+            loader.dispose()
     # Of its own, the parser lets through dates that are none, and deep nesting.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = f"the configuration '{path}' cannot be read"
