@@ -34,6 +34,7 @@ SECTIONS = {
     "packed": (correct.packed_is_padded, 25),
     "resumed": (correct.resumed_is_unbroken, 30),
     "golden": (correct.golden_record, 20),
+    "pictures": (correct.pictures_are_normalised, 5),
     "bert": (speed.bert_512, 80),
     "modernbert": (speed.modernbert_1024, 80),
     "compiled": (correct.compiled_is_eager, 60),

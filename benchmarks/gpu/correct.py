@@ -14,6 +14,8 @@ import torch
 import torch._dynamo.utils
 
 from gpu.parts import DEVICE, MIXED, Report, config_of, stepper_of, words
+from maskery.data.images.config import CLIP_MEAN, CLIP_STD, ViewConfig
+from maskery.data.images.views import normalise, normalise_bytes
 from maskery.models.layout import can_pack, first_position, pack, pad
 from maskery.training.checkpoint import Checkpoints
 from maskery.training.snapshot import Position, SnapshotMaker, restore
@@ -146,3 +148,13 @@ def golden_record(report: Report) -> None:
         mean = found.result.loss_sums[name].detach().cpu() / found.result.prepared.counts[name]
         off[name] = f"{float((mean / found.record[f'loss_{theirs}'] - 1).abs()):.0e}"
     report.say("golden record of RaSa: losses off", off)
+
+
+def pictures_are_normalised(report: Report) -> None:
+    """Pictures that go to the device as bytes, beside those that the host normalises."""
+    scale = (CLIP_MEAN, CLIP_STD)
+    config = ViewConfig(height=64, width=64, mean=CLIP_MEAN, std=CLIP_STD)
+    levels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    found = normalise_bytes(torch.from_numpy(levels).to(DEVICE), scale).cpu()
+    off = float((found - normalise(levels, config)).abs().max())
+    report.say("pictures as bytes: values off", f"{off:.0e}")

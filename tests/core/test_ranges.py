@@ -186,7 +186,7 @@ def test_what_was_given_and_has_no_effect_is_refused(
 def test_two_towers_of_their_own_learn_no_pieces() -> None:
     refuse_idle(PairsRunConfig(pairs="a.csv", vocab_size=500))
     towers = PairsRunConfig(pairs="a.csv", vocab_size=500, text_model="a", vision_model="b")
-    with pytest.raises(ConfigError, match="--vocab-size has no effect without --model scratch:"):
+    with pytest.raises(ConfigError, match="--vocab-size has no effect beside --text-model; leave"):
         refuse_idle(towers)
 
 

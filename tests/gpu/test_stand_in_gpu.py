@@ -140,12 +140,13 @@ def test_no_step_waits_for_the_gpu(found: dict[str, Any]) -> None:
 
 def test_the_checks_of_a_gpu_pass_on_the_stand_in(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    sections = ["machine", "packed", "waits"]
+    sections = ["machine", "packed", "pictures", "waits"]
     script = [str(ROOT / "benchmarks/gpu"), "--tiny", "--out", str(out), "--only", *sections]
     on_a_gpu(tmp_path, *script)
     told = json.loads(out.read_text("utf-8"))
     assert told["failures"] == {}
     assert told["table"]["host waits, text"] == told["table"]["host waits, pairs"] == "[]"
+    assert float(told["table"]["pictures as bytes: values off"]) < 1e-6
     packed = [value for name, value in told["table"].items() if "off" in name and "packed" in value]
     assert len(packed) == 6
     # Relative errors of logits and of gradients in float32, packed and padded.

@@ -170,10 +170,13 @@ def refuse_idle(group: Any, usual: Any = None) -> None:
             refuse_idle(value, default)
         for need in getattr(hints[field.name], "__metadata__", ()):
             if isinstance(need, Needs) and value != default and not need.met_by(group):
-                flag, other = (f"--{name.replace('_', '-')}" for name in (field.name, need.name))
+                names = (field.name, need.name, need.unless)
+                flag, other, instead = (f"--{name.replace('_', '-')}" for name in names)
                 wanted = f"{other} {need.value}{'...' * need.value.endswith(':')}".rstrip()
-                problem = f"{flag} has no effect without {wanted}"
-                raise ConfigError(f"{problem}; add that, or leave out {flag}")
+                problem = f"{flag} has no effect without {wanted}; add that"
+                if getattr(group, need.unless, None) is not None:
+                    problem = f"{flag} has no effect beside {instead}; leave out that"
+                raise ConfigError(f"{problem}, or leave out {flag}")
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:

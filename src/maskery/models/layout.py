@@ -2,7 +2,8 @@
 
 Packed, sequences lie end to end and no padding is computed. That goes wrong silently where a family
 computes attention outside Transformers' attention interface, adds relative biases, or mixes
-neighbouring tokens elsewhere. So a list has the families that work, and a start compares both ways.
+neighbouring tokens elsewhere. So there is a list of families known to work, and at start-up packed
+is compared with padded on a few rows.
 
 Shapes: B sequences, L longest, T tokens, S segments, M masked tokens, or rows for them.
 """

@@ -66,11 +66,12 @@ class MaskedLanguageModel(nn.Module):
         encoder: Any = base
         encoder.stand_in = None
         encoder.forward = MethodType(_stand_in_or_forward, encoder)
-        self._rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
-        self._pruned = False  # True if the last pass was
+        # An object of its own: what copies or keeps the encoder takes the hook along, and must not
+        # take this model and its heads along too.
+        self._pruning = _Pruning()
         if prune and hf.config.model_type in BERT_LIKE:
             last_output = encoder.encoder.layer[-1].attention.output
-            last_output.register_forward_pre_hook(self._prune)
+            last_output.register_forward_pre_hook(self._pruning.gather)
 
     @property
     def base(self) -> Any:
@@ -122,29 +123,18 @@ class MaskedLanguageModel(nn.Module):
 
     def hidden(self, inputs: EncoderInputs) -> torch.Tensor:
         """Encode; returns (M, D), the last hidden states of `inputs.rows`."""
-        base, self._rows = self.base, inputs.rows
+        base, self._pruning.rows = self.base, inputs.rows
         try:
             output = base(**{base.main_input_name: inputs.input_ids}, **inputs.arguments)
         finally:
-            self._rows = None
+            self._pruning.rows = None
         hidden: torch.Tensor = output[0]
-        if self._pruned:
+        if self._pruning.done:
             return hidden.reshape(-1, hidden.shape[-1])  # the M rows, in one sequence
         # Perceiver returns all of its positions, and Reformer what it was padded to.
         if hidden.dim() == 3:
             hidden = hidden[:, : inputs.input_ids.shape[1]]
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.rows)
-
-    def _prune(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        """Hook the last layer's output projection: it and what follows compute the rows alone.
-
-        Exact, because everything after attention works row by row; see `BERT_LIKE`.
-        """
-        rows = self._rows
-        self._pruned = rows is not None and len(args) == 2
-        if rows is None or not self._pruned:
-            return None
-        return tuple(t.reshape(-1, t.shape[-1]).index_select(0, rows).unsqueeze(0) for t in args)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Run the model's own head; (M, D) hidden states to (M, V) logits."""
@@ -179,3 +169,21 @@ def _stand_in_or_forward(base: Any, *args: Any, **kwargs: Any) -> Any:
     if base.stand_in is not None:
         return _Rows(last_hidden_state=base.stand_in)
     return type(base).forward(base, *args, **kwargs)
+
+
+class _Pruning:
+    """Compute the last layer's output projection and feed-forward for the rows asked for only.
+
+    Exact, because everything after attention works row by row; see `BERT_LIKE`.
+    """
+
+    rows: torch.Tensor | None = None  # (M,) during a pass that may be pruned
+    done = False  # True if the last pass was pruned
+
+    def gather(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+        """Keep the rows of what goes into the output projection; its forward pre-hook."""
+        rows = self.rows
+        self.done = rows is not None and len(args) == 2
+        if rows is None or not self.done:
+            return None
+        return tuple(t.reshape(-1, t.shape[-1]).index_select(0, rows).unsqueeze(0) for t in args)

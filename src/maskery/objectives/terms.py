@@ -134,7 +134,9 @@ def load_terms(
 ) -> list[LossTerm]:
     """Load the terms of plug-ins, and `objects`: functions, modules and `LossTerm`s from Python.
 
-    A class that takes arguments is made from the model and, with a second one, the training pairs.
+    Terms that the model has heads of its own for are left out, and of a plug-in that is named twice
+    the last weight counts. A class that takes arguments is made from the model and, with a second
+    one, the training pairs.
     """
     terms = [
         LossTerm.of(_make(found, choice, model, pairs), weight=weight, choice=choice)

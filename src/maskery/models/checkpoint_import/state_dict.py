@@ -43,7 +43,7 @@ SHOWN = 8  # keys in a message
 CONFIG, WORDS = "config.json", "vocab.txt"
 # A folder with one of these has a tokenizer of its own; else its list of words is read.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-# Width to heads, where all published models agree: of width 384, MiniLM has 12 and DeiT has 6.
+# Width to heads, only where all published models agree: of width 384, MiniLM has 12 and DeiT has 6.
 HEADS = {"text": {768: 12, 1024: 16}, "vision": {192: 3, 768: 12, 1024: 16, 1280: 16}}
 PADDING = 0.01  # Rows of padding, as of rounded-up vocabularies, are a smaller share than this
 

@@ -27,7 +27,8 @@ def build_from_scratch(
         "hidden_size": sizes.width,
         "num_attention_heads": sizes.num_heads,
         "intermediate_size": 4 * sizes.width,
-        # BERT's 0.02 leaves narrow layers almost silent; so, small models learn to look sooner.
+        # BERT's 0.02 leaves narrow layers almost silent; this keeps the size of what passes through
+        # them, and small models learn to look some times sooner.
         "initializer_range": sizes.width**-0.5,
     }
     config = ImageTextConfig(
