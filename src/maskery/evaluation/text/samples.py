@@ -173,4 +173,5 @@ def context(ids: Ints, place: int, tokenizer: PreTrainedTokenizerBase) -> tuple[
     left = tokenizer.decode(ids[first:place].tolist(), skip_special_tokens=True)
     right = tokenizer.decode(ids[place + 1 : last].tolist(), skip_special_tokens=True)
     # One token more than the special ones stands outside: the context is cut.
-    return "… " * (first > 1) + left.strip(), right.strip() + " …" * (last < len(ids) - 1)
+    before, after = "… " if first > 1 else "", " …" if last < len(ids) - 1 else ""
+    return before + left.strip(), right.strip() + after

@@ -172,7 +172,10 @@ class OpenRun:
     config: Any  # The run's configuration, of the class that belongs to the kind
 
     def finished(self, config: type[ConfigT], what_now: str = FIGURES_NOW) -> ConfigT:
-        """Return the configuration of a run that has saved its model, of the class `config`."""
+        """Return the configuration of a run that has saved its model, of the class `config`.
+
+        If another model lies there now, a warning says so, and what comes of it.
+        """
         if not isinstance(self.config, config):
             needed = getattr(config, KIND, config.__name__)
             problem = f"'{self.folder}' is a run of kind {self.kind}"

@@ -40,7 +40,8 @@ class Measured:
 class HeldOutText:
     """Scores one held-out text of a run at its start, while and after it trains."""
 
-    # Before the first step: the start is scored, or read. The text that decides has no name.
+    # Made before the first step: the start is scored now; a resumed run reads its sums. The text
+    # that decides has no name.
     def __init__(self, run: TextRun, folder: Path, name: str = "") -> None:
         self.run, self.folder, self.name = run, folder, name
         kept = self._kept(BEFORE)
