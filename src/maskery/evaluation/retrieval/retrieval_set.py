@@ -161,8 +161,9 @@ class RetrievalSet:
         return [str(self.pairs.names[index]) for index in pairs.tolist()]
 
     def rank_rows(self, found: Retrieval) -> list[dict[str, Any]]:
-        """Return a row a caption, by the last ranking: the `rank` of its first right picture (from
-        1), the `average_precision`, and the picture that came `first`.
+        """Return a row a caption, by the last ranking.
+
+        `rank` is that of its first right picture, from 1; `first` the picture that came first.
         """
         persons = [*self.pairs.person_names, None]  # the last is nobody's
         names, last = self.names_of(self.gallery), found.last
