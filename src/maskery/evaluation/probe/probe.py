@@ -6,7 +6,7 @@ Shapes: N examples, D width.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class ProbeResult:
     notes: tuple[str, ...] = ()  # One line for each thing that was left out or is to be known
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Judged:
     """One figure's scores of every example under one representation."""
 
     scores: Floats  # (N,) from 0 to 1

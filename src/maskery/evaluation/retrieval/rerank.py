@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +36,8 @@ NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # its errors that 
 IMAGES_AT_ONCE = 64  # more projected together gain nothing
 
 
-class ReadTexts(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ReadTexts:
     """Texts after the layers that see no image."""
 
     features: torch.Tensor  # (T, E), unit length
@@ -45,7 +45,8 @@ class ReadTexts(NamedTuple):
     batch: TokenBatch  # Its boundaries are those of the states, too
 
 
-class ReadImages(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ReadImages:
     """Images after the vision encoder."""
 
     features: torch.Tensor  # (I, E), unit length

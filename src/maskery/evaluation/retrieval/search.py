@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,8 @@ BLOCK_NUMBERS = 1 << 19  # of a block: 2 MiB as float32, which stays in the seco
 MARGIN = 16  # more than are wanted, compared again exactly: rounding may swap close ones
 
 
-class Changes(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Changes:
     """Changes of the folder since the last look."""
 
     read: int  # files that were new, or not as they had been
