@@ -6,7 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-# A log file gets a line once this much more is done and this long has passed since the last.
+# In a log file a line is written once there is this much more to tell, and this long after the
+# last: whichever comes later, so neither short runs nor long ones fill it.
 SHARE_OF_A_LINE, SECONDS_OF_A_LINE = 0.1, 60.0
 LINE = "{desc}: {n_fmt}, {elapsed} so far{postfix}"
 OF = "{desc}: {percentage:.0f}% ({n_fmt}/{total_fmt}), {elapsed} so far, {remaining} left{postfix}"

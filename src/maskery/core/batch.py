@@ -84,6 +84,8 @@ class StaticShapes:
     other sequence sees and nothing is learned from.
     """
 
+    # A packed batch has other sizes at every step, for each of which it would be compiled again.
+
     num_tokens: int  # T
     num_segments: int  # Sequences, padding and empty ones included
     longest: int  # The most tokens of a sequence; padding is cut into sequences of this length

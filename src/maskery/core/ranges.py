@@ -89,13 +89,16 @@ class Needs:
     value: str = ""  # It must be this, or begin with it where it ends with a colon; "": not 0, set
     unless: str = ""  # A setting that takes the other's place, where it is set
 
-    def met_by(self, group: Any) -> bool:
-        """Return True where the other setting is as needed."""
+    def lack_in(self, group: Any) -> str:
+        """Return what takes the effect away, and what to do; empty where there is an effect."""
         if getattr(group, self.unless, None) is not None:
-            return False
-        found = getattr(group, self.name)
-        begins = self.value.endswith(":") and str(found).startswith(self.value)
-        return begins or (str(found) == self.value if self.value else bool(found))
+            return f"beside {_flag(self.unless)}; leave out that"
+        found, begins = getattr(group, self.name), self.value.endswith(":")
+        if begins and str(found).startswith(self.value):
+            return ""
+        if str(found) == self.value if self.value else found:
+            return ""
+        return f"without {_flag(self.name)} {self.value}{'...' * begins}".rstrip() + "; add that"
 
 
 Allowed: TypeAlias = Range | tuple[Any, ...] | type[Path]  # Choices are a tuple
@@ -150,7 +153,7 @@ def _check(name: str, value: Any, allowed: Range | tuple[Any, ...]) -> None:
         choices = [str(one) for one in allowed]
         rule, hint = f"be one of {', '.join(choices)}", meant(str(value), choices)[2:]
     else:
-        rule, hint = allowed.rule, allowed.hint.replace("{flag}", f"--{name.replace('_', '-')}")
+        rule, hint = allowed.rule, allowed.hint.replace("{flag}", _flag(name))
         if any(isinstance(v, bool) for v in values):
             rule = f"be a number, and {rule}"
         elif allowed.whole and not all(v is None or isinstance(v, Integral) for v in values):
@@ -169,14 +172,9 @@ def refuse_idle(group: Any, usual: Any = None) -> None:
         if isinstance(value, Settings):
             refuse_idle(value, default)
         for need in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(need, Needs) and value != default and not need.met_by(group):
-                names = (field.name, need.name, need.unless)
-                flag, other, instead = (f"--{name.replace('_', '-')}" for name in names)
-                wanted = f"{other} {need.value}{'...' * need.value.endswith(':')}".rstrip()
-                problem = f"{flag} has no effect without {wanted}; add that"
-                if getattr(group, need.unless, None) is not None:
-                    problem = f"{flag} has no effect beside {instead}; leave out that"
-                raise ConfigError(f"{problem}, or leave out {flag}")
+            if isinstance(need, Needs) and value != default and (lack := need.lack_in(group)):
+                flag = _flag(field.name)
+                raise ConfigError(f"{flag} has no effect {lack}, or leave out {flag}")
 
 
 def number_or_word(name: str, value: str, words: tuple[str, ...], allowed: Range) -> float | None:
@@ -215,6 +213,11 @@ def _allowed(hint: Any) -> Allowed | None:
         # Of `Literal[...] | str` any text is allowed, so there is nothing to check.
         return _allowed(kinds.pop()) if len(kinds) == 1 else None
     return None
+
+
+def _flag(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _shown(limit: float | None) -> str:

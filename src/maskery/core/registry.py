@@ -156,7 +156,8 @@ def load_plugin(choice: str, *, flag: str, contract: str) -> Any:
 
 
 def _run_file(path: Path, *, flag: str, choice: str, contract: str) -> ModuleType:
-    # Registered, so that worker processes can unpickle its objects and two flags share its state.
+    # Registered under a name of its own, so that its objects can be pickled for worker processes
+    # and two flags that name one file share its state.
     resolved, module_name = path.resolve(), _module_name(path)
     if module_name in sys.modules:
         return sys.modules[module_name]

@@ -35,7 +35,9 @@ from maskery.core.errors import ConfigError, StoppedError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # Of `mallopt`, from glibc's <malloc.h>
 TOP_PAD = 64 << 20  # The heap grows by this much at a time, not for each tensor of a step
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-ECHO_SECONDS = 2.0  # A second signal within these is a launcher that passes on the first
+# A launcher passes on the Ctrl-C that the terminal has already sent to everyone: within these
+# seconds a second signal is taken for an echo of the first.
+ECHO_SECONDS = 2.0
 NOTICE = b"\nstopping after this step, with a checkpoint; a second signal stops at once\n"
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"

@@ -70,7 +70,14 @@ def masked_lm_trainer(
     if new_parameters:
         optimiser = grouped_optimiser(model, args, new_parameters, head_learning_rate)
         others.setdefault("optimizers", (optimiser, None))
-    return Trainer(model, args, collator, rows, processing_class=tokenizer, **others)
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=tokenizer,
+        **others,
+    )
 
 
 class PackedCollator(MaskCollator):

@@ -369,7 +369,8 @@ class TrainingLoop:
             window=self.journal.window.state(self.processes),
             bad_steps=self.bad_steps.in_a_row,
         )
-        self.processes.on_main(self.checkpoints.finish)  # it may still read what is copied to
+        # The memory that is copied to may still be read.
+        self.processes.on_main(self.checkpoints.finish)
         snapshot = self.snapshots.take(self.task, self.stepper.optimiser, position)
         self._saved_at = time.perf_counter()
         if self.processes.is_main:
