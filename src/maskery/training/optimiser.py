@@ -25,7 +25,8 @@ from maskery.training.parallel import laid_out_like, whole
 
 NARROW = 256  # On a CPU with bfloat16, narrower matrices lose more by converting than they gain
 UNINITIALIZED: Any = torch.utils.deterministic  # its attribute is made at run time
-# Keys of parameter groups: peak learning rate, True for those that Muon moves, first step trained.
+# Keys of parameter groups: the peak learning rate, True for groups that Muon moves, and the step
+# before which a group stays as it is.
 PEAK, ORTHOGONAL, STARTS_AT = "peak_lr", "orthogonal", "starts_at"
 BUFFER = "momentum_buffer"
 MOMENTUM = 0.95  # the paper's
@@ -64,8 +65,9 @@ def cpu_multiplies_bf16(capabilities: Mapping[str, Any]) -> bool:
     """Return True for AMX, and for AVX512-BF16 where it does two products for one of float32."""
     if capabilities.get("amx_tile") or capabilities.get("amx_bf16"):
         return True
-    # Intel's cores start one AVX512-BF16 product a cycle and two of float32 (150 against 260
-    # GFLOP/s on an Emerald Rapids whose AMX is hidden). AMD's start as many of either.
+    # Intel's cores start one AVX512-BF16 product a cycle and two of float32: without AMX, bfloat16
+    # is slower (150 against 260 GFLOP/s on an Emerald Rapids whose AMX is hidden). AMD's start as
+    # many of either.
     intel = "intel" in str(capabilities.get("cpu_name", "")).lower()
     return bool(capabilities.get("avx512_bf16")) and not intel
 
@@ -81,7 +83,8 @@ def mean_width(model: nn.Module) -> float:
 def exact_sums(device: torch.device) -> Iterator[None]:
     """Add gradients in one order on a CPU, so that a run repeats bit for bit on several threads."""
     # Where a row is read more than once (`features[negatives]`), PyTorch's threads add its
-    # gradients as they come. An order costs a CPU no time; on other devices it is not measured.
+    # gradients as they come, and the last digits differ from run to run. The step is no slower for
+    # it. On other devices the caller's settings stay: what an order costs there is not measured.
     if device.type != "cpu":
         yield
         return
